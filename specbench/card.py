@@ -100,6 +100,8 @@ class Card(BaseModel):
     summary: str
     """One sentence for lists."""
     options: dict[str, Option] = Field(default_factory=dict)
+    training: dict[str, Option] = Field(default_factory=dict)
+    """Options of `specbench train`, read by `build` in train.py; empty for methods that are not trained."""
     requires: tuple[Literal["reference", "weights", "draft_model"], ...] = ()
     """`reference`: the engine hands it the autoregressive answer (Request.reference)."""
     demo: dict[str, int | float | str | bool] = Field(default_factory=dict)
@@ -109,7 +111,7 @@ class Card(BaseModel):
     wraps: bool = False
     """True when `build` is handed another, already built drafter (`inner`)."""
 
-    @field_validator("options")
+    @field_validator("options", "training")
     @classmethod
     def _option_names(cls, options: dict[str, Option]) -> dict[str, Option]:
         wrong = next((name for name in options if not name.isidentifier()), None)

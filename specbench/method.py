@@ -65,6 +65,22 @@ class TargetView:
     """The engine's processors; a drafter applies them to its own law as the engine applies them to the target's."""
     rule: Rule
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the "final" state, which the head reads."""
+        return _columns(self.lm_head)
+
+    @property
+    def embed_width(self) -> int:
+        """Width of a row of the embedding table; differs from hidden_size where a model projects between the two."""
+        return _columns(self.embed_tokens)
+
+
+def _columns(module: nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor), f"{type(module).__name__} holds no weight matrix"
+    return int(weight.shape[1])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -124,6 +140,8 @@ class Drafter(ABC):
     """True when draft() and commit() read nothing on the host and allocate nothing: fit for a CUDA graph."""
     weights_hash: str = ""
     """sha256 of the drafter's weights, for provenance; empty for methods without any."""
+    trained_on: str = ""
+    """Weights hash of the target it was trained on; another target is noted on the row. Empty: not trained on one."""
     max_nodes: int = 0
     """Most nodes a draft may hold; the engine reserves cache slots for them."""
 

@@ -50,3 +50,13 @@ def config_file() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))) / "specbench" / "config.yaml"
+
+
+def demo_drafter(method: str) -> Path:
+    """The folder of the drafter shipped for the embedded target."""
+    return DEMO / "drafters" / method
+
+
+def drafters_dir(store: Path | None) -> Path:
+    """Where `specbench train` puts finished drafters unless told otherwise: `drafters/` beside the store."""
+    return results_dir(store) / "drafters"

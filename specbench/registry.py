@@ -27,7 +27,9 @@ from specbench.card import Card
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from specbench.layouts import Layout
     from specbench.method import Build
+    from specbench.recipe import BuildRecipe
 
 ENTRY_POINT_GROUP = "specbench.methods"
 
@@ -129,11 +131,56 @@ def load(name: str, *, methods_dirs: Sequence[Path] = ()) -> Build:
 
     Raises UsageError for an unknown or broken method and EnvironmentFailed when the import fails or defines no `build`.
     """
+    module = _import(name, "drafter", methods_dirs)
+    build = getattr(module, "build", None)
+    if not callable(build):
+        raise EnvironmentFailed(
+            f"method {name!r} defines no build()",
+            where=str(module.__file__),
+            try_="define build(options, target, inner=None) -> Drafter, see specbench/method.py",
+        )
+    return cast("Build", build)
+
+
+def load_recipe(name: str, *, methods_dirs: Sequence[Path] = ()) -> BuildRecipe:
+    """Import one method's train.py and return its `build`. Raises UsageError for a method that is not trained."""
+    folder = entry(name, methods_dirs=methods_dirs).folder
+    assert folder is not None, "a readable card lies in a folder"
+    if not (folder / "train.py").is_file():
+        trained = [each.name for each in cards(methods_dirs=methods_dirs) if _has(each, "train.py")]
+        raise UsageError(
+            f"method {name!r} is not trained: its folder holds no train.py",
+            where="--method",
+            try_=f"--method {' | '.join(trained)}" if trained else "specbench methods",
+        )
+    module = _import(name, "train", methods_dirs)
+    build = getattr(module, "build", None)
+    if not callable(build):
+        raise EnvironmentFailed(
+            f"method {name!r} defines no build() in train.py",
+            where=str(module.__file__),
+            try_="define build(options, target) -> Recipe, see specbench/recipe.py",
+        )
+    return cast("BuildRecipe", build)
+
+
+def load_layouts(name: str, *, methods_dirs: Sequence[Path] = ()) -> Mapping[str, Layout]:
+    """Other programs' checkpoint layouts of a method (`LAYOUTS` in its layouts.py), by name; empty where it has none."""
+    if not _has(entry(name, methods_dirs=methods_dirs), "layouts.py"):
+        return {}
+    return cast("Mapping[str, Layout]", _import(name, "layouts", methods_dirs).LAYOUTS)
+
+
+def _has(found: Entry, file: str) -> bool:
+    return found.folder is not None and (found.folder / file).is_file()
+
+
+def _import(name: str, file: str, methods_dirs: Sequence[Path]) -> ModuleType:
     found = entry(name, methods_dirs=methods_dirs)
     assert found.folder is not None, "a readable card lies in a folder"
-    source = found.folder / "drafter.py"
+    source = found.folder / f"{file}.py"
     try:
-        module = importlib.import_module(f"{found.package or _package_of(found.folder)}.drafter")
+        return importlib.import_module(f"{found.package or _package_of(found.folder)}.{file}")
     except SpecbenchError:
         raise
     # Somebody else's code runs here for the first time: whatever it raises is a method that cannot be used.
@@ -143,14 +190,6 @@ def load(name: str, *, methods_dirs: Sequence[Path] = ()) -> Build:
             where=str(source),
             try_=f"specbench --debug methods check {name}",
         ) from error
-    build = getattr(module, "build", None)
-    if not callable(build):
-        raise EnvironmentFailed(
-            f"method {name!r} defines no build()",
-            where=str(source),
-            try_="define build(options, target, inner=None) -> Drafter, see specbench/method.py",
-        )
-    return cast("Build", build)
 
 
 def _discover(methods_dirs: Sequence[Path]) -> Iterator[Entry]:

@@ -6,6 +6,8 @@ vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +53,8 @@ class CachedLM:
         self.dtype = model.dtype
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.attention_used: set[str] = set()
+        self.known_head: Callable[[Tensor], Tensor] | None = None
+        """Final states -> logits, once `packed.head_logits` has found it out."""
         self._taps = TapRecorder(model)
         self._shortcut = Shortcut(model)
         self._cache: KVCache | None = None
@@ -93,6 +97,20 @@ class CachedLM:
     def tap(self, taps: tuple[int | str, ...]) -> None:
         """Record these layers' outputs in every forward from now on; () records nothing."""
         self._taps.set(taps)
+
+    @contextmanager
+    def tapped(self, taps: tuple[int | str, ...]) -> Iterator[None]:
+        """Record these layers' outputs inside the block; whatever was tapped before is tapped again behind it."""
+        before = self._taps.taps
+        self._taps.set(taps)
+        try:
+            yield
+        finally:
+            self._taps.set(before)
+
+    def take_taps(self) -> Tensor | None:
+        """(B, M, K, D) of the last forward inside `tapped`."""
+        return self._taps.take()
 
     @torch.inference_mode()
     def prefill(self, row: int, tokens_T: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -221,6 +239,14 @@ class CachedLM:
         if self._cache is None:
             return 0
         return self._cache.num_bytes() // (self._cache.max_rows * self._cache.num_slots)
+
+    def check_positions(self, num_tokens: int) -> None:
+        """Raises UsageError for a text longer than the model was built for."""
+        if self._max_position and num_tokens > self._max_position:
+            raise UsageError(
+                f"a text of {num_tokens} tokens, but {self.name} was built for {self._max_position}",
+                try_=f"--max-len {self._max_position}",
+            )
 
     def check_tokens(self, tokens: tuple[int, ...]) -> None:
         """Raises UsageError for an id outside the vocabulary."""

@@ -50,6 +50,11 @@ class TapRecorder:
         self._handles: list[RemovableHandle] = []
         self._states: dict[int | str, Tensor] = {}
 
+    @property
+    def taps(self) -> tuple[int | str, ...]:
+        """What is tapped now."""
+        return self._taps
+
     def set(self, taps: tuple[int | str, ...]) -> None:
         """Tap these from now on. Raises UsageError for a layer the model does not have."""
         if taps == self._taps:

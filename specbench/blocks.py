@@ -1,0 +1,130 @@
+"""What trained drafters share: the words they may say, heads and embeddings that are their own or the target's.
+
+V target vocabulary, W drafter's vocabulary (W <= V), E width of the head's input, D target's hidden size, N positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from specbench.errors import UsageError
+from specbench.losses import Law
+from specbench.method import TargetView
+from specbench.sampling import process
+
+HeadKind = Literal["own", "target"]
+
+
+class DraftVocabulary(nn.Module):
+    """Which of the target's tokens a drafter can say: all of them, or the `ids` of a trimmed head.
+
+    ids is a buffer (saved with the weights as `ids`), ascending int64 (W,); None = all V.
+    """
+
+    ids: Tensor | None
+    index_V: Tensor | None
+
+    def __init__(self, size: int, ids: Tensor | None = None) -> None:
+        super().__init__()
+        self.target_size = size
+        if ids is not None and ids.shape[0] == size:
+            ids = None
+        index = None
+        if ids is not None:
+            index = torch.full((size,), -1, dtype=torch.long)
+            index[ids] = torch.arange(ids.shape[0])
+        self.register_buffer("ids", ids)
+        self.register_buffer("index_V", index, persistent=False)
+
+    @property
+    def size(self) -> int:
+        """W."""
+        return self.target_size if self.ids is None else self.ids.shape[0]
+
+    def to_target(self, index: Tensor) -> Tensor:
+        """Drafter's indices -> target ids, any shape."""
+        return index if self.ids is None else self.ids[index]
+
+    def to_draft(self, ids: Tensor) -> Tensor:
+        """Target ids -> drafter's indices, -1 where a token cannot be said."""
+        return ids if self.index_V is None else self.index_V[ids]
+
+    def restrict(self, law: Law) -> Law:
+        """A law over the target's vocabulary as one over the drafter's; what it cannot say goes to the tail.
+
+        Of a whole law W entries and a tail are left (ids None); of a cut one the entries that exist, the others being
+        fillers of mass 0.
+        """
+        if self.ids is None or self.index_V is None:
+            return law
+        if law.ids_NK is None:
+            kept = law.logp_NK[:, self.ids]
+            lost = (1 - kept.exp().sum(-1)).clamp(min=1e-30)
+            return Law(kept, None, lost.log())
+        index = self.index_V[law.ids_NK]
+        known = index >= 0
+        logp = law.logp_NK.masked_fill(~known, float("-inf"))
+        lost = (law.logp_NK.exp() * ~known).sum(-1)
+        tail = lost if law.log_tail_N is None else lost + law.log_tail_N.exp()
+        return Law(logp, index.clamp(min=0), tail.clamp(min=1e-30).log())
+
+    def scores(self, logits: Tensor, target: TargetView, seen_V: Tensor | None = None) -> Tensor:
+        """`sampling.process` over the drafter's vocabulary (..., W), as the engine applies it to the target.
+
+        seen_V: as `process` wants it, over the target's vocabulary.
+        """
+        seen = seen_V if seen_V is None or self.ids is None else seen_V[..., self.ids]
+        return process(logits, target.sampling, seen)
+
+    def noise(self, noise_V: Tensor | None) -> Tensor | None:
+        """Noise (..., V) over the drafter's vocabulary (..., W)."""
+        return noise_V if noise_V is None or self.ids is None else noise_V[..., self.ids]
+
+
+def frequent_ids(counts_V: Tensor, size: int, *, always: tuple[int, ...] = ()) -> Tensor:
+    """The `size` most frequent target ids (ties: the lower id), `always` included, ascending: a trimmed vocabulary."""
+    assert len(always) <= size, "more tokens are forced than there is room for"
+    ranked = counts_V.double() - torch.arange(counts_V.shape[0], device=counts_V.device).double() * 1e-9
+    if always:
+        ranked[list(always)] = float("inf")
+    return ranked.topk(min(size, counts_V.shape[0])).indices.sort().values
+
+
+def target_head(target: TargetView, vocabulary: DraftVocabulary) -> Callable[[Tensor], Tensor]:
+    """The target's own, frozen head over the drafter's vocabulary: (..., D) -> (..., W). Not a module: its weights are
+    never trained, saved or counted."""
+    weight: Tensor = target.lm_head.weight  # type: ignore[assignment]
+    bias: Any = getattr(target.lm_head, "bias", None)
+    if vocabulary.ids is not None:
+        ids = vocabulary.ids.to(weight.device)
+        weight = weight.detach()[ids].contiguous()
+        bias = None if bias is None else bias.detach()[ids]
+
+    def head(states: Tensor) -> Tensor:
+        return F.linear(states.to(weight.dtype), weight.detach(), bias)
+
+    return head
+
+
+def check_width(name: str, *, wanted: int, width: int, option: str) -> None:
+    """Raises UsageError where a drafter that borrows a table of the target's has another width than the table."""
+    if wanted != width:
+        raise UsageError(
+            f"{name} borrows a table of the target of width {width}, but its own width is {wanted}",
+            where=option,
+            try_=f"{option}={width}, or take a table of its own",
+        )
+
+
+def parameter_report(module: nn.Module) -> dict[str, int]:
+    """Parameters by first-level part, and `total`; a parameter used twice counts once."""
+    counts: dict[str, int] = {}
+    for name, parameter in module.named_parameters():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return {**counts, "total": sum(counts.values())}
