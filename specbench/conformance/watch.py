@@ -1,22 +1,23 @@
 """A drafter under observation: every tree it returns is inspected before the engine sees it, and kept.
 
+A drafter that says it is capturable is also kept from reading anything on the host (`capture`).
+
 Also the drafter that proposes nothing, for the text that everything is held against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from specbench.conformance.broken import BrokenPromise
+from specbench.conformance.capture import NoHostReads, Unreadable
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request, TargetView
 from specbench.tree import empty
-
-
-class BrokenPromise(Exception):
-    """A drafter or its text differs from what the protocol demands; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Watched(Drafter):
         self._inner.start(len_B, root_B)
 
     def draft(self, noise: DraftNoise | None) -> DraftTree:
-        tree = self._inner.draft(noise)
+        with self._watching("draft()"):
+            tree = self._inner.draft(noise)
         self.drafts.append(
             inspect_tree(tree, num_rows=self._num_rows, max_nodes=self.max_nodes, vocab_size=self._vocab_size)
         )
@@ -135,7 +137,13 @@ class Watched(Drafter):
         return tree
 
     def commit(self, commit: Commit) -> None:
-        self._inner.commit(commit)
+        if self.capturable:
+            commit = replace(commit, tokens=Unreadable(), finished=Unreadable())
+        with self._watching("commit()"):
+            self._inner.commit(commit)
+
+    def _watching(self, where: str) -> AbstractContextManager[object]:
+        return NoHostReads(where) if self.capturable else nullcontext()
 
     def keep(self, rows: list[int]) -> None:
         self._num_rows = len(rows)
