@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "leaderboard": _Line("specbench.cli.leaderboard", "Look", "Write the results as one offline HTML page."),
     "suites": _Line("specbench.cli.suites", "Extend", "List the suites, show their prompts."),
     "methods": _Line("specbench.cli.methods", "Extend", "List the methods, show or check one."),
+    "weights": _Line("specbench.cli.weights", "Extend", "Trained drafters in other programs' layouts, both ways."),
     "doctor": _Line("specbench.cli.doctor", "Check", "Is this machine fit to measure on, and if not, why."),
 }
 

@@ -18,6 +18,7 @@ import torch
 
 from specbench import registry
 from specbench.card import Card
+from specbench.conformance.broken import BrokenPromise
 from specbench.conformance.targets import (
     ARCHITECTURES,
     chi_square_p,
@@ -29,7 +30,7 @@ from specbench.conformance.targets import (
     successor,
     table_target,
 )
-from specbench.conformance.watch import BrokenPromise, PlainDrafter, Watched
+from specbench.conformance.watch import PlainDrafter, Watched
 from specbench.engine.answer import Generation
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
@@ -52,15 +53,6 @@ _PROMPTS: tuple[tuple[int, ...], ...] = ((1, 2, 5, 0, 0, 5, 6), (9,) * 13, (4, 5
 """Ragged; repeated tokens; id 0 inside."""
 
 
-class _Stutter(PlainDrafter):
-    """Proposes token 5 twice at every step: something for a method that wraps another to be handed."""
-
-    max_nodes = 2
-
-    def draft(self, noise: DraftNoise | None) -> DraftTree:
-        return from_lists([[5, 5]] * self.num_rows, [[-1, 0]] * self.num_rows, device=self.device)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Stand:
     """One target under one sampling with the method's drafter built for it, and the answers it must reach."""
@@ -79,29 +71,35 @@ class _Checker:
     """Builds stands for one method and asks it to keep each promise. Drafts of every run are inspected on the way."""
 
     def __init__(
-        self, card: Card, build: Build, options: Mapping[str, Any], targets: Sequence[CachedLM], scratch: Path
+        self,
+        choice: registry.Choice,
+        targets: Sequence[CachedLM],
+        scratch: Path,
+        *,
+        methods_dirs: Sequence[Path],
     ) -> None:
-        self._card = card
-        self._build = build
-        self._options = options
+        self._choice = choice
+        self._methods_dirs = methods_dirs
         self._targets = targets
         self._scratch = scratch
-        self._can_take_any_target = "weights" not in card.requires
+        self._requires = choice.requires
+        self._can_take_any_target = "weights" not in self._requires
 
     # --- building ----------------------------------------------------------------------------------------------------
 
-    def _options_for(self, lm: CachedLM) -> Mapping[str, Any]:
-        """The options, `model` replaced by a draft model made for this target where the card asks for one."""
-        if "draft_model" not in self._card.requires or not self._can_take_any_target:
-            return self._options
+    def _made_for(self, choice: registry.Choice, lm: CachedLM) -> registry.Choice:
+        """The choice, `model` replaced by a draft model made for this target where a card asks for one."""
+        inner = None if choice.inner is None else self._made_for(choice.inner, lm)
+        if "draft_model" not in choice.card.requires or not self._can_take_any_target:
+            return replace(choice, inner=inner)
         folder = self._scratch / lm.name
         if not folder.exists():
             save_draft_of(lm, folder)
-        return {**self._options, "model": str(folder)}
+        return replace(choice, options={**choice.options, "model": str(folder)}, inner=inner)
 
     def _build_drafter(self, lm: CachedLM, view: TargetView) -> Watched:
-        inner = _Stutter(view) if self._card.wraps else None
-        return Watched(self._build(self._options_for(lm), view, inner), vocab_size=lm.vocab_size)
+        drafter = registry.build(self._made_for(self._choice, lm), view, methods_dirs=self._methods_dirs)
+        return Watched(drafter, vocab_size=lm.vocab_size)
 
     def stand(
         self,
@@ -134,7 +132,7 @@ class _Checker:
             )
             for place, prompt in enumerate(prompts)
         )
-        wants_reference = "reference" in self._card.requires
+        wants_reference = "reference" in self._requires
         answers: tuple[Generation, ...] = ()
         if has_answers or wants_reference:
             answers = engine.generate(PlainDrafter(engine.view()), requests).generations
@@ -280,23 +278,18 @@ def check_method(
 ) -> list[Finding]:
     """Every promise as a finding; with a `target` followed by a short probe of what the method would gain on it.
 
-    options: as for `registry.check_options`. quick: one architecture and a third of the chi-square's draws.
-    Raises UsageError (unknown method or option; weights required and no target given) and what `load_lm` raises.
+    options: as for `registry.check_options`; those of a wrapped method as `NAME.OPTION`. quick: one architecture and a
+    third of the chi-square's draws. Raises UsageError (unknown method or option; weights required and no target given)
+    and what `load_lm` raises.
     """
-    card = registry.card(name, methods_dirs=methods_dirs)
-    build = registry.load(name, methods_dirs=methods_dirs)
-    values = registry.check_options(card, options or {}, target_is_demo=target == "demo")
-    made_here = (
-        {"model": "made for the check"} if "draft_model" in card.requires and values.get("model") is None else {}
-    )
-    missing = registry.is_ready(card, target_is_demo=target == "demo", options={**values, **made_here})
-    if missing is not None:
-        raise UsageError(f"method {name!r} {missing}", where="--set", try_=f"specbench methods show {name}")
+    said = registry.by_method(name, options or {})
+    choice = _chosen(name, said, target_is_demo=target == "demo", methods_dirs=methods_dirs)
+    card = choice.card
     targets = [random_target(architecture) for architecture in ARCHITECTURES[: 1 if quick else None]]
-    if "weights" in card.requires:
+    if "weights" in choice.requires:
         targets = [_own_target(card, target)]
     with tempfile.TemporaryDirectory(prefix="specbench-check-") as scratch:
-        checker = _Checker(card, build, values, targets, Path(scratch))
+        checker = _Checker(choice, targets, Path(scratch), methods_dirs=methods_dirs)
         promises: list[tuple[str, Callable[[], str]]] = [
             ("greedy text", lambda: checker.text(_GREEDY)),
             ("seeded text", lambda: checker.text(_DRAWN)),
@@ -304,9 +297,10 @@ def check_method(
             ("forgets", checker.forgets),
             ("batches", checker.batches),
             ("prefill chunks", checker.chunks),
+            ("follows", checker.follows),
             ("rejection law", lambda: checker.rejection(1 if quick else 3)),
         ]
-        if "weights" not in card.requires:
+        if "weights" not in choice.requires:
             promises.insert(3, ("stops", checker.stops))
         findings = [_keeps("builds", checker.builds)]
         if findings[0].state == "ok":
@@ -316,8 +310,26 @@ def check_method(
             expected_gain,
         )  # the suites and a real model, only where a target is named
 
-        findings += expected_gain(card, build, values, target=target)
+        findings += expected_gain(
+            card, registry.load(name, methods_dirs=methods_dirs), choice.options, target=target
+        )
     return findings
+
+
+def _chosen(
+    name: str, said: Mapping[str, Mapping[str, Any]], *, target_is_demo: bool, methods_dirs: Sequence[Path]
+) -> registry.Choice:
+    """`registry.choose`; a draft model nobody named is made by the checker, so it is no reason not to be ready."""
+    given = {method: dict(values) for method, values in said.items()}
+    for _ in range(2):  # the method, then what it wraps
+        for method, values in given.items():
+            card = registry.card(method, methods_dirs=methods_dirs)
+            if "draft_model" in card.requires and values.get("model") is None and not (target_is_demo and card.demo):
+                values["model"] = "made for the check"
+        found = registry.card(name, methods_dirs=methods_dirs)
+        if found.wraps:
+            given.setdefault(str(given[name].get("inner", found.options["inner"].default)), {})
+    return registry.choose(name, given, target_is_demo=target_is_demo, methods_dirs=methods_dirs)
 
 
 def _own_target(card: Card, target: str | None) -> CachedLM:

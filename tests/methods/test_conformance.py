@@ -10,8 +10,9 @@ import torch
 
 from specbench import registry
 from specbench.conformance import check_method
+from specbench.conformance.broken import BrokenPromise
 from specbench.conformance.targets import chi_square_p, enumerated_law, table_target
-from specbench.conformance.watch import BrokenPromise, HostTree, inspect_tree
+from specbench.conformance.watch import HostTree, inspect_tree
 from specbench.errors import UsageError
 from specbench.sampling import Sampling
 from specbench.tree import DraftTree, chain, from_lists
