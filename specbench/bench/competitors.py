@@ -7,14 +7,15 @@ The baseline always runs, and runs a second time under another name: the A/A con
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS
-from specbench.bench.request import RunRequest
+from specbench.bench.request import GridAxis, RunRequest
 from specbench.card import Card
-from specbench.errors import UsageError
 
 BASELINE: Final = "autoregressive"
 CONTROL: Final = "autoregressive#2"
@@ -25,9 +26,17 @@ class Competitor:
     """One row of the table to come."""
 
     label: str
-    card: Card
-    options: dict[str, Any]
+    choice: registry.Choice
     is_control: bool = False
+
+    @property
+    def card(self) -> Card:
+        return self.choice.card
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As recorded: those of a wrapped method stand beside the method's own."""
+        return self.choice.recorded_options
 
 
 def competitors(request: RunRequest) -> tuple[Competitor, ...]:
@@ -37,25 +46,49 @@ def competitors(request: RunRequest) -> tuple[Competitor, ...]:
     """
     assert request.methods is not None and request.target is not None, "with_defaults() comes first"
     is_demo = request.target in DEMO_TARGETS
-    baseline = registry.card(BASELINE, methods_dirs=request.methods_dirs)
+    said: dict[str, dict[str, Any]] = defaultdict(dict)
+    for item in request.settings:
+        said[item.method][item.option] = item.value
+    baseline = registry.choose(BASELINE, said, target_is_demo=is_demo, methods_dirs=request.methods_dirs)
     chosen = [
-        Competitor(label=BASELINE, card=baseline, options={}),
-        Competitor(label=CONTROL, card=baseline, options={}, is_control=True),
+        Competitor(label=BASELINE, choice=baseline),
+        Competitor(label=CONTROL, choice=baseline, is_control=True),
     ]
     for name in request.methods:
         if name == BASELINE:
             continue
-        card = registry.card(name, methods_dirs=request.methods_dirs)
-        said = {item.option: item.value for item in request.settings if item.method == name}
-        axes = [axis for axis in request.grid if axis.method == name]
-        for values in itertools.product(*(axis.values for axis in axes)):
-            varied = {axis.option: value for axis, value in zip(axes, values, strict=True)}
-            options = registry.check_options(card, {**said, **varied}, target_is_demo=is_demo)
-            missing = registry.is_ready(card, target_is_demo=is_demo, options={**said, **varied})
-            if missing is not None:
-                raise UsageError(
-                    f"method {name!r} is not ready for target {request.target!r}: {missing}", where="--methods"
-                )
-            shown = ",".join(f"{option}={value}" for option, value in varied.items())
-            chosen.append(Competitor(label=f"{name}[{shown}]" if shown else name, card=card, options=options))
+        for varied in _combinations(name, request.grid):
+            own = _choose(name, said, varied, request, is_demo=is_demo)
+            # A wrapped method's axes are varied inside what wraps it.
+            inner_axes = _combinations(own.inner.card.name, request.grid) if own.inner else [{}]
+            for more in inner_axes:
+                choice = _choose(name, said, varied | more, request, is_demo=is_demo) if more else own
+                shown = [
+                    f"{option if method == name else f'{method}.{option}'}={value}"
+                    for (method, option), value in (varied | more).items()
+                    if (method, option) != (name, "inner")
+                ]
+                label = f"{choice.name}[{','.join(shown)}]" if shown else choice.name
+                chosen.append(Competitor(label=label, choice=choice))
     return tuple(chosen)
+
+
+_Varied = dict[tuple[str, str], str]
+"""(method, option) -> value, still text."""
+
+
+def _combinations(method: str, grid: Sequence[GridAxis]) -> list[_Varied]:
+    axes = [axis for axis in grid if axis.method == method]
+    return [
+        {(method, axis.option): value for axis, value in zip(axes, values, strict=True)}
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+
+
+def _choose(
+    name: str, said: Mapping[str, Mapping[str, Any]], varied: _Varied, request: RunRequest, *, is_demo: bool
+) -> registry.Choice:
+    given = {method: dict(options) for method, options in said.items()}
+    for (method, option), value in varied.items():
+        given.setdefault(method, {})[option] = value
+    return registry.choose(name, given, target_is_demo=is_demo, methods_dirs=request.methods_dirs)

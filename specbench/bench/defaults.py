@@ -90,13 +90,16 @@ def ready_methods(request: RunRequest, *, target: str) -> Readiness:
     is_demo = target in DEMO_TARGETS
     ready: list[registry.Entry] = []
     left_out: list[str] = []
+    given: dict[str, dict[str, str]] = {}
+    for item in request.settings:
+        given.setdefault(item.method, {})[item.option] = item.value
+    for axis in request.grid:
+        given.setdefault(axis.method, {})[axis.option] = axis.values[0]
     for entry in registry.cards(methods_dirs=request.methods_dirs):
         if entry.card is None:
             left_out.append(f"{entry.name}: {entry.error}")
             continue
-        given = {item.option: item.value for item in request.settings if item.method == entry.name}
-        given |= {axis.option: axis.values[0] for axis in request.grid if axis.method == entry.name}
-        reason = registry.is_ready(entry.card, target_is_demo=is_demo, options=given)
+        reason = registry.why_not_ready(entry.card, given, target_is_demo=is_demo, methods_dirs=request.methods_dirs)
         if reason is None:
             ready.append(entry)
         else:

@@ -33,6 +33,11 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def gpu_uuid(device: torch.device) -> str:
+    """NVML's name of a CUDA device (its index there may be another); '' for other devices."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
+
+
 def rss_bytes() -> int:
     """Resident memory of this process."""
     return int(psutil.Process(os.getpid()).memory_info().rss)

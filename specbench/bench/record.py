@@ -92,6 +92,15 @@ def request_from(manifest: Manifest, resuming: RunRequest) -> RunRequest:
     return RunRequest(**values)
 
 
+def notes_on(drafter: Drafter, *, target_hash: str) -> tuple[str, ...]:
+    """What a row must say about its drafter: that it learnt from another target than the one it drafts for."""
+    if drafter.trained_on in ("", target_hash):
+        return ()
+    if drafter.trained_on == "unknown":
+        return ("which target its drafter was trained on is not recorded",)
+    return (f"its drafter was trained on another target (weights {drafter.trained_on[:12]})",)
+
+
 def make_manifest(
     session: Session,
     contestants: Sequence[tuple[Competitor, Drafter]],
@@ -153,6 +162,7 @@ def make_manifest(
                 weights_hash=drafter.weights_hash,
                 is_control=competitor.is_control,
                 is_ranked=competitor.card.ranked,
+                notes=notes_on(drafter, target_hash=lm.weights_hash),
             )
             for competitor, drafter in contestants
         ),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
+from specbench import registry
 from specbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -188,12 +189,25 @@ class RunRequest:
                     try_="say it once, by --set or by --grid",
                 )
             seen.add((method, name))
-            if self.methods is not None and method not in self.methods:
+            if self.methods is not None and method not in self.methods and method not in self._wrapped(self.methods):
                 raise UsageError(
                     f"{method}.{name} is set but {method!r} is not among the methods of this run",
                     where=option,
                     try_=f"{did_you_mean(method, self.methods)}; or add {method} to --methods",
                 )
+
+    def _wrapped(self, methods: tuple[str, ...]) -> set[str]:
+        """Methods that run inside others: their options may be set, too."""
+        found: set[str] = set()
+        known = {each.name: each.card for each in registry.cards(methods_dirs=self.methods_dirs)}
+        for name in methods:
+            card = known.get(name)
+            if card is not None and card.wraps:
+                said = {item.value for item in self.settings if (item.method, item.option) == (name, "inner")}
+                for axis in self.grid:
+                    said |= set(axis.values) if (axis.method, axis.option) == (name, "inner") else set()
+                found |= said or {str(card.demo.get("inner", card.options["inner"].default))}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

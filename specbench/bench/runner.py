@@ -1,7 +1,7 @@
 """One paired run: plan it, time every group, check every answer, keep everything, sum it up.
 
-Everything slow or curious happens between groups; inside a timed region the engine appends one tuple per step and
-nothing else.
+Everything slow or curious happens between groups or, like watching the machine, in a process of its own; inside a timed
+region the engine appends one tuple per step and nothing else.
 """
 
 from __future__ import annotations
@@ -13,28 +13,18 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from specbench import paths, suite
-from specbench.bench import machine, record
+from specbench.bench import entries, machine, record
 from specbench.bench.competitors import BASELINE, competitors
 from specbench.bench.contestants import Contestant, make_contestant, plan_of
 from specbench.bench.defaults import with_defaults
+from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError
-from specbench.events import (
-    SCHEMA,
-    Event,
-    GenerationFailed,
-    GenerationFinished,
-    GenerationStarted,
-    Measured,
-    ReferenceFinished,
-    RunFinished,
-    RunStarted,
-    StepRow,
-)
+from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
 from specbench.manifest import GroupRecord, Manifest, read_manifest, write_manifest
 from specbench.store.attempts import finished_groups
 from specbench.store.invariants import check_counts
@@ -96,7 +86,8 @@ class _Run:
     def run(self) -> RunOutcome:
         groups = self._resumed.groups if self._resumed else plan_of(self._session, list(self._contestants.values()))
         state: State = "finished"
-        with Journal(self._folder) as journal, _settled_heap():
+        watch = DeviceWatch(self._folder, gpu_uuid=machine.gpu_uuid(self._session.lm.device), say=self._progress.say)
+        with Journal(self._folder) as journal, watch, _settled_heap():
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
@@ -232,7 +223,7 @@ class _Run:
             self._failed(journal, group, error)
             return
         for row, cell in enumerate(cells):
-            journal.write(self._started(group, row, cell))
+            journal.write(entries.started(group, row, cell))
         try:
             with _quiet():
                 result = session.generate(
@@ -255,34 +246,12 @@ class _Run:
             contestant.drafter.restore(contestant.snapshot)
         self._streams[group.method] = group.repeat
 
-    def _started(self, group: GroupRecord, row: int, cell: Cell) -> Event:
-        return GenerationStarted(
-            group=group.group,
-            row=row,
-            method=group.method,
-            question_id=cell.question.question_id,
-            category=cell.question.category,
-            turn=group.turn,
-            repeat=group.repeat,
-            num_prompt_tokens=len(cell.prompt),
-        )
-
     def _failed(self, journal: Journal, group: GroupRecord, error: Exception) -> None:
         text = _text_of(error)
         by_id = {question.question_id: question for question in self._session.suite.questions}
         for row, question_id in enumerate(group.question_ids):
-            journal.write(
-                GenerationFailed(
-                    group=group.group,
-                    row=row,
-                    method=group.method,
-                    question_id=question_id,
-                    category=by_id[question_id].category,
-                    turn=group.turn,
-                    repeat=group.repeat,
-                    error=text,
-                )
-            )
+            category = by_id[question_id].category
+            journal.write(entries.failed(group, row, category=category, error=text))
         if group.repeat == 0:
             self._progress.say(
                 f"{group.method} failed on question {group.question_ids[0]}, turn {group.turn + 1}: {text}"
@@ -297,31 +266,14 @@ class _Run:
             verdict = self._verdict(cell, generation.tokens)
             if verdict is not None and verdict.verdict == "bug":
                 self._num_bugs[group.method] = self._num_bugs.get(group.method, 0) + 1
-            share = 1.0 if row == 0 else 0.0
-            finished = GenerationFinished(
-                group=group.group,
-                row=row,
-                method=group.method,
-                question_id=cell.question.question_id,
-                category=cell.question.category,
-                turn=group.turn,
-                repeat=group.repeat,
-                num_prompt_tokens=len(cell.prompt),
-                tokens=generation.tokens,
+            finished = entries.finished(
+                group,
+                row,
+                cell,
+                generation,
+                result=result,
                 text=text,
-                finish_reason=generation.finish_reason,
-                num_steps=len(generation.steps),
-                prefill_s=result.prefill_s * share,
-                decode_s=result.decode_s * share,
-                total_s=result.total_s * share,
-                draft_s=result.draft_s * share,
-                verify_s=result.verify_s * share,
-                accept_s=result.accept_s * share,
-                commit_s=result.commit_s * share,
-                journal_s=result.journal_s * share,
-                equality=None if verdict is None else verdict.verdict,
-                first_difference=None if verdict is None else verdict.first_difference,
-                gap=None if verdict is None else verdict.gap,
+                verdict=verdict,
                 correct=self._is_correct(cell, text),
             )
             check_counts(finished, generation.steps)
@@ -379,7 +331,11 @@ class _Run:
         return [
             f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}"
             for row in summary.rows
-            if row.ranked and row.kind != "baseline" and row.speedup is not None and row.speedup < least
+            # A failed A/A control takes the ranks, not the question whether this number is high enough.
+            if (row.ranked or row.control_failed)
+            and row.kind != "baseline"
+            and row.speedup is not None
+            and row.speedup < least
         ]
 
 

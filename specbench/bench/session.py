@@ -177,8 +177,7 @@ class Session:
 
     def build(self, competitor: Competitor) -> Drafter:
         """One competitor's drafter. The cache grows to its node budget."""
-        build = registry.load(competitor.card.name, methods_dirs=self.request.methods_dirs)
-        drafter = build(competitor.options, self.engine.view())
+        drafter = registry.build(competitor.choice, self.engine.view(), methods_dirs=self.request.methods_dirs)
         self.engine.reserve(drafter.max_nodes)
         return drafter
 

@@ -86,9 +86,26 @@ def compare(
         return
     show(f"{found.conditions['suite']} on {found.conditions['target']}, {found.num_units} shared questions")
     show_table(
-        [Column("run"), Column("method"), Column("speed-up", right=True), Column("95 % interval", right=True)],
-        [(row.run_id, row.method, text.times(row.speedup), text.interval(row.speedup_ci)) for row in found.entries],
+        [
+            Column("run"),
+            Column("method"),
+            Column("speed-up", right=True),
+            Column("95 % interval", right=True),
+            Column(""),
+        ],
+        [
+            (
+                e.run_id,
+                e.method,
+                text.times(e.speedup),
+                text.interval(e.speedup_ci),
+                "" if e.ranked else "control failed",
+            )
+            for e in found.entries
+        ],
     )
+    for line in found.notes:
+        note(visible(line))
     show("")
     show_table(
         [
@@ -211,24 +228,60 @@ def ingest(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Put journals into the store, whole or not at all; the store can be deleted and rebuilt this way."""
+    """Put journals into the store, whole or not at all. A deleted store is rebuilt this way, but for imported files."""
     from specbench.store.ingest import ingest as ingest_run
+    from specbench.store.training import ingest_training, is_training, training_folders
 
     folders = [paths.run_dir(store, run) for run in runs or ()]
+    trainings = [folder for folder in folders if is_training(folder)]
     if runs is None or not runs:
         folders = sorted(path.parent for path in paths.run_dir(store, "").glob("*/manifest.json"))
-    if not folders:
+        trainings = list(training_folders(paths.run_dir(store, "")))
+    if not folders and not trainings:
         raise UsageError(
             f"no run under {paths.run_dir(store, '')}", where="--store", try_="specbench run demo, or --store PATH"
         )
-    done = [ingest_run(paths.store_file(store), folder) for folder in folders]
+    done = [ingest_run(paths.store_file(store), folder) for folder in folders if folder not in trainings]
+    trained = [ingest_training(paths.store_file(store), folder) for folder in trainings]
     if as_json:
-        show_json([dataclasses.asdict(each) for each in done])
+        of_training = [{"run_id": e.run_id, "state": e.state, "num_steps": len(e.steps)} for e in trained]
+        show_json([*(dataclasses.asdict(each) for each in done), *of_training])
         return
     show_table(
         [Column("run"), Column("state"), Column("generations", right=True), Column("steps", right=True)],
-        [(each.run_id, each.state, str(each.num_generations), str(each.num_steps)) for each in done],
+        [
+            *((each.run_id, each.state, str(each.num_generations), str(each.num_steps)) for each in done),
+            *((each.run_id, each.state, "", str(len(each.steps))) for each in trained),
+        ],
     )
+
+
+@app.command(epilog=examples("specbench results plot RUN", "specbench results plot RUN -o curves.html --json"))
+def plot(
+    run: _Run,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: curves.html in the run's folder.")
+    ] = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """A training's curves: loss, accuracy by depth, acceptance, rate, throughput, as one offline page."""
+    from specbench.report.training_page import lines_of, write_training_page
+    from specbench.store.training import is_training, read_training
+
+    folder = paths.run_dir(store, run)
+    if (folder / "manifest.json").exists() and not is_training(folder):
+        raise UsageError(
+            f"{run} is a measurement: it has no curves", where="RUN", try_=f"specbench leaderboard --run {run}"
+        )
+    training = read_training(folder)
+    written = write_training_page(training, out or folder / "curves.html")
+    if as_json:
+        show_json({"schema": 1, "run_id": run, "files": [str(written)]})
+        return
+    for line in lines_of(training):
+        show(line)
+    show(str(written))
 
 
 def _write(out: Path, text: str) -> None:
@@ -251,19 +304,49 @@ def _list(store: Path | None, *, as_json: bool) -> None:
         return
     if not listing.runs:
         note(f"no runs in {paths.results_dir(store)}; make one: specbench run demo")
+    else:
+        show_table(
+            [
+                *(Column("run"), Column("kind"), Column("created"), Column("suite"), Column("target")),
+                *(Column("state"), Column("speed-ups")),
+            ],
+            [
+                (
+                    entry.run_id,
+                    entry.kind,
+                    entry.created[:19],
+                    entry.suite,
+                    entry.target,
+                    entry.state,
+                    entry.headline
+                    or ", ".join(f"{method} {value:.2f}×" for method, value in entry.speedups.items())
+                    or ("" if entry.is_stored or entry.kind == "train" else "not ingested"),
+                )
+                for entry in listing.runs
+            ],
+        )
+    where = "" if store is None else f" --store {store}"
+    cut = [entry for entry in listing.runs if entry.state in ("lost", "interrupted") and entry.has_journal]
+    for kind in dict.fromkeys(entry.kind for entry in cut):
+        names = visible(", ".join(entry.run_id for entry in cut if entry.kind == kind))
+        note(f"not finished, {names}; to continue one: specbench {kind} --resume RUN{visible(where)}")
+    _note_imports(store)
+
+
+def _note_imports(store: Path | None) -> None:
+    """Imported rows are no runs; without this line nothing but the page would show that they are there."""
+    from specbench.errors import EnvironmentFailed
+    from specbench.store.db import open_store
+    from specbench.store.external import external_rows
+
+    file = paths.store_file(store)
+    if not file.exists():
         return
-    show_table(
-        [Column("run"), Column("created"), Column("suite"), Column("target"), Column("state"), Column("speed-ups")],
-        [
-            (
-                entry.run_id,
-                entry.created[:19],
-                entry.suite,
-                entry.target,
-                entry.state,
-                ", ".join(f"{method} {value:.2f}×" for method, value in entry.speedups.items())
-                or ("" if entry.is_stored else "not ingested"),
-            )
-            for entry in listing.runs
-        ],
-    )
+    try:
+        with open_store(file, read_only=True, timeout_s=1.0) as connection:
+            rows = external_rows(connection)
+    except EnvironmentFailed:
+        return  # busy or damaged: the listing has said so
+    if rows:
+        known = ", ".join(f"{row.method} on {row.suite} ({row.target})" for row in rows)
+        note(visible(f"imported, not ranked: {known}. specbench leaderboard shows them"))

@@ -6,10 +6,9 @@ cache holds one less (the root enters it with the next verification).
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from specbench.engine import accept
 from specbench.engine.answer import Generation, GroupResult, NotFinite, StepSink
 from specbench.engine.clock import Clock, clock_for
 from specbench.engine.readback import committed_states, read_step
+from specbench.engine.recorder import Recorder
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
-from specbench.events import StepRow
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Commit, Drafter, Request, Rule, TargetView
 from specbench.sampling import (
@@ -35,9 +34,6 @@ from specbench.sampling import (
 )
 from specbench.tree import DraftTree, sibling_ranks, topology
 
-FLUSH_S = 0.1
-"""Steps reach the sink at most this often, for every method alike (measurement 20)."""
-
 
 @dataclass
 class _Row:
@@ -47,7 +43,6 @@ class _Row:
     request: Request
     length: int
     tokens: list[int]
-    steps: list[StepRow] = field(default_factory=list)
     finish_reason: str | None = None
 
 
@@ -168,7 +163,6 @@ class _Run:
         self._drafter = drafter
         self._requests = requests
         self._clock = clock
-        self._sink = sink
         self._prefill_chunk = prefill_chunk
         keys = [request.key for request in requests]
         is_noisy = not self._sampling.is_greedy
@@ -185,19 +179,16 @@ class _Run:
         self._seen_BV: Tensor | None = None
         if self._sampling.needs_context:
             self._seen_BV = torch.zeros(len(requests), self._lm.vocab_size, dtype=torch.bool, device=self._lm.device)
-        self._phase_s = [0.0, 0.0, 0.0, 0.0]
-        self._pending: list[tuple[list[StepRow], list[object]]] = []
-        self._journal_s = 0.0
-        self._last_flush = 0.0
-        self._begin_mark: object = None
+        self._recorder = Recorder(clock, sink, num_rows=len(requests))
 
     def _stream(self, keys: list[int], stream: int) -> NoiseStream:
         return NoiseStream(keys, vocab_size=self._lm.vocab_size, device=self._lm.device, stream=stream)
 
     def run(self) -> GroupResult:
         self._clock.finish()
-        self._begin_mark = self._clock.mark()
-        start = self._last_flush = time.perf_counter()
+        begin_mark = self._clock.mark()
+        start = time.perf_counter()
+        self._recorder.begin(begin_mark, now_s=start)
         root_B = self._prefill()
         self._clock.finish()
         prefilled = time.perf_counter()
@@ -209,20 +200,21 @@ class _Run:
             step += 1
         self._clock.finish()
         end = time.perf_counter()
-        self._flush()
+        recorder = self._recorder
+        recorder.finish()
         return GroupResult(
             generations=tuple(
-                Generation(tokens=tuple(row.tokens), finish_reason=row.finish_reason or "", steps=tuple(row.steps))
-                for row in self._rows
+                Generation(tokens=tuple(row.tokens), finish_reason=row.finish_reason or "", steps=tuple(steps))
+                for row, steps in zip(self._rows, recorder.rows, strict=True)
             ),
             prefill_s=prefilled - start,
             decode_s=end - prefilled,
             total_s=end - start,
-            draft_s=self._phase_s[0],
-            verify_s=self._phase_s[1],
-            accept_s=self._phase_s[2],
-            commit_s=self._phase_s[3],
-            journal_s=self._journal_s,
+            draft_s=recorder.draft_s,
+            verify_s=recorder.verify_s,
+            accept_s=recorder.accept_s,
+            commit_s=recorder.commit_s,
+            journal_s=recorder.journal_s,
         )
 
     # --- prefill ---------------------------------------------------------------------------------------------------
@@ -294,30 +286,23 @@ class _Run:
         marks.append(mark())
         self._lm.commit(read.num_accepted, tree, verdict.path_BP)
         self._see(verdict.tokens_BC, verdict.num_accepted_B + 1)
-        rows = []
+        num_cut = []
         for place, row in enumerate(self._live):
             if not read.is_finite[place]:
                 raise NotFinite.at(self._lm.name, f"at step {step}")
-            num_cut = self._extend(row, read.tokens[place])
-            kept = read.tokens[place][: len(read.tokens[place]) - num_cut]
-            rows.append(
-                StepRow(
-                    row.index, step, 0.0, read.num_nodes[place], read.depth[place], read.num_accepted[place],
-                    read.num_accepted[place] + 1, num_cut, tuple(read.ranks[place]), tuple(kept), 0.0, 0.0, 0.0, 0.0,
-                )
-            )  # fmt: skip
+            num_cut.append(self._extend(row, read.tokens[place]))
         self._drafter.commit(
             Commit(
                 num_accepted_B=verdict.num_accepted_B,
                 path_BP=verdict.path_BP,
                 tokens_BC=verdict.tokens_BC,
                 hidden_BCKD=committed_states(verified.hidden_BMKD, verdict.slots_BC),
-                tokens=[list(row.tokens) for row in rows],
+                tokens=[new[: len(new) - cut] for new, cut in zip(read.tokens, num_cut, strict=True)],
                 finished=[row.finish_reason is not None for row in self._live],
             )
         )
         marks.append(mark())
-        self._record(rows, marks)
+        self._recorder.step(step, [row.index for row in self._live], read, num_cut, marks)
         return verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0]
 
     def _choose(self, logits_BMV: Tensor, tree: DraftTree) -> Tensor:
@@ -379,30 +364,3 @@ class _Run:
         if self._seen_BV is not None:
             self._seen_BV = self._seen_BV[places]
         return root_B[places]
-
-    def _record(self, rows: list[StepRow], marks: list[object]) -> None:
-        """One append per step in the timed region; everything else waits for `_flush`."""
-        self._pending.append((rows, marks))
-        now = time.perf_counter()
-        if now - self._last_flush >= FLUSH_S:
-            self._flush()
-            self._last_flush = time.perf_counter()
-            self._journal_s += self._last_flush - now
-
-    def _flush(self) -> None:
-        seconds, done = self._clock.seconds, []
-        for rows, marks in self._pending:
-            phases = [seconds(a, b) for a, b in itertools.pairwise(marks)]
-            end_s = seconds(self._begin_mark, marks[-1])
-            for phase, value in enumerate(phases):
-                self._phase_s[phase] += value
-            for place, row in enumerate(rows):
-                shown = phases if place == 0 else (0.0, 0.0, 0.0, 0.0)
-                full = row._replace(
-                    end_s=end_s, draft_s=shown[0], verify_s=shown[1], accept_s=shown[2], commit_s=shown[3]
-                )
-                self._rows[row.row].steps.append(full)
-                done.append(full)
-        self._pending = []
-        if self._sink is not None and done:
-            self._sink(done)

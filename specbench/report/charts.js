@@ -60,7 +60,18 @@ function draw(mount, name, traces, layout) {
 
 const nothing = (mount, text) => mount.replaceChildren(el("p", { class: "waiting" }, text));
 const NAMES_PX = 132;
-const fitName = (name) => plain(fit(name, NAMES_PX - 12));
+
+// A label `name[option=value,…]` takes a line per option: cut at its end, the variants of a grid would look alike.
+function nameLines(name) {
+  const at = name.indexOf("[");
+  if (at < 1) return [name];
+  const options = name.slice(at).split(/(?<=,)/);
+  return [name.slice(0, at), ...options.slice(0, 3), ...(options.length > 3 ? ["…"] : [])];
+}
+
+const fitName = (name) => nameLines(name).map((line) => plain(fit(line, NAMES_PX - 12))).join("<br>");
+const rowPixels = (names, least) => Math.max(least, 6 + 16 * Math.max(...names.map((name) => nameLines(name).length)));
+const questions = (n) => `${n} question${n === 1 ? "" : "s"}`;
 const isPale = (row) => row.standing !== "ranked";
 
 // Horizontal bars with whiskers, one line per method, names on the left and values on the right: no legend to look up.
@@ -76,7 +87,7 @@ function barPanel(mount, name, lines, range, options) {
     hovertext: lines.map((line) => line.hover.map(plain).join("<br>")), hoverinfo: "text",
   };
   const annotations = lines.map((line, i) => ({ xref: "paper", x: 1, xanchor: "left", xshift: 8, y: i, yanchor: "middle", showarrow: false, text: line.text, font: { size: 12 } }));
-  const layout = baseLayout(26 * lines.length + 44, {
+  const layout = baseLayout(rowPixels(labels, 26) * lines.length + 44, {
     margin: { l: NAMES_PX, r: 54, t: 8, b: 30 },
     xaxis: { range, nticks: 6 },
     yaxis: { tickvals: labels.map((_, i) => i), ticktext: labels.map(fitName), range: [lines.length - 0.5, -0.5], showgrid: false },
@@ -90,7 +101,7 @@ function speedupLine(row, cell) {
   const shown = cell || row;
   return {
     label: row.method, value: shown.speedup, ci: shown.speedup_ci, pale: isPale(row), text: two(shown.speedup) + "×",
-    hover: [row.method, `${times(shown.speedup)} ${interval(shown.speedup_ci)}`, `${shown.num_questions} questions, τ ${two(shown.acceptance_length)}`, ...(isPale(row) ? [row.rank_text] : [])],
+    hover: [row.method, `${times(shown.speedup)} ${interval(shown.speedup_ci)}`, `${questions(shown.num_questions)}, τ ${two(shown.acceptance_length)}`, ...(isPale(row) ? [row.rank_text] : [])],
   };
 }
 
@@ -101,14 +112,14 @@ function speedupPanels(scope) {
   const panels = [];
   for (const other of DATA.scopes.filter((s) => s.setting === scope.setting)) {
     const lines = measured(other).map((row) => speedupLine(row));
-    panels.push({ group: "Suites, whole", title: other.suite, small: other === scope ? `this suite, ${other.num_questions} questions` : `${other.num_questions} questions`, lines });
+    panels.push({ group: "Suites, whole", title: other.suite, small: other === scope ? `this suite, ${questions(other.num_questions)}` : questions(other.num_questions), lines });
   }
   const categories = [];
   for (const row of measured(scope)) for (const cell of row.by_category) if (!categories.includes(cell.category)) categories.push(cell.category);
   if (categories.length > 1) {
     for (const category of categories) {
       const pairs = measured(scope).map((row) => [row, row.by_category.find((cell) => cell.category === category)]).filter(([, cell]) => cell && cell.speedup !== null);
-      if (pairs.length) panels.push({ group: `Categories of ${scope.suite}`, title: category, small: `${pairs[0][1].num_questions} questions`, lines: pairs.map(([row, cell]) => speedupLine(row, cell)) });
+      if (pairs.length) panels.push({ group: `Categories of ${scope.suite}`, title: category, small: questions(pairs[0][1].num_questions), lines: pairs.map(([row, cell]) => speedupLine(row, cell)) });
     }
   }
   return panels.filter((panel) => panel.lines.length);
@@ -222,7 +233,7 @@ function figPhases(mount, scope) {
   const totals = rows.map((row) => PHASES.reduce((sum, [phase]) => sum + perToken(row, phase), 0));
   const chart = el("div");
   mount.replaceChildren(el("h3", {}, "Milliseconds per committed token, decode"), legend, chart);
-  return draw(chart, "where the time goes", traces, baseLayout(30 * rows.length + 46, {
+  return draw(chart, "where the time goes", traces, baseLayout(rowPixels(rows.map((row) => row.method), 30) * rows.length + 46, {
     barmode: "stack",
     margin: { l: NAMES_PX, r: 66, t: 8, b: 30 },
     xaxis: { range: [0, Math.max(...totals) * 1.02], nticks: 6 },

@@ -38,7 +38,7 @@ function leadSentence(scope) {
   const ranked = scope.rows.filter((row) => row.standing === "ranked" && !isBaseline(row));
   const plainRow = scope.rows.find(isBaseline);
   const strong = (text) => el("b", {}, text);
-  const n = `${scope.num_questions} question${scope.num_questions === 1 ? "" : "s"}`;
+  const n = questions(scope.num_questions);
   if (!ranked.length) return [`No method can be ranked on ${scope.suite} under these conditions; the table says why.`];
   const [first, ...others] = [...ranked].sort((a, b) => a.order - b.order);
   const ties = others.filter((row) => row.rank === first.rank);

@@ -13,6 +13,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,11 @@ def write_leaderboard(store_path: Path, out: Path, *, run_ids: Sequence[str] | N
         part.write_text(page.html, encoding="utf-8")
         part.replace(out)
     except OSError as error:
-        raise cannot_write(out, error) from error
+        with suppress(OSError):
+            part.unlink()
+        refused = cannot_write(out, error)
+        remedy = "specbench leaderboard -o FILE, in a folder that can be written and on a disk with room"
+        raise EnvironmentFailed(refused.what, where=str(out), try_=remedy) from error
     return out
 
 

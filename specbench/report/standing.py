@@ -1,4 +1,5 @@
-"""Where a row stands: ranked, too noisy, not ranked, baseline or control; and the order that follows from it."""
+"""Where a row stands: ranked, control failed, too noisy, not ranked, baseline or control; and the order that follows
+from it."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ class Standing(StrEnum):
     """How a row may be read; the values are the page's. The baseline is ranked like any other where it can be."""
 
     RANKED = "ranked"
+    CONTROL_FAILED = "control_failed"
     NOISY = "noisy"
     UNRANKED = "unranked"
     BASELINE = "baseline"
@@ -28,9 +30,14 @@ def standing(row: MethodRow) -> Standing:
         return Standing.RANKED
     if row.kind == "baseline":
         return Standing.CONTROL if row.is_control else Standing.BASELINE
+    if row.control_failed:
+        return Standing.CONTROL_FAILED
     if row.speedup is None or row.speedup_ci is None or not row.lossless:
         return Standing.UNRANKED
     if row.efficiency_ci is not None and metrics.is_implausible(row.efficiency_ci):
+        return Standing.UNRANKED
+    # The store's reasons begin so where more repeats would not bring a rank: a control among the methods, for one.
+    if any(note.startswith("not ranked") for note in row.notes):
         return Standing.UNRANKED
     return Standing.NOISY if metrics.is_too_noisy(row.speedup, row.speedup_ci) else Standing.UNRANKED
 
@@ -40,6 +47,7 @@ def rank_text(where: Standing, *, rank: int | None, is_tied: bool) -> str:
     if where is Standing.RANKED:
         return f"{rank}=" if is_tied else str(rank)
     return {
+        Standing.CONTROL_FAILED: "control failed",
         Standing.NOISY: "too noisy here",
         Standing.UNRANKED: "not ranked",
         Standing.BASELINE: "baseline",

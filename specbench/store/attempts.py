@@ -25,6 +25,8 @@ class Attempt:
     started: set[int] = field(default_factory=set)
     finished: dict[int, GenerationFinished] = field(default_factory=dict)
     failed: dict[int, GenerationFailed] = field(default_factory=dict)
+    began_s: float | None = None
+    """Unix time of its first start; None where the journal does not say."""
     rows: list[list[Any]] = field(default_factory=list)
     """Steps of all its sequences, fields in StepRow's order."""
 
@@ -48,10 +50,10 @@ class Attempts:
         match event:
             case RunStarted():
                 self._open.clear()
-            case GenerationStarted(group=group, row=row):
+            case GenerationStarted(group=group, row=row, began_s=began_s):
                 attempt = self._open.get(group)
                 if attempt is None or row in attempt.started:
-                    attempt = self._open[group] = Attempt(group)
+                    attempt = self._open[group] = Attempt(group, began_s=began_s)
                 attempt.started.add(row)
             case RawSteps(group=group, rows=rows):
                 self._current(group).rows.extend(rows)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from specbench.events import GenerationFailed, GenerationFinished, Measured, ReferenceFinished
 from specbench.manifest import GroupRecord, Manifest
 from specbench.store.attempts import Attempt
+from specbench.store.device import DeviceLog
 from specbench.store.invariants import InvariantViolation, check_counts
 
 _STEP_INTS = ("row_index", "step", "num_nodes", "depth", "num_accepted", "num_committed", "num_truncated")
@@ -85,6 +86,7 @@ class RunColumns:
         self._failures: dict[int, list[dict[str, Any]]] = {}
         self._references: dict[tuple[str, int], dict[str, Any]] = {}
         self._measurements: list[dict[str, Any]] = []
+        self._device = DeviceLog([], [])
         self.steps = StepColumns()
 
     def add_attempt(self, attempt: Attempt) -> None:
@@ -127,6 +129,10 @@ class RunColumns:
             }
         )
 
+    def add_device(self, log: DeviceLog) -> None:
+        """The machine's state during the run."""
+        self._device = log
+
     def num_generations(self) -> int:
         """Finished ones."""
         return sum(map(len, self._generations.values()))
@@ -144,6 +150,8 @@ class RunColumns:
             "failures": list(chain.from_iterable(self._failures.values())),
             "reference_answers": list(self._references.values()),
             "measurements": self._measurements,
+            "device_sampler": self._device.samplers,
+            "device_sample": self._device.samples,
             "methods": [
                 record.model_dump(exclude={"label", "options"})
                 | {"method": record.label, "position": position, "options": json.dumps(record.options)}
@@ -180,6 +188,7 @@ class RunColumns:
             "num_rows": len(record.question_ids),
             "num_finished": len(attempt.finished),
             "num_failed": len(attempt.failed),
+            "began_s": attempt.began_s,
             **seconds,
         }
 

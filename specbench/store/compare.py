@@ -15,6 +15,7 @@ import numpy as np
 
 from specbench.errors import UsageError
 from specbench.metrics import Bootstrap, FloatArray, Interval, log_ratio_intervals, percentile_interval
+from specbench.store.control import REMEDY, failure, load_control
 from specbench.store.facts import load_run
 from specbench.store.pairs import PairTable, fetch, load_pairs
 
@@ -55,6 +56,8 @@ class EntryRow:
     speedup: float
     """Geometric mean over the shared questions, against its own run's baseline."""
     speedup_ci: Interval | None
+    ranked: bool
+    """False where its run's A/A control failed: its place in the order says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,8 @@ class Comparison:
     pairs: tuple[PairRow, ...]
     drift: tuple[Drift, ...]
     """Of every run but the first."""
+    notes: tuple[str, ...]
+    """Why entries are not ranked, a sentence a run."""
 
 
 def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Comparison:
@@ -118,8 +123,15 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
             f"no question was finished by every method of {', '.join(chosen)}", try_="specbench results ls"
         )
     bootstrap = Bootstrap(len(logs_UK), seed=runs[0]["seed"])
+    failures = {run["run_id"]: failure(load_control(connection, run)) for run in runs}
     rows = [
-        EntryRow(run_id=entry.run_id, method=entry.method, speedup=ratio, speedup_ci=interval)
+        EntryRow(
+            run_id=entry.run_id,
+            method=entry.method,
+            speedup=ratio,
+            speedup_ci=interval,
+            ranked=not failures[entry.run_id],
+        )
         for entry, (ratio, interval) in zip(entries, _ratios(logs_UK, bootstrap), strict=True)
     ]
     drifts = _ratios(base_UR[:, 1:] - base_UR[:, :1], bootstrap)
@@ -132,6 +144,11 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
         drift=tuple(
             Drift(run_id=run_id, ratio=ratio, ratio_ci=interval)
             for run_id, (ratio, interval) in zip(chosen[1:], drifts, strict=True)
+        ),
+        notes=tuple(
+            f"{run_id}: control failed, {why}; its methods are not ranked. To get ranks, {REMEDY}"
+            for run_id, why in failures.items()
+            if why
         ),
     )
 

@@ -15,8 +15,8 @@ import duckdb
 from specbench.errors import EnvironmentFailed, StoreBusy
 from specbench.store.files import cannot_write
 
-STORE_SCHEMA = 1
-"""Version of schema.sql; a newer store is refused, an older one is rebuilt from the journals."""
+STORE_SCHEMA = 2
+"""Version of schema.sql; a newer store is refused, an older one gets the tables and columns it lacks."""
 BUSY_S = 10.0
 """How long a locked store is waited for."""
 _FIRST_WAIT_S = 0.02
@@ -46,9 +46,15 @@ def open_store(
         _make_folder(path)
     connection = _connect(path, read_only=read_only, timeout_s=timeout_s)
     try:
-        _check_version(connection, path, read_only=read_only)
+        found = _check_version(connection, path, read_only=read_only)
+        if read_only and found < STORE_SCHEMA:
+            connection.close()
+            with open_store(path, timeout_s=timeout_s):
+                pass  # opening for writing brings it up to date
+            connection = _connect(path, read_only=True, timeout_s=timeout_s)
         if not read_only:
             connection.execute(_sql("schema.sql"))
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", [str(STORE_SCHEMA)])
         _install_views(connection, read_only=read_only)
         yield connection
     except duckdb.IOException as error:
@@ -97,12 +103,13 @@ def _connect(path: Path, *, read_only: bool, timeout_s: float) -> duckdb.DuckDBP
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def _check_version(connection: duckdb.DuckDBPyConnection, path: Path, *, read_only: bool) -> None:
+def _check_version(connection: duckdb.DuckDBPyConnection, path: Path, *, read_only: bool) -> int:
+    """The version found; an empty file becomes a store of this one."""
     tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     if not tables and not read_only:
         connection.execute(_sql("schema.sql"))
         connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", [str(STORE_SCHEMA)])
-        return
+        return STORE_SCHEMA
     found = _meta(connection, "schema_version") if "meta" in tables else None
     if found is None:
         raise EnvironmentFailed(
@@ -116,6 +123,7 @@ def _check_version(connection: duckdb.DuckDBPyConnection, path: Path, *, read_on
             where=str(path),
             try_="pip install --upgrade specbench",
         )
+    return int(found)
 
 
 def _install_views(connection: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:

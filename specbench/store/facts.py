@@ -8,7 +8,9 @@ import duckdb
 
 from specbench.errors import UsageError, did_you_mean
 from specbench.metrics import Bootstrap, Speedup
+from specbench.store.control import judge
 from specbench.store.pairs import PairTable, fetch, load_pairs
+from specbench.store.records import Control
 
 SLOW_BASELINE = 0.6
 """On CUDA a baseline below this share of the measured bandwidth gives no ranks (measurement 11)."""
@@ -63,7 +65,12 @@ class Facts:
         self._bootstraps: dict[int, Bootstrap] = {}
         self.bootstrap = self.bootstrap_of(max(1, len(self.pairs.units)))
         self.speedups = self.pairs.speedups(self.bootstrap) if self.pairs.units else {}
+        self.control = self._control()
         self.by_category = self._categories() if run["batch_size"] == 1 else {}
+
+    def _control(self) -> Control | None:
+        label = next((method["method"] for method in self.methods if method["is_control"]), None)
+        return None if label is None else judge(label, self.speedups.get(label))
 
     def _categories(self) -> dict[str, dict[str, Speedup]]:
         found = {}

@@ -18,6 +18,7 @@ from specbench.manifest import Manifest, read_manifest
 from specbench.store.attempts import Attempts
 from specbench.store.columns import RunColumns
 from specbench.store.db import BUSY_S, open_store
+from specbench.store.device import read_device
 from specbench.store.journal import replay, run_state
 
 RUN_TABLES = (
@@ -30,6 +31,8 @@ RUN_TABLES = (
     "steps",
     "failures",
     "measurements",
+    "device_sampler",
+    "device_sample",
 )
 """Tables with a run_id: all of a measured run."""
 
@@ -74,6 +77,7 @@ def ingest(store: Path, run_folder: Path, *, timeout_s: float = BUSY_S) -> Inges
         attempt = attempts.feed(event)
         if attempt is not None:
             columns.add_attempt(attempt)
+    columns.add_device(read_device(run_folder))
     state = run_state(run_folder)
     read_s = time.perf_counter() - began
     tables = columns.tables()

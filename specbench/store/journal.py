@@ -61,7 +61,7 @@ class Journal:
             # Unbuffered: what write() was given is in the kernel when it returns, so that kill -9 loses nothing of it.
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                self._end = _end_of_whole_lines(self._file)
+                self._end = end_of_whole_lines(self._file)
                 if self._end != os.fstat(self._file).st_size:
                     os.ftruncate(self._file, self._end)
             except OSError:
@@ -183,7 +183,7 @@ def last_event(folder: Path) -> Event | None:
     path = events_file(folder)
     try:
         with path.open("rb") as file:
-            end = _end_of_whole_lines(file.fileno())
+            end = end_of_whole_lines(file.fileno())
             if end == 0:
                 return None
             start = _start_of_line_before(file.fileno(), end)
@@ -255,8 +255,8 @@ def _damaged(line: _Line, error: Exception) -> EnvironmentFailed:
     )
 
 
-def _end_of_whole_lines(file: int) -> int:
-    """Byte offset behind the last whole, readable line."""
+def end_of_whole_lines(file: int) -> int:
+    """Byte offset behind the last whole, readable line of an open JSONL file."""
     size = os.fstat(file).st_size
     end = _start_of_line_before(file, size + 1) if size else 0
     if end == 0:

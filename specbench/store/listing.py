@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -17,6 +17,7 @@ from specbench.metrics import geometric_mean
 from specbench.store.db import open_store
 from specbench.store.journal import run_state
 from specbench.store.pairs import fetch
+from specbench.store.training import headline, training_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class RunEntry:
     """Its speed-ups can be read: `results ingest` makes it so."""
     speedups: dict[str, float]
     """Geometric means by method; empty until ingested. Intervals: `results show`."""
+    kind: Literal["run", "train"] = "run"
+    """What made the folder; a training's `suite` is its data set."""
+    headline: str = ""
+    """A training's best figure so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,8 @@ def list_runs(results: Path | None, *, timeout_s: float = 1.0) -> Listing:
 
     A store that is busy or unreadable costs the speed-ups, and a note says so: the folders alone are listed then.
     """
-    entries = {entry.run_id: entry for entry in _from_folders(paths.run_dir(results, ""))}
+    runs = paths.run_dir(results, "")
+    entries = {entry.run_id: entry for entry in (*_from_folders(runs), *_trainings(runs))}
     notes: list[str] = []
     store = paths.store_file(results)
     if store.exists():
@@ -87,6 +93,28 @@ def _from_folders(runs: Path) -> Iterator[RunEntry]:
             has_journal=(folder / "events.jsonl").exists(),
             is_stored=False,
             speedups={},
+        )
+
+
+def _trainings(runs: Path) -> Iterator[RunEntry]:
+    for folder in training_folders(runs):
+        try:
+            record = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+            created, dataset, target = record["created"], record["dataset"]["name"], record["target"]["name"]
+            state = run_state(folder)
+        except (ValueError, KeyError, TypeError, EnvironmentFailed):
+            created, dataset, target, state = "", "?", "?", "damaged"
+        yield RunEntry(
+            run_id=folder.name,
+            created=created,
+            suite=dataset,
+            target=target,
+            state=state,
+            has_journal=(folder / "events.jsonl").exists(),
+            is_stored=False,
+            speedups={},
+            kind="train",
+            headline=headline(folder),
         )
 
 

@@ -156,6 +156,8 @@ class MethodRow:
     lossless: bool
     carry: str
     ranked: bool
+    control_failed: bool = False
+    """Nothing but the run's failed A/A control stands between this row and a rank."""
     rank: int | None
     """1 + the number of ranked methods that are faster beyond doubt; None where not ranked."""
     tied_with: tuple[str, ...]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from specbench.metrics import Interval, Speedup, efficiency_interval, is_implausible, is_too_noisy, leviathan
+from specbench.store.control import failure
 from specbench.store.facts import Facts, Row
 from specbench.store.records import (
     BaselineMeter,
@@ -70,8 +71,11 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         notes=(),
     )
     reasons = _reasons_not_to_rank(facts, row, speedup, is_competitor=method["is_ranked"])
+    failed_control = failure(facts.control) if not reasons else ""
+    if failed_control:
+        reasons = [f"control failed: {failed_control} in this run, so nothing in it is ranked"]
     notes = (*reasons, *_remarks(row), *method["notes"])
-    return dataclasses.replace(row, ranked=not reasons, notes=notes)
+    return dataclasses.replace(row, ranked=not reasons, control_failed=bool(failed_control), notes=notes)
 
 
 def _reasons_not_to_rank(facts: Facts, row: MethodRow, speedup: Speedup, *, is_competitor: bool) -> list[str]:

@@ -102,8 +102,10 @@ CREATE TABLE IF NOT EXISTS groups (
     verify_s DOUBLE NOT NULL,
     accept_s DOUBLE NOT NULL,
     commit_s DOUBLE NOT NULL,
-    journal_s DOUBLE NOT NULL
+    journal_s DOUBLE NOT NULL,
+    began_s DOUBLE                       -- Unix time; NULL where the journal does not say (schema 1)
 );
+ALTER TABLE groups ADD COLUMN IF NOT EXISTS began_s DOUBLE;
 
 -- One finished answer: tokens belong here.
 CREATE TABLE IF NOT EXISTS generations (
@@ -170,6 +172,39 @@ CREATE TABLE IF NOT EXISTS measurements (
     method VARCHAR NOT NULL              -- '' where it belongs to the whole run
 );
 
+-- What watched the machine: one row per start of the run.
+CREATE TABLE IF NOT EXISTS device_sampler (
+    run_id VARCHAR NOT NULL,
+    at_s DOUBLE NOT NULL,                -- Unix time
+    interval_s DOUBLE NOT NULL,          -- wanted
+    num_cpus INTEGER NOT NULL,
+    governor VARCHAR,
+    gpu_missing VARCHAR                  -- why the GPU in use was not watched; NULL where it was, or none was in use
+);
+
+-- The machine's state, about once a second. CPU seconds are of all cores together, since the sample before.
+CREATE TABLE IF NOT EXISTS device_sample (
+    run_id VARCHAR NOT NULL,
+    at_s DOUBLE NOT NULL,                -- Unix time of the sample's end
+    interval_s DOUBLE NOT NULL,
+    num_cpus INTEGER NOT NULL,
+    busy_s DOUBLE NOT NULL,              -- everything, stolen time included
+    own_s DOUBLE NOT NULL,               -- the run's process
+    sampler_s DOUBLE NOT NULL,           -- the sampler itself
+    load_average DOUBLE NOT NULL,        -- over the last minute
+    available_bytes BIGINT NOT NULL,
+    num_threads INTEGER NOT NULL,        -- of the run's process
+    cpu_mhz DOUBLE,                      -- of the core the run was on; NULL where not readable
+    throttle_reasons VARCHAR[] NOT NULL, -- of CPU and GPU; empty: full speed
+    top_others JSON,                     -- [[name, CPU seconds since the last look], ...]; NULL between looks
+    gpu_mhz DOUBLE,
+    gpu_memory_mhz DOUBLE,
+    gpu_temperature_c DOUBLE,
+    gpu_power_w DOUBLE,
+    gpu_use DOUBLE,                      -- share of the last moments with a kernel running
+    num_gpu_processes INTEGER            -- the run's own included
+);
+
 -- Other people's answer files: shown beside measured rows, never ranked with them.
 CREATE TABLE IF NOT EXISTS external_imports (
     import_id VARCHAR NOT NULL,          -- from the two files' hashes and the three names: importing twice replaces
@@ -198,4 +233,54 @@ CREATE TABLE IF NOT EXISTS external_turns (
     tokens_are_estimated BOOLEAN NOT NULL,
     wall_s DOUBLE NOT NULL,              -- prefill and everything else included
     text VARCHAR NOT NULL
+);
+
+-- One row per training (`specbench train`); its folder holds train.json in place of manifest.json.
+CREATE TABLE IF NOT EXISTS train_runs (
+    run_id VARCHAR NOT NULL,
+    created VARCHAR NOT NULL,            -- ISO 8601, UTC
+    state VARCHAR NOT NULL,              -- as in runs
+    finished VARCHAR,
+    message VARCHAR NOT NULL,
+    method VARCHAR NOT NULL,
+    target VARCHAR NOT NULL,
+    target_hash VARCHAR NOT NULL,
+    dataset VARCHAR NOT NULL,
+    dataset_hash VARCHAR NOT NULL,       -- over every token and label
+    num_parameters BIGINT NOT NULL,      -- of the drafter
+    device_kind VARCHAR NOT NULL,
+    device VARCHAR NOT NULL,
+    num_processes INTEGER NOT NULL,
+    seed BIGINT NOT NULL,
+    record JSON NOT NULL                 -- train.json
+);
+
+-- One optimiser step.
+CREATE TABLE IF NOT EXISTS train_steps (
+    run_id VARCHAR NOT NULL,
+    step INTEGER NOT NULL,               -- steps done, this one included
+    epoch DOUBLE NOT NULL,
+    num_tokens BIGINT NOT NULL,          -- text tokens read so far
+    seconds DOUBLE NOT NULL,             -- of training so far
+    num_anchors BIGINT NOT NULL,
+    loss DOUBLE NOT NULL,                -- per anchor
+    lr DOUBLE NOT NULL,
+    grad_norm DOUBLE NOT NULL            -- before clipping
+);
+
+-- One evaluation on held-out documents; lists are by depth, from 0.
+CREATE TABLE IF NOT EXISTS train_evals (
+    run_id VARCHAR NOT NULL,
+    step INTEGER NOT NULL,
+    num BIGINT[] NOT NULL,               -- labels
+    loss DOUBLE[] NOT NULL,              -- summed over labels
+    correct BIGINT[][] NOT NULL,         -- [depth][r]: labels among the first r + 1 choices
+    whole BIGINT[] NOT NULL,             -- anchors whose labels up to this depth all exist
+    right_ BIGINT[] NOT NULL,            -- those whose first choices up to this depth are all right
+    num_steps BIGINT NOT NULL,           -- of the simulated run; 0 = none was made
+    num_new_tokens BIGINT NOT NULL,
+    accepted_at BIGINT[] NOT NULL,       -- steps with at least depth + 1 accepted
+    proposed_at BIGINT[] NOT NULL,
+    seconds DOUBLE NOT NULL,
+    is_best BOOLEAN NOT NULL
 );

@@ -10,6 +10,7 @@ import dataclasses
 import duckdb
 
 from specbench.metrics import standings
+from specbench.store.control import REMEDY, failure
 from specbench.store.facts import Facts, Row, load_run, run_ids
 from specbench.store.pairs import fetch
 from specbench.store.records import (
@@ -55,13 +56,12 @@ def summarise(connection: duckdb.DuckDBPyConnection, run_id: str) -> RunSummary:
     run = load_run(connection, run_id)
     facts = Facts(connection, run)
     rows = _ranked(facts, [method_row(facts, method) for method in facts.methods])
-    control = _control(rows)
     given = {field.name: run[field.name] for field in dataclasses.fields(RunSummary) if field.name in run}
     return RunSummary(
         schema=SUMMARY_SCHEMA,
         rows=tuple(rows),
-        control=control,
-        notes=tuple(_run_notes(connection, run, facts, control)),
+        control=facts.control,
+        notes=tuple(_run_notes(connection, run, facts)),
         **given,
     )
 
@@ -79,15 +79,7 @@ def _ranked(facts: Facts, rows: list[MethodRow]) -> list[MethodRow]:
     return ranked
 
 
-def _control(rows: list[MethodRow]) -> Control | None:
-    row = next((row for row in rows if row.is_control), None)
-    if row is None:
-        return None
-    passed = row.speedup_ci.contains(1.0) if row.speedup_ci is not None else None
-    return Control(method=row.method, speedup=row.speedup, speedup_ci=row.speedup_ci, passed=passed)
-
-
-def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts, control: Control | None) -> list[str]:
+def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts) -> list[str]:
     notes = []
     measured = fetch(connection, "SELECT count(*) AS num FROM groups WHERE run_id = ?", run["run_id"])[0]["num"]
     if measured < run["num_groups"]:
@@ -96,16 +88,39 @@ def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts, co
         notes.append(f"{run['repeats']} repeats: a published number has at least {MIN_REPEATS}")
     if facts.baseline is None:
         notes.append("no autoregressive baseline in this run: no speed-ups")
-    if control is None:
+    if facts.control is None:
         notes.append("no A/A control in this run: nothing shows how still the machine was")
-    elif control.passed is False and control.speedup_ci is not None:
-        low, high = control.speedup_ci
+    elif failure(facts.control):
         notes.append(
-            f"the A/A control failed: autoregression against itself gives [{low:.3f}, {high:.3f}], which excludes 1; "
-            "differences of that size mean nothing here"
+            f"the A/A control failed: {failure(facts.control)}; differences of that size mean nothing here and no "
+            f"method is ranked. To get ranks, {REMEDY}"
         )
+    notes += _device_notes(connection, run)
     if run["batch_size"] > 1:
         notes.append(
             f"batch {run['batch_size']}: the unit is a group of questions, no speed-up belongs to one question"
         )
+    return notes
+
+
+def _device_notes(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:
+    """What the machine did beside measuring (measurement 17): flagged, never dropped."""
+    notes = []
+    units = "questions" if run["batch_size"] == 1 else "groups of questions"
+    for flags in fetch(connection, "SELECT * FROM device_flags WHERE run_id = ?", run["run_id"]):
+        if flags["num_dated"] and not flags["num_watched"]:
+            notes.append("the machine was not watched during this run: nothing shows whether it was busy or throttled")
+        for what, why in (
+            ("throttled", "the machine was throttled"),
+            ("crowded", f"other processes took more than {flags['busy_limit']:.0%} of the CPUs"),
+        ):
+            if flags[f"num_{what}_groups"]:
+                notes.append(
+                    f"{flags[f'num_{what}_units']} of {flags['num_units']} {units} "
+                    f"({flags[f'num_{what}_groups']} of {flags['num_groups']} timed generations) "
+                    f"were measured while {why}"
+                )
+    query = "SELECT DISTINCT gpu_missing FROM device_sampler WHERE run_id = ? AND gpu_missing IS NOT NULL ORDER BY 1"
+    for row in fetch(connection, query, run["run_id"]):
+        notes.append(f"the GPU's clocks, heat and throttling were not recorded: {row['gpu_missing']}")
     return notes

@@ -31,6 +31,62 @@ JOIN (
 ) AS t USING (run_id, group_id)
 WHERE g.num_finished = g.num_rows;
 
+-- What others took of the CPUs, sample by sample.
+CREATE OR REPLACE VIEW device_load AS
+SELECT
+    *,
+    greatest(0.0, busy_s - own_s - sampler_s) AS others_s,
+    others_s / (num_cpus * interval_s) AS others_share,
+    len(throttle_reasons) > 0 AS is_throttled
+FROM device_sample;
+
+-- A timed group and the samples that overlap it: running sums up to the last that began before its end, minus those up
+-- to the last that ended before its beginning (a plain join over ten hours of samples takes ten times as long).
+-- Crowded: other processes took more than busy_limit of all CPUs. Flags only; no measurement is dropped for them.
+CREATE OR REPLACE VIEW watched_groups AS
+WITH sums AS (
+    SELECT
+        run_id,
+        at_s,
+        at_s - interval_s AS start_s,
+        count(*) OVER upto AS num_samples,
+        sum(others_s) OVER upto AS others_s,
+        sum(num_cpus * interval_s) OVER upto AS cpus_s,
+        sum(is_throttled::INTEGER) OVER upto AS num_throttled
+    FROM device_load
+    WINDOW upto AS (PARTITION BY run_id ORDER BY at_s)
+)
+SELECT
+    g.run_id,
+    g.group_id,
+    g.method,
+    g.unit,
+    g.began_s,
+    coalesce(till.num_samples, 0) - coalesce(since.num_samples, 0) AS num_samples,
+    (till.others_s - coalesce(since.others_s, 0)) / nullif(till.cpus_s - coalesce(since.cpus_s, 0), 0) AS others_share,
+    0.1::DOUBLE AS busy_limit,
+    coalesce(others_share > busy_limit, false) AS is_crowded,
+    coalesce(till.num_throttled > coalesce(since.num_throttled, 0), false) AS is_throttled
+FROM timed_groups AS g
+ASOF LEFT JOIN sums AS since ON since.run_id = g.run_id AND since.at_s <= g.began_s
+ASOF LEFT JOIN sums AS till ON till.run_id = g.run_id AND till.start_s < g.began_s + g.total_s;
+
+-- How much of a run was measured on a machine that was not its own.
+CREATE OR REPLACE VIEW device_flags AS
+SELECT
+    run_id,
+    max(busy_limit) AS busy_limit,
+    count(DISTINCT unit) AS num_units,
+    count(*) AS num_groups,
+    count(began_s) AS num_dated,
+    count(*) FILTER (num_samples > 0) AS num_watched,
+    count(DISTINCT unit) FILTER (is_crowded) AS num_crowded_units,
+    count(*) FILTER (is_crowded) AS num_crowded_groups,
+    count(DISTINCT unit) FILTER (is_throttled) AS num_throttled_units,
+    count(*) FILTER (is_throttled) AS num_throttled_groups
+FROM watched_groups
+GROUP BY run_id;
+
 -- Sums over timed groups. other_s: wall clock that no phase claims.
 -- acceptance_length: tokens kept per step, bonus included; what lies beyond a stop is not counted.
 CREATE OR REPLACE VIEW totals AS
@@ -357,3 +413,29 @@ JOIN turns AS b
     ON b.import_id = m.import_id AND b.question_id = m.question_id AND b.turn = m.turn AND b.is_baseline
 WHERE NOT m.is_baseline
 GROUP BY m.import_id, m.question_id;
+
+-- Figures of an evaluation, one row per depth (from 0). accuracy: of the first choice. chain: of the anchors whose
+-- labels up to here exist, the share whose first choices were all right.
+CREATE OR REPLACE VIEW train_depths AS
+SELECT
+    run_id,
+    step,
+    place - 1 AS depth,
+    num[place] AS num_labels,
+    loss[place] / nullif(num[place], 0) AS loss,
+    correct[place][1] / nullif(num[place], 0) AS accuracy,
+    right_[place] / nullif(whole[place], 0) AS chain
+FROM (SELECT *, unnest(generate_series(1, len(num))) AS place FROM train_evals);
+
+-- acceptance_length: of the simulated run, bonus included. expected_accepted: of a greedy chain, by the labels.
+CREATE OR REPLACE VIEW train_figures AS
+SELECT
+    e.run_id,
+    e.step,
+    e.is_best,
+    list_sum(e.loss) / nullif(list_sum(e.num), 0) AS loss,
+    e.num_new_tokens / nullif(e.num_steps, 0) AS acceptance_length,
+    d.expected_accepted
+FROM train_evals AS e
+JOIN (SELECT run_id, step, sum(chain) AS expected_accepted FROM train_depths GROUP BY run_id, step) AS d
+    USING (run_id, step);

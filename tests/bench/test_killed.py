@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from specbench.api import Silent
 from specbench.bench.request import RunRequest
 from specbench.bench.runner import run
 from specbench.events import GenerationFinished
+from specbench.store.device import metrics_file, read_device
 from specbench.store.journal import read_events
 from specbench.store.summary import to_json
 
@@ -21,6 +25,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def finished_in(folder: Path) -> list[GenerationFinished]:
     return [line.event for line in read_events(folder) if isinstance(line.event, GenerationFinished)]
+
+
+def is_sampler_of(folder: Path) -> bool:
+    """True while the process that wrote the record's first line is there (and is what it was)."""
+    first = json.loads(metrics_file(folder).read_text().splitlines()[0])
+    try:
+        return any("device_sampler.py" in word for word in psutil.Process(first["pid"]).cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_killed_run_resumed_equals_one_that_was_not_killed(tiny_suite, tiny_target, tmp_path):
@@ -46,6 +59,11 @@ def test_a_killed_run_resumed_equals_one_that_was_not_killed(tiny_suite, tiny_ta
     assert folder is not None, "no answer within two minutes"
     process.send_signal(signal.SIGKILL)
     process.wait()
+    [sampler] = read_device(folder).samplers
+    deadline = time.monotonic() + 2
+    while is_sampler_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_sampler_of(folder), "the process that watched the machine outlived its run"
     # A kill can also tear the last line; one torn by hand makes sure that this is what is survived.
     with (folder / "events.jsonl").open("a") as file:
         file.write('{"e":"steps","group":99,"ro')
@@ -53,6 +71,7 @@ def test_a_killed_run_resumed_equals_one_that_was_not_killed(tiny_suite, tiny_ta
     assert 5 <= len(before) < 45
 
     resumed = run(RunRequest(resume=folder.name, store=store), Silent())
+    assert [later["at_s"] > sampler["at_s"] for later in read_device(folder).samplers] == [False, True]
     after = finished_in(folder)
     assert after[: len(before)] == before
     assert sorted(e.group for e in after) == list(range(45))  # 5 turns x 3 methods x 3 repeats, each once

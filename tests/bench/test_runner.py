@@ -16,7 +16,9 @@ from specbench.bench.runner import run
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, Measured, ReferenceFinished, Steps
 from specbench.manifest import read_manifest
+from specbench.store.db import open_store
 from specbench.store.journal import read_events
+from specbench.store.pairs import fetch
 from specbench.store.summary import to_json
 
 CHAIN_HEAD = """
@@ -106,6 +108,19 @@ def test_batches_write_the_same_tokens_as_single_questions(go):
         key(e): e.tokens for e in batched(GenerationFinished)
     }
     assert all(e.total_s == 0 for e in batched(GenerationFinished) if e.row > 0)
+
+
+def test_a_run_is_watched_from_beside_and_its_groups_find_their_samples(go, tmp_path):
+    """The record of the machine reaches the store by the time at which each generation began."""
+    outcome, events = go()
+    begins = [e.began_s for e in events(GenerationStarted)]
+    assert begins == sorted(begins)
+    with open_store(paths.store_file(tmp_path / "results"), read_only=True) as connection:
+        [flags] = fetch(connection, "SELECT * FROM device_flags")
+        [sampler] = fetch(connection, "SELECT * FROM device_sampler")
+    assert flags["num_groups"] == flags["num_dated"] == 30 and flags["num_watched"] > 0
+    assert sampler["run_id"] == outcome.run_id and sampler["at_s"] < begins[-1]
+    assert not any("not watched" in note for note in outcome.summary.notes)
 
 
 def test_a_reference_is_kept_and_reused_by_the_next_run(go):

@@ -111,6 +111,14 @@ def test_a_noisy_row_has_words_in_place_of_its_rank() -> None:
     assert (row["rank"], row["rank_text"], row["standing"]) == (None, "too noisy here", "noisy")
 
 
+def test_a_run_whose_control_failed_takes_no_rank_beside_a_run_whose_did_not() -> None:
+    withheld = method_row("suffix", speedup=1.5, ranked=False, rank=None, control_failed=True)
+    rows = _rows(build_board([record(summary(withheld)), record(_later(summary(method_row("b", speedup=1.2))))], []))
+    assert (rows["suffix"]["rank"], rows["suffix"]["rank_text"]) == (None, "control failed")
+    assert rows["suffix"]["standing"] == "control_failed" and rows["suffix"]["speedup"] == 1.5
+    assert rows["b"]["rank"] == 1
+
+
 def test_external_rows_never_enter_a_scope() -> None:
     board = build_board([record(summary())], [external_row()])
     assert [row["method"] for row in board["external"]] == ["their_method"]

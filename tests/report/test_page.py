@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import re
 import subprocess
@@ -234,6 +235,22 @@ def test_a_folder_that_cannot_be_written_is_named(store: Path, tmp_path: Path) -
     with pytest.raises(EnvironmentFailed) as caught:
         write_leaderboard(store, blocker / "board.html")
     assert "file" in str(caught.value)
+
+
+def test_a_full_disk_leaves_no_half_page_and_says_where_else_to_write(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, text: str, *, encoding: str) -> int:
+        self.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    out = tmp_path / "here" / "board.html"
+    with monkeypatch.context() as patch, pytest.raises(EnvironmentFailed) as caught:
+        patch.setattr(Path, "write_text", refuse)
+        write_leaderboard(store, out)
+    assert "disk is full" in caught.value.what
+    assert "-o FILE" in caught.value.try_ and "--resume" not in caught.value.try_
+    assert list(out.parent.iterdir()) == []
 
 
 def test_the_page_is_written_whole_or_not_at_all(store: Path, tmp_path: Path) -> None:

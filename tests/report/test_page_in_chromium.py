@@ -167,6 +167,27 @@ def test_nothing_sticks_out_sideways(browser: Browser, board: str, width: int) -
         )
 
 
+def test_the_variants_of_a_grid_can_be_told_apart_in_every_figure(browser: Browser, tmp_path: Path) -> None:
+    rows = [method_row(f"prompt_lookup[num_tokens={n}]", rank=n, tied_with=()) for n in (1, 2)]
+    browser.open(_write(tmp_path, summary(*rows)), height=6000)
+    _drawn(browser)
+    for figure in ("speedup", "efficiency", "phases"):
+        ticks = browser.evaluate(
+            f"[...document.querySelectorAll('#fig-{figure} .yaxislayer-above .ytick text')].map(t => t.textContent)"
+        )
+        shown = [tick for tick in ticks if "prompt_lookup" in tick]
+        assert {"num_tokens=1" in tick or "num_tokens=2" in tick for tick in shown} == {True}, (figure, ticks)
+
+
+def test_on_a_phone_a_name_stands_on_the_line_of_its_mark(browser: Browser, tmp_path: Path) -> None:
+    control = method_row("autoregressive#2", kind="baseline", is_control=True, rank=None, ranked=False)
+    browser.open(_write(tmp_path, summary(control)), width=390)
+    heights = browser.evaluate(
+        "[...document.querySelectorAll('#ranking-table td.name > div')].map(d => d.getBoundingClientRect().height)"
+    )
+    assert heights and max(heights) < 24, heights
+
+
 def test_hostile_names_run_nothing_and_link_nowhere(browser: Browser, tmp_path: Path) -> None:
     row = method_row(HOSTILE, title=HOSTILE, notes=(HOSTILE,))
     url = _write(tmp_path, summary(row, suite=HOSTILE, target=HOSTILE, notes=(HOSTILE,)))

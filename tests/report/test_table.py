@@ -82,6 +82,13 @@ def test_a_buggy_row_is_never_called_noisy() -> None:
     assert _line_of(table.to_text(summary(wide)), "ctc").startswith("not ranked")
 
 
+def test_a_control_among_the_methods_is_never_called_noisy() -> None:
+    """More repeats would not bring it a rank, which is what `too noisy here` promises."""
+    notes = ("not ranked: a control, not a competitor", "too noisy here: the interval is ±40% wide")
+    oracle = method_row("oracle", half=0.8, rank=None, ranked=False, notes=notes)
+    assert _line_of(table.to_text(summary(oracle)), "oracle").startswith("not ranked")
+
+
 def test_ties_are_marked_and_named() -> None:
     text = table.to_text(_race())
     assert _line_of(text, "draft_model").startswith("1=")
@@ -124,6 +131,14 @@ def test_a_failed_control_is_told_once_by_the_run_s_own_note() -> None:
     note = "the A/A control failed: autoregression against itself gives [1.050, 1.150]"
     text = table.to_text(summary(method_row(), control=failed, notes=(note,)))
     assert text.count("A/A control") == 1
+
+
+def test_methods_of_a_run_whose_control_failed_have_words_in_place_of_a_rank() -> None:
+    """Their speed-up and interval stay."""
+    withheld = method_row("suffix", speedup=1.5, ranked=False, rank=None, control_failed=True)
+    (cells,) = [line.cells for line in table.lines(summary(withheld)) if line.cells["method"] == "suffix"]
+    assert (cells["rank"], cells["speedup"]) == ("control failed", "1.50×")
+    assert cells["interval"] != "–"
 
 
 def test_a_partial_run_is_marked_in_its_first_line() -> None:

@@ -15,8 +15,8 @@ from specbench.manifest import Manifest
 from specbench.store.compare import Comparison, compare
 from specbench.store.db import open_store
 from specbench.store.ingest import ingest
-from specbench.store.summary import to_json
-from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, SLOW, make_manifest, run_events, write_run
+from specbench.store.summary import summarise, to_json
+from tests.store.synthetic import AR_S, AUTOREGRESSIVE, CHAIN, CONTROL, SLOW, make_manifest, run_events, write_run
 
 
 def put(tmp_path: Path, manifest: Manifest, *competitors: Any, slower: float = 1.0, seed: int = 0) -> None:
@@ -94,6 +94,22 @@ def test_unlike_runs_are_refused_by_the_condition_that_differs(
     with pytest.raises(UsageError, match=f"{word}.* differ") as caught:
         comparison(tmp_path, "run-a", "run-b")
     assert "run-a" in caught.value.what and "run-b" in caught.value.what
+
+
+def test_methods_of_a_run_whose_control_failed_are_shown_and_not_ranked(tmp_path: Path) -> None:
+    """Compare reads the verdict that the run's own summary has."""
+    trio = (AUTOREGRESSIVE, dataclasses.replace(CONTROL, verify_s=1.03 * AR_S), CHAIN)
+    put(tmp_path, make_manifest(trio, num_questions=12), *trio)
+    quiet = (AUTOREGRESSIVE, CHAIN)
+    put(tmp_path, make_manifest(quiet, num_questions=12, run_id="run-b"), *quiet, seed=1)
+    found = comparison(tmp_path, "run-a", "run-b")
+    assert {entry.run_id: entry.ranked for entry in found.entries} == {"run-a": False, "run-b": True}
+    assert all(entry.speedup > 1 and entry.speedup_ci for entry in found.entries)
+    (note,) = found.notes
+    with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
+        control = summarise(connection, "run-a").control
+    assert control is not None and control.speedup_ci is not None
+    assert f"run-a: control failed, autoregression against itself gives [{control.speedup_ci.low:.3f}" in note
 
 
 def test_one_run_is_no_comparison(tmp_path: Path) -> None:

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.events import SCHEMA, Event, Measured, RunFinished, RunStarted, Steps
+from specbench.events import (
+    SCHEMA,
+    Event,
+    GenerationStarted,
+    Measured,
+    RunFinished,
+    RunStarted,
+    StepRow,
+    Steps,
+    to_line,
+)
 from specbench.store import journal as journal_module
 from specbench.store.files import holder
 from specbench.store.journal import Journal, last_event, read_events, run_state
@@ -42,6 +52,22 @@ def test_what_is_written_is_read_back_in_order(tmp_path: Path) -> None:
         journal.steps(0, ROWS[1:])
         journal.write(ONE)
     assert events_of(tmp_path) == [STARTED, Steps(group=0, rows=tuple(ROWS)), ONE]
+
+
+def test_a_line_of_steps_is_what_json_would_write_but_for_its_digits() -> None:
+    """The hand-written encoder against the general one: any reader of JSON reads both."""
+    rows = (
+        StepRow(0, 7, 0.1234567894, 5, 3, 2, 3, 1, (1, 0), (11, 4095), 1e-7, 0.003, 2.5e-5, 0.0),
+        StepRow(1, 7, 123.5, 0, 0, 0, 1, 0, (), (6,), 0.0, 0.0, 0.0, 0.0),
+    )
+    written = json.loads(to_line(Steps(group=3, rows=rows)))
+    plain = json.loads(json.dumps({"e": "steps", "group": 3, "rows": rows}))
+    assert written.keys() == plain.keys() and written["group"] == 3
+    for ours, theirs in zip(written["rows"], plain["rows"], strict=True):
+        assert [x for x in ours if not isinstance(x, float)] == [x for x in theirs if not isinstance(x, float)]
+        assert [x for x in ours if isinstance(x, float)] == pytest.approx(
+            [x for x in theirs if isinstance(x, float)], rel=0, abs=5.1e-10
+        )
 
 
 def test_offsets_let_a_tail_go_on_where_it_stopped(tmp_path: Path) -> None:
@@ -111,6 +137,20 @@ def test_an_unknown_event_is_an_error_even_at_the_end(tmp_path: Path) -> None:
     append(tmp_path, '{"e":"from_the_future"}\n')
     with pytest.raises(EnvironmentFailed, match="from_the_future"):
         events_of(tmp_path)
+
+
+def test_a_journal_of_the_first_schema_is_read(tmp_path: Path) -> None:
+    """Its generations do not say when they began, and its seconds have all their digits."""
+    append(
+        tmp_path,
+        '{"e":"run_started","schema":1,"run_id":"r","time":"t","pid":1,"resumed":false}\n'
+        '{"e":"generation_started","group":0,"row":0,"method":"m","question_id":"81","category":"c","turn":0,"repeat":0,'
+        '"num_prompt_tokens":20}\n'
+        '{"e":"steps","group":0,"rows":[[0,0,0.006023514604421867,0,0,0,1,0,[],[11],0.0,0.003,1e-05,2e-05]]}\n',
+    )
+    _, began, steps = events_of(tmp_path)
+    assert isinstance(began, GenerationStarted) and began.began_s is None
+    assert isinstance(steps, Steps) and steps.rows[0].end_s == 0.006023514604421867
 
 
 def test_a_newer_journal_is_refused(tmp_path: Path) -> None:

@@ -199,7 +199,36 @@ def test_a_failed_control_is_said_of_the_run(tmp_path: Path) -> None:
 
     summary = summary_of(tmp_path, change=change)
     assert summary.control is not None and summary.control.passed is False
-    assert any("A/A control failed" in note for note in summary.notes)
+    (note,) = [note for note in summary.notes if "A/A control failed" in note]
+    assert "excludes 1" in note and "quiet machine" in note and "--repeats" in note
+
+
+def slower_control(event: Event) -> Event:
+    if isinstance(event, GenerationFinished) and event.method == "autoregressive#2":
+        return dataclasses.replace(event, total_s=event.total_s * 1.03)
+    return event
+
+
+def test_a_failed_control_withholds_every_rank_and_no_speedup(tmp_path: Path) -> None:
+    """Differences of the size that equal things show here must not become a ranking."""
+    still = rows_of(summary_of(tmp_path, run_id="still"))
+    rows = rows_of(summary_of(tmp_path, change=slower_control))
+    for label in ("autoregressive", "draft_model", "tree", "slow"):
+        assert still[label].ranked and still[label].rank is not None and not still[label].control_failed
+        row = rows[label]
+        assert not row.ranked and row.rank is None and row.tied_with == () and row.control_failed
+        assert row.notes[0].startswith("control failed: autoregression against itself gives [")
+        assert (row.speedup, row.speedup_ci) == (still[label].speedup, still[label].speedup_ci)
+    assert not rows["autoregressive#2"].control_failed  # it never had a rank to lose
+
+
+def test_a_row_with_a_reason_of_its_own_keeps_it_when_the_control_fails(tmp_path: Path) -> None:
+    def change(event: Event) -> Event:
+        return of_method("draft_model", equality="bug")(slower_control(event))
+
+    row = rows_of(summary_of(tmp_path, change=change))["draft_model"]
+    assert not row.ranked and not row.control_failed
+    assert not any("control failed" in note for note in row.notes)
 
 
 def test_a_run_without_control_or_repeats_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""A training's curves: one offline HTML file that carries its data and its chart library, and lines for a terminal."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from specbench import __version__
+from specbench.report.text import printable
+from specbench.store.files import cannot_write
+from specbench.store.training import Training
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SMOOTH = 10
+"""Steps over which throughput is averaged."""
+_HEIGHT = 300
+_STYLE = """
+:root { color-scheme: light dark }
+body { margin: 0 auto; max-width: 70rem; padding: 1rem; font: 15px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.25rem; margin: 0 } h2 { font-size: 1rem; margin: 1.5rem 0 0 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dt { opacity: .7 } dd { margin: 0 }
+"""
+_DRAW = """
+const text = matchMedia("(prefers-color-scheme: dark)").matches ? "#ddd" : "#222";
+for (const [name, traces, axis] of FIGURES) {
+  Plotly.newPlot(name, traces, {
+    height: 300, margin: { l: 60, r: 12, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: text }, legend: { orientation: "h" }, xaxis: { title: { text: "step" }, gridcolor: "#8884" },
+    yaxis: { title: { text: axis }, gridcolor: "#8884" },
+  }, { displayModeBar: false, responsive: true });
+}
+"""
+
+
+class Figure(NamedTuple):
+    """One chart: its name on the page, the axis' unit, plotly's traces."""
+
+    title: str
+    axis: str
+    traces: list[dict[str, Any]]
+
+
+def figures_of(training: Training) -> list[Figure]:
+    """Loss, accuracy by depth, acceptance, learning rate, throughput."""
+    steps, evals = training.steps, training.evals
+    at, seen = [step.step for step in steps], [each.step for each in evals]
+    depths = range(len(evals[0].num)) if evals else range(0)
+    loss = [_line("training, per anchor", at, [step.loss for step in steps])]
+    loss += [
+        _line(f"held out, depth {depth + 1}", seen, [_ratio(e.loss[depth], e.num[depth]) for e in evals], dots=True)
+        for depth in depths
+    ]
+    accuracy = [
+        _line(f"depth {depth + 1}", seen, [_ratio(e.correct[depth][0], e.num[depth]) for e in evals], dots=True)
+        for depth in depths
+    ]
+    tau = [_line("simulated τ", seen, [_ratio(e.num_new_tokens, e.num_steps) for e in evals], dots=True)]
+    chain = [sum(_ratio(right, whole) or 0.0 for right, whole in zip(e.right, e.whole, strict=True)) for e in evals]
+    tau.append(_line("1 + accepted by the labels (chain)", seen, [1 + each for each in chain], dots=True))
+    return [
+        Figure("Loss", "loss", loss),
+        Figure("Accuracy of the first choice", "share of labels", accuracy),
+        Figure("Acceptance length on held-out prompts", "tokens a step, bonus included", tau),
+        Figure("Learning rate", "rate", [_line("lr", at, [step.lr for step in steps])]),
+        Figure("Throughput", "tokens/s", [_line("tokens/s", at, throughput(training))]),
+    ]
+
+
+def throughput(training: Training) -> list[float | None]:
+    """Text tokens a second, over the last steps; None where no time passed."""
+    steps = training.steps
+    found: list[float | None] = []
+    for place, step in enumerate(steps):
+        before = steps[max(0, place - _SMOOTH)]
+        found.append(_ratio(step.num_tokens - before.num_tokens, step.seconds - before.seconds))
+    return found
+
+
+def write_training_page(training: Training, out: Path) -> Path:
+    """The curves as one HTML file. Raises EnvironmentFailed where it cannot be written."""
+    part = out.with_name(out.name + ".part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(render_training(training), encoding="utf-8")
+        part.replace(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    return out
+
+
+def render_training(training: Training) -> str:
+    """The page as text; nothing in it is fetched."""
+    from plotly.offline import get_plotlyjs  # 0.1 s, only for a page with figures
+
+    # What closes a script element or opens a comment cannot stand in the data, whatever a model is called.
+    charts = figures_of(training)
+    data = json.dumps([[f"figure-{at}", chart.traces, chart.axis] for at, chart in enumerate(charts)])
+    data = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts_of(training))
+    sections = "".join(
+        f'<h2>{html.escape(chart.title)}</h2><div id="figure-{at}" style="height:{_HEIGHT}px"></div>'
+        for at, chart in enumerate(charts)
+    )
+    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="generator" content="specbench {html.escape(__version__)}"><link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(printable(training.run_id))}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{html.escape(printable(training.run_id))}</h1><dl>{facts}</dl>{sections}\n"
+        f"<script>{get_plotlyjs()}</script>\n<script>const FIGURES = {data};\n{_DRAW}</script></body></html>\n"
+    )
+
+
+def facts_of(training: Training) -> list[tuple[str, str]]:
+    """What stands above the curves, harmless as text."""
+    record, best = training.record, training.best
+    found = [
+        ("method", f"{record['method']}, {record['plan']['parameters']['total']:,} parameters"),
+        ("target", f"{record['target']['name']}, {record['target']['dtype']}"),
+        ("data", f"{record['dataset']['name']}, {record['dataset']['documents']:,} documents"),
+        ("state", training.state + (f": {training.message}" if training.message else "")),
+    ]
+    if training.steps:
+        last = training.steps[-1]
+        found.append(("trained", f"{last.step:,} steps, {last.num_tokens:,} tokens, {last.seconds:,.0f} s"))
+    if best is not None:
+        tau = _ratio(best.num_new_tokens, best.num_steps)
+        found.append(("best", f"step {best.step:,}" + (f", τ {tau:.3f}" if tau is not None else "")))
+    return [(name, printable(value)) for name, value in found]
+
+
+def lines_of(training: Training, *, width: int = 48) -> list[str]:
+    """The curves for a terminal."""
+    found = [f"{name:<8}  {value}" for name, value in facts_of(training)]
+    evals = training.evals
+    curves = [("loss", [step.loss for step in training.steps])]
+    curves.append(("τ", [e.num_new_tokens / e.num_steps for e in evals if e.num_steps]))
+    curves.append(("top-1", [e.correct[0][0] / e.num[0] for e in evals if e.num and e.num[0]]))
+    for name, values in curves:
+        if values:
+            found.append(f"{name:<8}  {spark(values, width=width)}  {values[0]:.4g} → {values[-1]:.4g}")
+    return found
+
+
+def spark(values: Sequence[float], *, width: int) -> str:
+    """Values as blocks, lowest to highest; where there are more than `width`, means of neighbours."""
+    if len(values) > width:
+        edges = [round(place * len(values) / width) for place in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(values), max(values)
+    span = high - low
+    return "".join(_BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1)) if span else 0] for value in values)
+
+
+def _line(name: str, x: Sequence[int], y: Sequence[float | None], *, dots: bool = False) -> dict[str, Any]:
+    mode = "lines+markers" if dots else "lines"
+    return {"type": "scatter", "mode": mode, "name": name, "x": list(x), "y": list(y)}
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None

@@ -1,0 +1,176 @@
+"""A training's journal into the store, and trainings in the list of runs. No torch.
+
+Of two steps with one number (a resumed training repeats those after its last saved state) the later one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbench.errors import EnvironmentFailed
+from specbench.events import RunFinished, RunStarted, TrainEval, TrainStep
+from specbench.store.db import BUSY_S, open_store
+from specbench.store.journal import replay, run_state
+
+TRAIN_JSON = "train.json"
+TRAIN_TABLES = ("train_runs", "train_steps", "train_evals")
+"""Tables with a run_id: all of a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training's folder, read: what the page, the store and `results ls` are made of."""
+
+    run_id: str
+    record: dict[str, Any]
+    """train.json."""
+    state: str
+    finished: str | None
+    message: str
+    steps: tuple[TrainStep, ...]
+    evals: tuple[TrainEval, ...]
+
+    @property
+    def best(self) -> TrainEval | None:
+        """The evaluation whose weights were kept."""
+        return next((each for each in reversed(self.evals) if each.is_best), None)
+
+
+def is_training(folder: Path) -> bool:
+    """The run folder is a training's."""
+    return (folder / TRAIN_JSON).exists()
+
+
+def read_training(folder: Path) -> Training:
+    """Replay the journal. Raises EnvironmentFailed: no training here, damaged or newer files."""
+    path = folder / TRAIN_JSON
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        method, target = record["method"], record["target"]["name"]
+    except FileNotFoundError as error:
+        raise EnvironmentFailed(f"no training here: {path} is missing", try_="specbench results ls") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnvironmentFailed(f"{TRAIN_JSON} is damaged: {error}", where=str(path)) from error
+    assert method and target is not None
+    steps: dict[int, TrainStep] = {}
+    evals: dict[int, TrainEval] = {}
+    last_word: RunFinished | None = None
+    for event in replay(folder):
+        match event:
+            case TrainStep():
+                steps[event.step] = event
+            case TrainEval():
+                evals[event.step] = event
+            case RunStarted():
+                last_word = None
+            case RunFinished():
+                last_word = event
+            case _:
+                pass
+    return Training(
+        run_id=folder.name,
+        record=record,
+        state=run_state(folder),
+        finished=last_word.time if last_word else None,
+        message=last_word.message if last_word else "",
+        steps=tuple(steps[number] for number in sorted(steps)),
+        evals=tuple(evals[number] for number in sorted(evals)),
+    )
+
+
+def ingest_training(store: Path, folder: Path, *, timeout_s: float = BUSY_S) -> Training:
+    """Puts a training into the DuckDB file `store`, whole or not at all, replacing what was there; returns it."""
+    training = read_training(folder)
+    tables = {
+        "train_runs": [_run_row(training)],
+        "train_steps": [_step_row(training.run_id, step) for step in training.steps],
+        "train_evals": [_eval_row(training.run_id, each) for each in training.evals],
+    }
+    with open_store(store, timeout_s=timeout_s) as connection:
+        connection.execute("BEGIN")
+        try:
+            for table, rows in tables.items():
+                connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [training.run_id])
+                for row in rows:
+                    marks = ", ".join("?" for _ in row)
+                    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", list(row.values()))
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+    return training
+
+
+def training_folders(runs: Path) -> Iterator[Path]:
+    """Run folders that hold a training."""
+    if runs.is_dir():
+        yield from sorted(path.parent for path in runs.glob(f"*/{TRAIN_JSON}"))
+
+
+def headline(folder: Path) -> str:
+    """`τ 2.31 at step 400`, of the drafter kept so far; empty before the first evaluation. Reads no journal."""
+    try:
+        figures = json.loads((folder / "best" / "config.json").read_text(encoding="utf-8"))["training"]["figures"]
+        if figures["tau"] is not None:
+            return f"τ {figures['tau']:.2f} at step {figures['step']}"
+        return f"loss {figures['loss']:.3f} at step {figures['step']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _run_row(training: Training) -> dict[str, Any]:
+    record = training.record
+    return {
+        "run_id": training.run_id,
+        "created": record["created"],
+        "state": training.state,
+        "finished": training.finished,
+        "message": training.message,
+        "method": record["method"],
+        "target": record["target"]["name"],
+        "target_hash": record["target"]["weights_hash"],
+        "dataset": record["dataset"]["name"],
+        "dataset_hash": record["dataset"]["hash"],
+        "num_parameters": record["plan"]["parameters"]["total"],
+        "device_kind": record["device"]["kind"],
+        "device": record["device"]["name"],
+        "num_processes": record["device"]["processes"],
+        "seed": record["request"]["seed"],
+        "record": json.dumps(record),
+    }
+
+
+def _step_row(run_id: str, step: TrainStep) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "step": step.step,
+        "epoch": step.epoch,
+        "num_tokens": step.num_tokens,
+        "seconds": step.seconds,
+        "num_anchors": step.num_anchors,
+        "loss": step.loss,
+        "lr": step.lr,
+        "grad_norm": step.grad_norm,
+    }
+
+
+def _eval_row(run_id: str, each: TrainEval) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "step": each.step,
+        "num": list(each.num),
+        "loss": list(each.loss),
+        "correct": [list(hits) for hits in each.correct],
+        "whole": list(each.whole),
+        "right_": list(each.right),
+        "num_steps": each.num_steps,
+        "num_new_tokens": each.num_new_tokens,
+        "accepted_at": list(each.accepted_at),
+        "proposed_at": list(each.proposed_at),
+        "seconds": each.seconds,
+        "is_best": each.is_best,
+    }

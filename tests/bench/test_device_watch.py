@@ -1,0 +1,199 @@
+"""The process beside a run: it writes, it is polite, it dies with its run, and its own failures are only said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from specbench.bench import device_sampler, device_watch
+from specbench.bench.device_watch import DeviceWatch
+from specbench.store.device import metrics_file, read_device
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics_file(folder).read_text().splitlines()]
+
+
+def wait_for(folder: Path, text: str) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if metrics_file(folder).exists() and text in metrics_file(folder).read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {text} within 20 s")
+
+
+def test_it_writes_what_it_watches_once_a_second_and_stops_with_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    with DeviceWatch(tmp_path, gpu_uuid="", say=said.append) as watch:
+        process = watch._process
+        assert process is not None
+        wait_for(tmp_path, '"e":"sample"')
+        assert psutil.Process(process.pid).nice() == 15
+    assert process.poll() == 0 and said == []
+    header, *samples = lines_of(tmp_path)
+    assert header["e"] == "sampler_started" and header["run_pid"] == os.getpid() and header["gpu_missing"] is None
+    assert samples and all(sample["e"] == "sample" for sample in samples)
+    assert samples[0]["interval_s"] == pytest.approx(1.0, abs=0.5)
+    assert all(0 <= sample["own_s"] <= sample["interval_s"] * header["num_cpus"] + 0.1 for sample in samples)
+    log = read_device(tmp_path)
+    assert len(log.samplers) == 1 and len(log.samples) == len(samples)
+
+
+WORKING = """
+import sys, time
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    pass
+"""
+
+
+def test_the_work_of_another_process_is_not_the_runs(tmp_path: Path) -> None:
+    """A neighbour that computes shows as others' seconds; this process, which waits, has next to none."""
+    neighbour = subprocess.Popen([sys.executable, "-c", WORKING])
+    try:
+        with DeviceWatch(tmp_path, gpu_uuid="", say=print):
+            wait_for(tmp_path, '"e":"sample"')
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    sample = read_device(tmp_path).samples[0]
+    assert sample["busy_s"] - sample["own_s"] - sample["sampler_s"] > 0.3 * sample["interval_s"]
+    assert sample["own_s"] < 0.5 * sample["interval_s"]
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from specbench.bench.device_watch import DeviceWatch
+with DeviceWatch(Path(sys.argv[1]), gpu_uuid="", say=print) as watch:
+    print(watch._process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_run_takes_its_sampler_along(tmp_path: Path, sent: signal.Signals) -> None:
+    """Killed outright, or stopped and then killed: two seconds later nothing is left."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert parent.stdout is not None
+    sampler = psutil.Process(int(parent.stdout.readline()))
+    wait_for(tmp_path, "sampler_started")
+    parent.send_signal(sent)
+    if sent is not signal.SIGKILL:
+        assert sampler.is_running()
+        parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs([sampler], timeout=2)
+    assert not alive
+
+
+def test_a_resumed_run_appends_behind_the_last_whole_line(tmp_path: Path) -> None:
+    for _ in range(2):
+        with DeviceWatch(tmp_path, gpu_uuid="", say=print):
+            wait_for(tmp_path, "sampler_started")
+        with metrics_file(tmp_path).open("a") as file:
+            file.write('{"e":"sample","at_s":17')  # what a kill may leave
+    log = read_device(tmp_path)
+    assert len(log.samplers) == 2
+    assert metrics_file(tmp_path).read_text().count("sampler_started") == 2
+
+
+def test_a_sampler_that_cannot_start_is_said_and_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with DeviceWatch(tmp_path / "missing", gpu_uuid="", say=said.append):
+        pass
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with DeviceWatch(tmp_path, gpu_uuid="", say=said.append):
+        pass
+    assert len(said) == 2 and all("machine's state is not recorded" in line for line in said)
+
+
+def test_a_sampler_that_breaks_is_said_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise OSError(28, 'No space left on device')")
+    monkeypatch.setattr(device_watch, "SAMPLER", broken)
+    said: list[str] = []
+    with DeviceWatch(tmp_path, gpu_uuid="", say=said.append):
+        pass
+    assert len(said) == 1 and "No space left on device" in said[0]
+
+
+def test_the_sampler_loads_nothing_of_specbench() -> None:
+    code = f"import runpy, sys; runpy.run_path({str(device_watch.SAMPLER)!r}, run_name='x');"
+    code += "print(sorted(m for m in sys.modules if m.split('.')[0] in ('specbench', 'torch', 'numpy', 'pydantic')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+class NvmlError(Exception):
+    pass
+
+
+def fake_nvml(**functions: Any) -> types.ModuleType:
+    """A pynvml with one GPU that tells its SM clock, heat and power, and nothing about its processes."""
+    module = types.ModuleType("pynvml")
+
+    def refuses(*_: Any) -> None:
+        raise NvmlError("Not Supported")
+
+    vars(module).update(
+        NVMLError=NvmlError,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetClockInfo=lambda _, kind: {1: 1410, 2: 2619}[kind],
+        nvmlDeviceGetTemperature=lambda *_: 71,
+        nvmlDeviceGetPowerUsage=lambda _: 640_500,
+        nvmlDeviceGetComputeRunningProcesses=refuses,
+        nvmlDeviceGetUtilizationRates=refuses,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: 0x01 | 0x04 | 0x40,
+    )
+    vars(module).update(functions)
+    return module
+
+
+def test_a_gpu_tells_clocks_heat_power_and_why_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle (bit 0) is no throttling; what the GPU does not support is None, never a guess."""
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    gpu = device_sampler._Gpu("GPU-1")
+    assert gpu.missing is None
+    assert gpu.sample() == {
+        "gpu_mhz": 1410,
+        "gpu_memory_mhz": 2619,
+        "gpu_temperature_c": 71,
+        "gpu_power_w": 640.5,
+        "gpu_use": None,
+        "num_gpu_processes": None,
+        "throttle_reasons": ["gpu power cap", "gpu thermal, by the hardware"],
+    }
+
+
+def test_without_nvml_the_header_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise NvmlError("Driver Not Loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "nvidia-ml-py" in (device_sampler._Gpu("GPU-1").missing or "")
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlInit=fails))
+    gpu = device_sampler._Gpu("GPU-1")
+    assert "Driver Not Loaded" in (gpu.missing or "") and gpu.sample() == {}
+    assert device_sampler._Gpu("").missing is None  # no GPU in use: nothing is missing

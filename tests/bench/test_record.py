@@ -1,0 +1,20 @@
+"""What a row's record says about its drafter."""
+
+from __future__ import annotations
+
+import pytest
+
+from specbench.bench.record import notes_on
+from tests.helpers import NoDrafter
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "said"),
+    [("", None), ("a" * 64, None), ("b" * 64, "another target"), ("unknown", "not recorded")],
+)
+def test_a_drafter_that_learnt_from_another_target_says_so(trained_on: str, said: str | None) -> None:
+    """Its text is right all the same; its acceptance is not that of a drafter made for this target."""
+    drafter = NoDrafter()
+    drafter.trained_on = trained_on
+    notes = notes_on(drafter, target_hash="a" * 64)
+    assert (said in notes[0]) if said else notes == ()
