@@ -89,16 +89,17 @@ def generate(
 ) -> Answer:
     """Answer one prompt with one method. A loaded target may be passed in place of its name.
 
+    options: the method's; those of a method it wraps as `NAME.OPTION`.
+
     Raises UsageError (unknown method or option, a method that reads a reference, a prompt that does not fit).
     """
-    card = registry.card(method, methods_dirs=methods_dirs)
     name = target if isinstance(target, str) else target.name
-    is_demo = name in DEMO_TARGETS
-    values = registry.check_options(card, options or {}, target_is_demo=is_demo)
-    missing = registry.is_ready(card, target_is_demo=is_demo, options=options)
-    if missing is not None:
-        raise UsageError(f"method {method!r} is not ready for target {name!r}: {missing}")
-    if "reference" in card.requires:
+    said = registry.by_method(method, options or {})
+    choice = registry.choose(method, said, target_is_demo=name in DEMO_TARGETS, methods_dirs=methods_dirs)
+    stray = next((owner for owner in said if owner not in choice.members), None)
+    if stray is not None:
+        raise UsageError(f"an option of {stray!r} is given, the answer is by {choice.name}", where="options")
+    if "reference" in choice.card.requires:
         raise UsageError(
             f"method {method!r} replays a known answer, so it cannot write a new one", try_="specbench run demo"
         )
@@ -115,7 +116,7 @@ def generate(
     max_len = len(ids) + max_new_tokens
     engine = Engine(lm, sampling=sampling, max_len=max_len, stop=Stop(ids=stop_ids_of(lm)))
     engine.check_fits(len(ids), max_new_tokens)
-    drafter = registry.load(method, methods_dirs=methods_dirs)(values, engine.view())
+    drafter = registry.build(choice, engine.view(), methods_dirs=methods_dirs)
     engine.reserve(drafter.max_nodes)
     key = sequence_key(seed=seed, question_id="prompt", turn=0)
     result = engine.generate(drafter, [Request(key=key, prompt=ids, max_new_tokens=max_new_tokens)])
@@ -125,7 +126,7 @@ def generate(
         text=str(tokenizer.decode(list(generation.tokens), skip_special_tokens=True)),
         tokens=generation.tokens,
         finish_reason=generation.finish_reason,
-        method=method,
+        method=choice.name,
         target=name,
         num_prompt_tokens=len(ids),
         num_new_tokens=len(generation.tokens),

@@ -22,6 +22,9 @@ from specbench.errors import did_you_mean
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
+MADE_HERE = "made for the check"
+"""What `model` and `weights` say where `specbench methods check` makes them itself, for each of its targets."""
+
 
 class Option(BaseModel):
     """One option of a method."""
@@ -109,7 +112,8 @@ class Card(BaseModel):
     ranked: bool = True
     """False for controls such as `oracle`: shown, never ranked."""
     wraps: bool = False
-    """True when `build` is handed another, already built drafter (`inner`)."""
+    """True when `build` is handed another, already built drafter (`inner`). Its method is named by the option `inner`,
+    its options are set under its own name."""
 
     @field_validator("options", "training")
     @classmethod
@@ -118,6 +122,13 @@ class Card(BaseModel):
         if wrong is not None:
             raise ValueError(f"option name {wrong!r} cannot be typed after --set")
         return options
+
+    @model_validator(mode="after")
+    def _wrapper_names_its_inner(self) -> Card:
+        inner = self.options.get("inner")
+        if self.wraps and (inner is None or inner.type != "str" or inner.default is None):
+            raise ValueError("a card that says `wraps` needs an option `inner` of type str with a default")
+        return self
 
     @model_validator(mode="after")
     def _demo_values_fit(self) -> Card:

@@ -161,6 +161,16 @@ class Drafter(ABC):
     def commit(self, commit: Commit) -> None:
         """The target's verdict on the last draft."""
 
+    def follow(self, commit: Commit, is_own: list[bool]) -> None:
+        """Called by a method that wraps this one in place of `commit`, where this drafter was not asked in this step,
+        or the drafts of some rows were set aside. is_own[b]: row b's tree was this drafter's own draft.
+
+        Of the other rows, tokens and hidden states are those of what was committed, path_BP is -1 throughout, and C
+        may be larger than the own P + 1. The default is right for a drafter whose `commit` reads tokens and states
+        alone; one whose state depends on what it drafted (an own cache, the accepted path) must override it.
+        """
+        self.commit(commit)
+
     def keep(self, rows: list[int]) -> None:
         """Rows leave the batch: gather own per-row state so that new row i is old row rows[i]."""
 

@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
@@ -28,7 +29,7 @@ from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError, did_
 
 if TYPE_CHECKING:
     from specbench.layouts import Layout
-    from specbench.method import Build
+    from specbench.method import Build, Drafter, TargetView
     from specbench.recipe import BuildRecipe
 
 ENTRY_POINT_GROUP = "specbench.methods"
@@ -126,6 +127,127 @@ def is_ready(card: Card, *, target_is_demo: bool, options: Mapping[str, Any] | N
     return f"needs {wanted} ({card.options[missing[0]].help})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A method with the options it will be built with, and the one it wraps where it wraps one."""
+
+    card: Card
+    options: dict[str, Any]
+    inner: Choice | None = None
+
+    @property
+    def name(self) -> str:
+        """`hybrid(draft_model)`, or the method's name alone."""
+        return self.card.name if self.inner is None else f"{self.card.name}({self.inner.name})"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The method's name and that of the one it wraps: whose options take part."""
+        return (self.card.name,) if self.inner is None else (self.card.name, *self.inner.members)
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What either needs: see `Card.requires`."""
+        own = frozenset(self.card.requires)
+        return own if self.inner is None else own | self.inner.requires
+
+    @property
+    def recorded_options(self) -> dict[str, Any]:
+        """All options, the wrapped method's under `NAME.OPTION`."""
+        if self.inner is None:
+            return self.options
+        wrapped = {f"{self.inner.card.name}.{key}": value for key, value in self.inner.options.items()}
+        return {**self.options, **wrapped}
+
+
+def choose(
+    name: str,
+    said: Mapping[str, Mapping[str, Any]],
+    *,
+    target_is_demo: bool,
+    methods_dirs: Sequence[Path] = (),
+) -> Choice:
+    """A method and its options, ready to be built. said: what was given, per method.
+
+    Raises UsageError: unknown method or option, something the method still needs, or a method that cannot be wrapped.
+    """
+    found = card(name, methods_dirs=methods_dirs)
+    given = said.get(name, {})
+    options = check_options(found, given, target_is_demo=target_is_demo)
+    missing = is_ready(found, target_is_demo=target_is_demo, options=given)
+    if missing is not None:
+        raise UsageError(
+            f"method {name!r} is not ready for this target: {missing}",
+            where="--methods",
+            try_=f"specbench methods show {name}",
+        )
+    if not found.wraps:
+        return Choice(card=found, options=options)
+    wrapped = cast("str", options["inner"])
+    _refuse_inner(found, wrapped, methods_dirs)
+    try:
+        inner = choose(wrapped, said, target_is_demo=target_is_demo, methods_dirs=methods_dirs)
+    except UsageError as error:
+        raise UsageError(
+            f"method {name!r} wraps {wrapped!r}: {error.what}",
+            where=error.where,
+            try_=f"{error.try_}; or --set {name}.inner=METHOD to wrap another",
+        ) from error
+    return Choice(card=found, options=options, inner=inner)
+
+
+def why_not_ready(
+    found: Card, said: Mapping[str, Mapping[str, Any]], *, target_is_demo: bool, methods_dirs: Sequence[Path] = ()
+) -> str | None:
+    """`is_ready`, with what the method wraps. said: what was given, per method."""
+    reason = is_ready(found, target_is_demo=target_is_demo, options=said.get(found.name))
+    if reason is not None or not found.wraps:
+        return reason
+    try:
+        choose(found.name, said, target_is_demo=target_is_demo, methods_dirs=methods_dirs)
+    except UsageError as error:
+        return error.what
+    return None
+
+
+def by_method(method: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of a method and, as `NAME.OPTION`, of what it wraps -> those of each method, for `choose`."""
+    said: dict[str, dict[str, Any]] = {method: {}}
+    for key, value in options.items():
+        owner, dot, option = key.partition(".")
+        said.setdefault(owner if dot else method, {})[option if dot else key] = value
+    return said
+
+
+def _refuse_inner(outer: Card, wrapped: str, methods_dirs: Sequence[Path]) -> None:
+    readable = [each.card for each in cards(methods_dirs=methods_dirs) if each.card is not None]
+    fitting = [each.name for each in readable if not _why_no_inner(each)]
+    found = next((each for each in readable if each.name == wrapped), None)
+    reason = f"there is no method {wrapped!r}" if found is None else _why_no_inner(found)
+    if reason:
+        raise UsageError(
+            f"method {outer.name!r} cannot wrap {wrapped!r}: {reason}",
+            where=f"{outer.name}.inner",
+            try_=did_you_mean(wrapped, fitting),
+        )
+
+
+def _why_no_inner(found: Card) -> str:
+    if found.wraps:
+        return "it wraps another method itself"
+    if found.kind == "baseline":
+        return "the baseline drafts nothing"
+    if "reference" in found.requires:
+        return "it replays the known answer, so nothing could be said of what it is wrapped in"
+    return ""
+
+
+def build(choice: Choice, target: TargetView, *, methods_dirs: Sequence[Path] = ()) -> Drafter:
+    """The choice's drafter, what it wraps built first. Raises what `load` and the methods' own `build` raise."""
+    inner = None if choice.inner is None else build(choice.inner, target, methods_dirs=methods_dirs)
+    return load(choice.card.name, methods_dirs=methods_dirs)(choice.options, target, inner)
+
+
 def load(name: str, *, methods_dirs: Sequence[Path] = ()) -> Build:
     """Import one method's drafter.py and return its `build`.
 
@@ -165,7 +287,7 @@ def load_recipe(name: str, *, methods_dirs: Sequence[Path] = ()) -> BuildRecipe:
 
 
 def load_layouts(name: str, *, methods_dirs: Sequence[Path] = ()) -> Mapping[str, Layout]:
-    """Other programs' checkpoint layouts of a method (`LAYOUTS` in its layouts.py), by name; empty where it has none."""
+    """Other programs' checkpoint layouts of a method (`LAYOUTS` in its layouts.py) by name; empty: it has none."""
     if not _has(entry(name, methods_dirs=methods_dirs), "layouts.py"):
         return {}
     return cast("Mapping[str, Layout]", _import(name, "layouts", methods_dirs).LAYOUTS)
@@ -264,12 +386,18 @@ def _method_folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/method.yaml"))
 
 
+@lru_cache(maxsize=256)
+def _card_of(text: str) -> Card:
+    """Reading YAML takes 5 ms a card, and every look-up of a method reads all of them."""
+    return Card.model_validate(yaml.safe_load(text))
+
+
 def _read(name: str, folder: Path, *, source: str, package: str) -> Entry:
     path = folder / "method.yaml"
     error = ""
     card: Card | None = None
     try:
-        card = Card.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        card = _card_of(path.read_text(encoding="utf-8"))
         if card.name != name:
             error = f"the card's name is {card.name!r}, it is found as {name!r}"
         elif not (folder / "drafter.py").is_file():

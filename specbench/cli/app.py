@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from specbench.cli import failures
 from specbench.cli.help import SETTINGS, examples
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class _Line(NamedTuple):
 _COMMANDS: Final = {
     "run": _Line("specbench.cli.run", "Measure", "Run methods on a suite, paired, and print who is faster."),
     "generate": _Line("specbench.cli.generate", "Measure", "Answer one prompt with one method."),
+    "data": _Line("specbench.cli.data", "Train", "List datasets, show what is learnt of them, generate answers."),
+    "train": _Line("specbench.cli.train", "Train", "Train a method's drafter on a target."),
+    "eval": _Line("specbench.cli.eval", "Train", "Accuracy by depth and simulated acceptance of a trained drafter."),
     "results": _Line("specbench.cli.results", "Look", "List, show, compare, export and import runs."),
     "leaderboard": _Line("specbench.cli.leaderboard", "Look", "Write the results as one offline HTML page."),
     "suites": _Line("specbench.cli.suites", "Extend", "List the suites, show their prompts."),
@@ -51,6 +55,14 @@ class _Lazy(TyperGroup):
         command = typer.main.get_command(app)
         command.name = name
         return name, command, rest
+
+    def invoke(self, ctx: Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # A run that had measured something ends by itself, with the command that continues it: nothing to add then.
+            failures.note("interrupted before there was a result")
+            raise typer.Exit(130) from None
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}

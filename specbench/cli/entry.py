@@ -45,14 +45,11 @@ def _run(args: list[str]) -> int:
     as_json = "--json" in args
     try:
         result = root_command().main(args=args, prog_name="specbench", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-        if code == 130:
-            failures.note("interrupted; what was finished is kept")
-        return code
+        return result if isinstance(result, int) else 0
     except SpecbenchError as error:
         return _fail(error, args, as_json=as_json)
     except (Abort, KeyboardInterrupt):
-        failures.note("interrupted; what was finished is kept")
+        failures.note("interrupted before there was a result")
         return 130
     except TyperException as error:
         return _fail(_usage_error(error), args, as_json=as_json)

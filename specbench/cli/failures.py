@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import traceback
 
 from specbench import paths
-from specbench.cli.text import visible
+from specbench.cli.text import show_json, visible
 from specbench.errors import SpecbenchError
 
 
@@ -16,7 +15,7 @@ def show(error: SpecbenchError, *, as_json: bool, exit_code: int | None = None) 
     """Print the error. exit_code: where it is not the one of the error's kind."""
     if as_json:
         facts = error.as_dict() | ({} if exit_code is None else {"exit_code": exit_code})
-        print(json.dumps(facts, ensure_ascii=False), file=sys.stdout)  # noqa: T201
+        show_json(facts, indent=None)
         return
     lines = [f"✗ {_indented(error.what)}"]
     for label, text in (("where", error.where), ("try  ", error.try_)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specbench.cli.text import show
+from specbench.cli.text import show_hanging
 from specbench.findings import Finding
 
 _MARKS = {"ok": "✓", "warning": "⚠", "failed": "✗"}
@@ -14,7 +14,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
     """One line each; consequence and remedy stand under a line that is not `ok`."""
     width = max((len(each.name) for each in findings), default=0)
     for each in findings:
-        show(f"{_MARKS[each.state]} {each.name:<{width}}  {each.what}")
+        show_hanging(f"{_MARKS[each.state]} {each.name:<{width}}  ", each.what)
         for sign, text in (("so ", each.consequence), ("try", each.remedy)):
             if text:
-                show(f"  {'':<{width}}    {sign} {text}")
+                show_hanging(f"  {'':<{width}}    {sign} ", text)

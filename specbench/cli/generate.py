@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from specbench.bench.defaults import DEMO_TARGETS
 from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
@@ -53,13 +54,9 @@ def generate(
     if not text.strip():
         raise UsageError("the prompt is empty", where="PROMPT", try_='specbench generate "Hello"')
     given = options.settings(set_)
-    stray = next((item for item in given if item.method != method), None)
-    if stray is not None:
-        raise UsageError(
-            f"--set names method {stray.method!r}, the answer is by {method!r}",
-            where="--set",
-            try_=f"--method {stray.method}",
-        )
+    is_demo = target in DEMO_TARGETS
+    # Refused here, before 2 s of torch.
+    options.chosen(given, method, target_is_demo=is_demo, methods_dirs=tuple(methods_dir or ()), named_by="--method")
     # 2 s of torch, after everything that can be refused without it.
     from specbench import api
 
@@ -67,7 +64,9 @@ def generate(
         text,
         target=target,
         method=method,
-        options={item.option: item.value for item in given},
+        options={
+            item.option if item.method == method else f"{item.method}.{item.option}": item.value for item in given
+        },
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,

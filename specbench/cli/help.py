@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from specbench.errors import UsageError
 
@@ -23,6 +23,7 @@ _OTHER_OPTIONS = "Options"
 def new_app(**attributes: Any) -> typer.Typer:
     """A Typer app whose help is plain, with `-h`, without completion options of its own."""
     return typer.Typer(
+        cls=Commands,
         context_settings=SETTINGS,
         add_completion=False,
         rich_markup_mode=None,
@@ -45,6 +46,16 @@ def refuse_early_options(context: typer.Context, *values: object) -> None:
             where=f"{context.command_path} {context.invoked_subcommand}",
             try_=f"{context.command_path} {context.invoked_subcommand} --help",
         )
+
+
+class Commands(TyperGroup):
+    """A group that says each command's whole first sentence, where Typer would cut it with dots."""
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [(name, (each.help or "").partition("\n\n")[0]) for name, each in found.items() if each is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class Sections(TyperCommand):

@@ -12,6 +12,7 @@ from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
 from specbench.cli.text import show, show_json
+from specbench.errors import EnvironmentFailed
 
 app = new_app()
 
@@ -34,7 +35,17 @@ def leaderboard(
     """Write one self-contained page: figures, sortable table, conditions, definitions. It opens without a network."""
     from specbench.report.page import write_leaderboard
 
-    written = write_leaderboard(paths.store_file(store), out, run_ids=run)
+    file = paths.store_file(store)
+    # A page without a run would be written over a good one for a mistyped path.
+    if store is not None and not file.exists():
+        raise EnvironmentFailed(
+            f"there is no store at {file}",
+            where="--store",
+            try_=f"specbench results ls --store {store}; specbench results ingest --store {store} reads journals again",
+        )
+    written = write_leaderboard(file, out, run_ids=run)
+    if not file.exists():
+        note(f"there is no run in {file.parent} yet; the page says how to make one")
     if as_json:
         show_json({"schema": 1, "file": str(written.resolve()), "num_bytes": written.stat().st_size})
         return

@@ -10,11 +10,12 @@ import typer
 
 from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS
+from specbench.bench.request import Setting
+from specbench.card import MADE_HERE
 from specbench.cli import options
 from specbench.cli.findings import show_findings
 from specbench.cli.help import examples, new_app, refuse_early_options
 from specbench.cli.text import Column, show, show_json, show_table
-from specbench.errors import UsageError
 
 app = new_app(
     help="List the methods, show one's card, or check that one keeps its promises.",
@@ -47,11 +48,17 @@ def show_method(
     card = entry.card
     assert card is not None, "entry() returns readable cards only"
     if as_json:
-        show_json(_row(entry) | {"card": card.model_dump(mode="json")})
+        show_json(_row(entry, tuple(methods_dir or ())) | {"card": card.model_dump(mode="json")})
         return
     show(f"{card.title}  ({card.name}, {card.kind}, from {entry.source})")
     show(card.summary)
-    for label, value in (("paper", card.paper), ("requires", ", ".join(card.requires)), ("folder", str(entry.folder))):
+    wraps = "another method, named by the option inner; its options are set under its own name" if card.wraps else ""
+    for label, value in (
+        ("paper", card.paper),
+        ("requires", ", ".join(card.requires)),
+        ("wraps", wraps),
+        ("folder", str(entry.folder)),
+    ):
         if value:
             show(f"{label:<9} {value}")
     if not card.options:
@@ -90,25 +97,17 @@ def check(
 ) -> None:
     """Run one method through what every method must pass, then probe what it would gain on the target."""
     folders = tuple(methods_dir or ())
-    card = registry.card(name, methods_dirs=folders)
     given = options.settings(set_)
-    stray = next((item for item in given if item.method != name), None)
-    if stray is not None:
-        raise UsageError(
-            f"--set names method {stray.method!r}, the check is of {name!r}",
-            where="--set",
-            try_=f"--set {name}.{stray.option}={stray.value}",
-        )
     is_demo = target in DEMO_TARGETS
-    texts = {item.option: item.value for item in given}
-    reason = registry.is_ready(card, target_is_demo=is_demo, options=texts)
-    if reason is not None:
-        raise UsageError(f"{name} {reason}", where="--set", try_=f"specbench methods show {name}")
-    values = registry.check_options(card, texts, target_is_demo=is_demo)
-    # 2 s of torch, after everything that can be refused without it.
+    card = registry.card(name, methods_dirs=folders)
+    is_named = any(item.option == "weights" for item in given) or (is_demo and "weights" in card.demo)
+    if "weights" in card.requires and not is_named:
+        given = (*given, Setting(name, "weights", MADE_HERE))
+    # Refused here, before 2 s of torch.
+    choice = options.chosen(given, name, target_is_demo=is_demo, methods_dirs=folders, named_by="methods check")
     from specbench.conformance import check_method
 
-    findings = check_method(name, target=target, options=values, methods_dirs=folders)
+    findings = check_method(name, target=target, options=choice.recorded_options, methods_dirs=folders)
     if as_json:
         show_json({"schema": 1, "method": name, "findings": [dataclasses.asdict(each) for each in findings]})
     else:
@@ -118,9 +117,10 @@ def check(
 
 
 def _list(methods_dir: list[Path] | None, *, as_json: bool) -> None:
-    found = registry.cards(methods_dirs=tuple(methods_dir or ()))
+    folders = tuple(methods_dir or ())
+    found = registry.cards(methods_dirs=folders)
     if as_json:
-        show_json([_row(entry) for entry in found])
+        show_json([_row(entry, folders) for entry in found])
         return
     show_table(
         [Column("method"), Column("kind"), Column("on demo"), Column("from"), Column("what it is")],
@@ -128,7 +128,7 @@ def _list(methods_dir: list[Path] | None, *, as_json: bool) -> None:
             (
                 entry.name,
                 entry.card.kind if entry.card else "broken",
-                "ready" if _missing(entry) is None else "–",
+                "ready" if _missing(entry, folders) is None else "–",
                 entry.source,
                 entry.card.summary if entry.card else entry.error,
             )
@@ -137,13 +137,13 @@ def _list(methods_dir: list[Path] | None, *, as_json: bool) -> None:
     )
 
 
-def _missing(entry: registry.Entry) -> str | None:
+def _missing(entry: registry.Entry, methods_dirs: tuple[Path, ...]) -> str | None:
     if entry.card is None:
         return entry.error
-    return registry.is_ready(entry.card, target_is_demo=True)
+    return registry.why_not_ready(entry.card, {}, target_is_demo=True, methods_dirs=methods_dirs)
 
 
-def _row(entry: registry.Entry) -> dict[str, Any]:
+def _row(entry: registry.Entry, methods_dirs: tuple[Path, ...]) -> dict[str, Any]:
     card = entry.card
     return {
         "name": entry.name,
@@ -154,7 +154,7 @@ def _row(entry: registry.Entry) -> dict[str, Any]:
         "source": entry.source,
         "folder": str(entry.folder) if entry.folder else None,
         "error": entry.error or None,
-        "missing_on_demo": _missing(entry),
+        "missing_on_demo": _missing(entry, methods_dirs),
     }
 
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from specbench import registry
 from specbench.bench.request import GridAxis, Setting, parse_grid, parse_setting
+from specbench.errors import UsageError
 
 WHAT, HOW, WHERE, OUTPUT = "What", "How", "Where", "Output"
 """Sections of a long command's help."""
@@ -49,6 +51,35 @@ Settings = Annotated[
 def settings(texts: list[str] | None) -> tuple[Setting, ...]:
     """`--set` as typed."""
     return tuple(parse_setting(text) for text in texts or ())
+
+
+def chosen(
+    given: tuple[Setting, ...], method: str, *, target_is_demo: bool, methods_dirs: tuple[Path, ...], named_by: str
+) -> registry.Choice:
+    """The method with its options, for a command that runs one -> ready to be built. named_by: what names the method
+    on that command's line, such as `--method`.
+
+    Raises UsageError for a `--set` of any method but this one and the one it wraps, and what `registry.choose` raises.
+    """
+    said: dict[str, dict[str, str]] = {}
+    for item in given:
+        said.setdefault(item.method, {})[item.option] = item.value
+    stray = next((item for item in given if item.method != method), None)
+    if stray is not None and not registry.card(method, methods_dirs=methods_dirs).wraps:
+        raise _stray(stray, method, named_by)
+    choice = registry.choose(method, said, target_is_demo=target_is_demo, methods_dirs=methods_dirs)
+    stray = next((item for item in given if item.method not in choice.members), None)
+    if stray is not None:
+        raise _stray(stray, choice.name, named_by)
+    return choice
+
+
+def _stray(item: Setting, method: str, named_by: str) -> UsageError:
+    return UsageError(
+        f"--set names method {item.method!r}, the command is about {method}",
+        where="--set",
+        try_=f"{named_by} {item.method}, or --set {method.partition('(')[0]}.{item.option}={item.value}",
+    )
 
 
 def grid(texts: list[str] | None) -> tuple[GridAxis, ...]:

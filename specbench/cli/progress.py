@@ -35,17 +35,21 @@ def open_progress(*, quiet: bool = False) -> Iterator[Progress]:
 
 
 class Lines:
-    """One complete line at most every ten seconds, and one at the end: for logs, pipes and CI."""
+    """One complete line at most every ten seconds, and one at the end: for logs, pipes and CI.
+
+    Failures are counted; what failed and why, the run says itself.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._num_groups = 0
         self._num_before = 0
         self._num_done = 0
+        self._num_failed = 0
         self._begin_s = self._last_s = time.monotonic()
 
     def plan(self, *, num_groups: int, num_done: int, title: str) -> None:
-        self._num_groups, self._num_before, self._num_done = num_groups, num_done, num_done
+        self._num_groups, self._num_before, self._num_done, self._num_failed = num_groups, num_done, num_done, 0
         self._begin_s = self._last_s = time.monotonic()
         earlier = f", {num_done} done before" if num_done else ""
         self.say(f"{title}: {num_groups} generations{earlier}")
@@ -54,15 +58,15 @@ class Lines:
         self._num_done += 1
         now = time.monotonic()
         is_last = self._num_done == self._num_groups
-        if failed:
-            self.say(f"failed: {method}, question {question}")
+        self._num_failed += failed
         if self._quiet or (now - self._last_s < _LINE_INTERVAL_S and not is_last):
             return
         self._last_s = now
         left = self._num_groups - self._num_done
         each_s = (now - self._begin_s) / (self._num_done - self._num_before)
         rest = f", about {duration(left * each_s)} left" if left else f" in {duration(now - self._begin_s)}"
-        self.say(f"{self._num_done}/{self._num_groups} generations{rest}")
+        failures = f", {self._num_failed} failed" if self._num_failed else ""
+        self.say(f"{self._num_done}/{self._num_groups} generations{rest}{failures}")
 
     def say(self, text: str) -> None:
         note(visible(text))
@@ -74,16 +78,20 @@ class Bar:
     def __init__(self, bar: RichBar) -> None:
         self._bar = bar
         self._task: TaskID | None = None
+        self._title = ""
+        self._num_failed = 0
         self._last_s = -_BAR_INTERVAL_S
 
     def plan(self, *, num_groups: int, num_done: int, title: str) -> None:
-        self._task = self._bar.add_task(visible(title), total=num_groups, completed=num_done)
+        self._title = visible(title)
+        self._task = self._bar.add_task(self._title, total=num_groups, completed=num_done)
         self._bar.refresh()
 
     def group_done(self, *, method: str, question: str, seconds: float, num_tokens: int, failed: bool) -> None:
         assert self._task is not None, "plan() comes first"
         if failed:
-            self.say(f"failed: {method}, question {question}")
+            self._num_failed += 1
+            self._bar.update(self._task, description=f"{self._title}, {self._num_failed} failed")
         self._bar.advance(self._task)
         now = time.monotonic()
         if now - self._last_s >= _BAR_INTERVAL_S or self._bar.finished:

@@ -73,7 +73,9 @@ def run(
     ] = None,
     device: Annotated[str | None, _option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")] = None,
     threads: Annotated[int | None, _option("--threads", WHERE, "N", "CPU threads; 1 on shared machines.")] = None,
-    attention: Annotated[str | None, _option("--attention", WHERE, "NAME", "auto, sdpa or reference.")] = None,
+    attention: Annotated[
+        str | None, _option("--attention", WHERE, "NAME", "auto, sdpa or plain (the slow, readable one).")
+    ] = None,
     max_len: Annotated[int | None, _option("--max-len", WHERE, "N", "Tokens of cache per sequence.")] = None,
     trust_remote_code: Annotated[
         bool, _option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")

@@ -12,7 +12,7 @@ import typer
 
 from specbench import paths
 from specbench.cli.failures import note
-from specbench.cli.help import new_app
+from specbench.cli.help import examples, new_app
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.suite import LoadedSuite, Question, SuiteStatus, fetch_suite, load_suite, render, render_text, survey
@@ -20,7 +20,10 @@ from specbench.suite import LoadedSuite, Question, SuiteStatus, fetch_suite, loa
 if TYPE_CHECKING:
     from specbench.suite.templates import Tokenizer
 
-app = new_app(help="List the suites, show their prompts.")
+app = new_app(
+    help="List the suites, show their prompts, download one. Without a command: ls.",
+    epilog=examples("specbench suites --data ./data", "specbench suites show gsm8k --limit 3"),
+)
 
 _Suite = Annotated[str, typer.Argument(metavar="SUITE", help="A name, a YAML, or a JSONL of questions.")]
 _Data = Annotated[list[Path] | None, typer.Option("--data", metavar="DIR", help="Folder with suite files; repeatable.")]
@@ -31,7 +34,6 @@ _SHORT_HASH = 12
 
 @app.callback(invoke_without_command=True)
 def default(context: typer.Context, data: _Data = None, as_json: _Json = False) -> None:
-    """List the suites, show their prompts, download one. Without a command: ls."""
     if context.invoked_subcommand is None:
         _list(data or [], as_json=as_json)
     elif data or as_json:
@@ -39,13 +41,18 @@ def default(context: typer.Context, data: _Data = None, as_json: _Json = False) 
         raise UsageError(f"options stand after the command: specbench suites {context.invoked_subcommand} --data …")
 
 
-@app.command("ls")
+@app.command("ls", epilog=examples("specbench suites ls", "specbench suites ls --data ./data --json"))
 def ls(data: _Data = None, as_json: _Json = False) -> None:
     """Every suite: number of questions, hash of their content, and where they come from."""
     _list(data or [], as_json=as_json)
 
 
-@app.command("show")
+@app.command(
+    "show",
+    epilog=examples(
+        "specbench suites show mtbench --limit 1 --target ./my-model", "specbench suites show mine.jsonl --json"
+    ),
+)
 def show_prompts(
     suite: _Suite,
     limit: Annotated[
@@ -67,7 +74,7 @@ def show_prompts(
     loaded = load_suite(suite, data_dirs=data or [], limit=limit, seed=seed, offline=offline)
     _narrate(loaded)
     name = target or loaded.defaults.target
-    tokenizer = _load_tokenizer(name, offline=offline)
+    tokenizer = load_tokenizer(name, offline=offline)
     questions = [_rendered(tokenizer, question, template) for question in loaded.questions]
     if as_json:
         about = {**_about(loaded), "target": name, "template": template, "questions": questions}
@@ -86,7 +93,7 @@ def show_prompts(
             show(_indented("\n".join(item["reference"])))
 
 
-@app.command("fetch")
+@app.command("fetch", epilog=examples("specbench suites fetch gsm8k", "specbench suites fetch alpaca --json"))
 def fetch(suite: _Suite, as_json: _Json = False) -> None:
     """Download a suite from the Hugging Face hub; record its hash, or check it against the recorded one."""
     loaded = fetch_suite(suite)
@@ -159,7 +166,7 @@ def _rendered(tokenizer: Tokenizer, question: Question, template: str) -> dict[s
     }
 
 
-def _load_tokenizer(target: str, *, offline: bool) -> Tokenizer:
+def load_tokenizer(target: str, *, offline: bool) -> Tokenizer:
     """The tokenizer alone: a hub id's weights are not downloaded for it."""
     from transformers import AutoTokenizer  # 2 s, and it brings torch
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # C0 but tab and newline, DEL, C1, and the bidirectional controls that reorder what follows them.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 _WRAPS_ABOVE = 16
@@ -37,9 +37,10 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
 
 
-def show_json(value: Any) -> None:
-    """One JSON object (or list) on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=1, default=str))  # noqa: T201
+def show_json(value: Any, *, indent: int | None = 1) -> None:
+    """One JSON object (or list) on stdout. JSON escapes C0 alone: the other control characters are escaped here."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    print(_CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text))  # noqa: T201
 
 
 def show(text: str) -> None:
@@ -87,11 +88,37 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, widt
     if width is None and not out.is_terminal:
         out = console(width=natural)
     if least <= out.width:
-        out.print(table)
+        with out.capture() as drawn:
+            out.print(table)
+        # rich fills every line up to the table's width: in a file that is white space at its end.
+        show_styled("\n".join(line.rstrip() for line in drawn.get().splitlines()))
         return
     label = max(cell_len(column.title) for column in columns)
     for row in texts:
         for column, text in zip(columns, row, strict=True):
             if text:
-                show(f"{column.title:<{label}}  {text}")
+                show_hanging(f"{column.title:<{label}}  ", text, width=out.width)
         show("")
+
+
+def show_styled(text: str) -> None:
+    """What rich has drawn, its colours included; every cell went through `visible` before."""
+    print(text)  # noqa: T201
+
+
+def show_hanging(head: str, text: str, *, width: int | None = None) -> None:
+    """head and text on one line; on a terminal the text wraps at spaces, later lines under its first.
+
+    width: as in `show_table`.
+    """
+    # 15 ms of rich, only where a table or findings are shown
+    from specbench.report.layout import cell_len, wrap_words
+
+    if width is None:
+        out = console()
+        width = out.width if out.is_terminal else None
+    room = width - cell_len(head) if width is not None else 0
+    lines = wrap_words(visible(text), room) if room >= _WRAPS_ABOVE else [visible(text)]
+    show(head + lines[0])
+    for line in lines[1:]:
+        show(" " * cell_len(head) + line)

@@ -1,9 +1,8 @@
 """What every method must keep, from one body: `specbench methods check NAME` and the tests run it.
 
 The method runs on tiny random targets in float64, where its text must equal seeded autoregression token for token; a
-draft model it asks for is made on the spot. A method whose card requires trained weights is run on the target it is
-checked
-for.
+draft model it asks for is made on the spot. So are trained weights, by the method's own recipe, unless some are named:
+then the method is run on the target they belong to.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from specbench import registry
-from specbench.card import Card
+from specbench.card import MADE_HERE, Card
 from specbench.conformance.broken import BrokenPromise
 from specbench.conformance.targets import (
     ARCHITECTURES,
@@ -30,16 +29,16 @@ from specbench.conformance.targets import (
     successor,
     table_target,
 )
-from specbench.conformance.watch import PlainDrafter, Watched
+from specbench.conformance.watch import PlainDrafter, SetAside, Watched
+from specbench.conformance.weights import NUM_STEPS, Made, make_weights
 from specbench.engine.answer import Generation
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
 from specbench.errors import SpecbenchError, UsageError
 from specbench.findings import Finding
 from specbench.lm.cached_lm import CachedLM
-from specbench.method import Build, DraftNoise, DraftTree, Request, Rule, TargetView
+from specbench.method import Request, Rule, TargetView
 from specbench.sampling import Sampling, sequence_key
-from specbench.tree import from_lists
 
 MAX_BATCH = 4
 P_VALUE = 1e-4
@@ -77,19 +76,29 @@ class _Checker:
         scratch: Path,
         *,
         methods_dirs: Sequence[Path],
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         self._choice = choice
         self._methods_dirs = methods_dirs
         self._targets = targets
         self._scratch = scratch
         self._requires = choice.requires
-        self._can_take_any_target = "weights" not in self._requires
+        self._can_take_any_target = not _names_weights(choice)
+        self._training = dict(training or {})
+        self._made: dict[Path, Made] = {}
 
     # --- building ----------------------------------------------------------------------------------------------------
 
     def _made_for(self, choice: registry.Choice, lm: CachedLM) -> registry.Choice:
-        """The choice, `model` replaced by a draft model made for this target where a card asks for one."""
+        """The choice, `model` and `weights` replaced by ones made for this target where a card asks for them."""
         inner = None if choice.inner is None else self._made_for(choice.inner, lm)
+        if choice.options.get("weights") == MADE_HERE:
+            folder = self._scratch / f"{choice.card.name}-{lm.name}"
+            if folder not in self._made:
+                self._made[folder] = make_weights(
+                    choice.card, lm, folder, training=self._training, methods_dirs=tuple(self._methods_dirs)
+                )
+            choice = replace(choice, options={**choice.options, "weights": str(folder)})
         if "draft_model" not in choice.card.requires or not self._can_take_any_target:
             return replace(choice, inner=inner)
         folder = self._scratch / lm.name
@@ -148,7 +157,12 @@ class _Checker:
 
     def builds(self) -> str:
         drafter = self.stand(self._targets[0], _GREEDY, has_answers=False).drafter
-        return f"up to {drafter.max_nodes} nodes a step, {drafter.num_parameters()} parameters of its own"
+        learnt = "".join(
+            f"; weights made for the check: {NUM_STEPS} steps moved the loss from {made.first_loss:.3g} to "
+            f"{made.last_loss:.3g}"
+            for made in self._made.values()
+        )
+        return f"up to {drafter.max_nodes} nodes a step, {drafter.num_parameters()} parameters of its own{learnt}"
 
     def text(self, sampling: Sampling) -> str:
         """Alone and in a ragged batch: the tokens, the reasons to stop and the counts are autoregression's."""
@@ -239,6 +253,31 @@ class _Checker:
             raise BrokenPromise("drafts depend on the size of the prefill's chunks")
         return "drafts do not depend on prefill chunks"
 
+    def follows(self) -> str:
+        """Drafts set aside by a method that wraps this one leave no trace: the next ones are those of the same text."""
+        num_compared = 0
+        for sampling in (_GREEDY, _DRAWN):
+            stand = self.stand(self._targets[0], sampling)
+            if stand.drafter.carries == "stream":
+                return "not asked: the method learns from its own drafts (carries stream)"
+            answers = [answer.tokens for answer in stand.answers]
+            plain, disturbed = (
+                SetAside(stand.drafter, answers, device=stand.engine.lm.device, is_disturbed=is_disturbed)
+                for is_disturbed in (False, True)
+            )
+            stand.engine.reserve(disturbed.max_nodes)
+            for drafter in (plain, disturbed):
+                generations = stand.engine.generate(drafter, stand.requests).generations
+                _demand_text(stand, range(len(stand.requests)), generations, stand.engine.lm.name)
+            for where in sorted(plain.seen.keys() & disturbed.seen.keys()):
+                if plain.seen[where] != disturbed.seen[where]:
+                    raise BrokenPromise(
+                        f"row {where[0]} drafts differently at token {where[1]} after tokens it did not draft: "
+                        "follow() loses its place"
+                    )
+            num_compared += len(plain.seen.keys() & disturbed.seen.keys())
+        return f"{num_compared} drafts are the same after tokens that others drafted"
+
     def rejection(self, num_groups: int) -> str:
         """Law of three tokens of a vocabulary of four under the rule `rejection`, jointly and each, by chi-square."""
         if not self._can_take_any_target:
@@ -275,21 +314,24 @@ def check_method(
     options: Mapping[str, Any] | None = None,
     methods_dirs: Sequence[Path] = (),
     quick: bool = False,
+    training: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """Every promise as a finding; with a `target` followed by a short probe of what the method would gain on it.
 
     options: as for `registry.check_options`; those of a wrapped method as `NAME.OPTION`. quick: one architecture and a
-    third of the chi-square's draws. Raises UsageError (unknown method or option; weights required and no target given)
-    and what `load_lm` raises.
+    third of the chi-square's draws. training: options of `specbench train` for weights that are made here, because the
+    method requires some and none are named. Raises UsageError (unknown method or option; weights named without their
+    target) and what `load_lm` raises.
     """
     said = registry.by_method(name, options or {})
     choice = _chosen(name, said, target_is_demo=target == "demo", methods_dirs=methods_dirs)
     card = choice.card
     targets = [random_target(architecture) for architecture in ARCHITECTURES[: 1 if quick else None]]
-    if "weights" in choice.requires:
+    has_weights = _names_weights(choice)
+    if has_weights:
         targets = [_own_target(card, target)]
     with tempfile.TemporaryDirectory(prefix="specbench-check-") as scratch:
-        checker = _Checker(choice, targets, Path(scratch), methods_dirs=methods_dirs)
+        checker = _Checker(choice, targets, Path(scratch), methods_dirs=methods_dirs, training=training)
         promises: list[tuple[str, Callable[[], str]]] = [
             ("greedy text", lambda: checker.text(_GREEDY)),
             ("seeded text", lambda: checker.text(_DRAWN)),
@@ -300,36 +342,46 @@ def check_method(
             ("follows", checker.follows),
             ("rejection law", lambda: checker.rejection(1 if quick else 3)),
         ]
-        if "weights" not in choice.requires:
+        if not has_weights:
             promises.insert(3, ("stops", checker.stops))
         findings = [_keeps("builds", checker.builds)]
         if findings[0].state == "ok":
             findings += [_keeps(title, promise) for title, promise in promises]
-    if target is not None and all(finding.state != "failed" for finding in findings):
+    if target is not None and "weights" in choice.requires and not has_weights:
+        findings.append(
+            Finding(name="speed-up to expect", state="ok", what=f"not asked: no weights are named for {target}")
+        )
+    elif target is not None and all(finding.state != "failed" for finding in findings):
         from specbench.conformance.gain import (
             expected_gain,
         )  # the suites and a real model, only where a target is named
 
-        findings += expected_gain(
-            card, registry.load(name, methods_dirs=methods_dirs), choice.options, target=target
-        )
+        findings += expected_gain(card, registry.load(name, methods_dirs=methods_dirs), choice.options, target=target)
     return findings
 
 
 def _chosen(
     name: str, said: Mapping[str, Mapping[str, Any]], *, target_is_demo: bool, methods_dirs: Sequence[Path]
 ) -> registry.Choice:
-    """`registry.choose`; a draft model nobody named is made by the checker, so it is no reason not to be ready."""
+    """`registry.choose`; draft models and weights nobody named are made by the checker: no reason not to be ready."""
     given = {method: dict(values) for method, values in said.items()}
     for _ in range(2):  # the method, then what it wraps
         for method, values in given.items():
             card = registry.card(method, methods_dirs=methods_dirs)
-            if "draft_model" in card.requires and values.get("model") is None and not (target_is_demo and card.demo):
-                values["model"] = "made for the check"
+            for need, option in (("draft_model", "model"), ("weights", "weights")):
+                is_named = values.get(option) is not None or (target_is_demo and option in card.demo)
+                if need in card.requires and not is_named:
+                    values[option] = MADE_HERE
         found = registry.card(name, methods_dirs=methods_dirs)
         if found.wraps:
             given.setdefault(str(given[name].get("inner", found.options["inner"].default)), {})
     return registry.choose(name, given, target_is_demo=target_is_demo, methods_dirs=methods_dirs)
+
+
+def _names_weights(choice: registry.Choice) -> bool:
+    """Whether the method, or the one it wraps, comes with weights for one target."""
+    own = "weights" in choice.card.requires and choice.options.get("weights") != MADE_HERE
+    return own or (choice.inner is not None and _names_weights(choice.inner))
 
 
 def _own_target(card: Card, target: str | None) -> CachedLM:

@@ -17,7 +17,7 @@ from torch import Tensor
 from specbench.conformance.broken import BrokenPromise
 from specbench.conformance.capture import NoHostReads, Unreadable
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request, TargetView
-from specbench.tree import empty
+from specbench.tree import empty, from_lists
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,73 @@ class Watched(Drafter):
 
     def num_parameters(self) -> int:
         return self._inner.num_parameters()
+
+    def follow(self, commit: Commit, is_own: list[bool]) -> None:
+        self._inner.follow(commit, is_own)
+
+
+class SetAside(Drafter):
+    """Wraps a drafter as a hybrid does: takes its draft in one step of three, proposes the known answer without asking
+    it in the next, and in the third sets the drafts of every other row aside.
+
+    seen[row, committed tokens]: what it drafted there.
+    """
+
+    NUM_KNOWN = 3
+
+    def __init__(
+        self, watched: Watched, answers: Sequence[Sequence[int]], *, device: torch.device, is_disturbed: bool = True
+    ) -> None:
+        """is_disturbed: False takes every draft, to compare with."""
+        self._watched = watched
+        self._answers = answers
+        self._device = device
+        self._is_disturbed = is_disturbed
+        self.taps = watched.taps
+        self.carries = watched.carries
+        self.max_nodes = max(watched.max_nodes, self.NUM_KNOWN)
+        self.seen: dict[tuple[int, int], HostTree] = {}
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        self._watched.begin(requests)
+        self._rows = list(range(len(requests)))
+        self._num_done = [1] * len(requests)
+        self._step = -1 if self._is_disturbed else 0
+        self._is_own: list[bool] = []
+
+    def prefill(self, row: int, tokens_T: Tensor, hidden_TKD: Tensor | None, offset: int) -> None:
+        self._watched.prefill(row, tokens_T, hidden_TKD, offset)
+
+    def start(self, len_B: list[int], root_B: Tensor) -> None:
+        self._watched.start(len_B, root_B)
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        self._step += self._is_disturbed
+        places = range(len(self._rows))
+        if self._step % 3 == 1:
+            self._is_own = [False for _ in places]
+            ahead = [
+                list(self._answers[self._rows[place]][done : done + self.NUM_KNOWN])
+                for place, done in enumerate(self._num_done)
+            ]
+            return from_lists(ahead, [list(range(-1, len(row) - 1)) for row in ahead], device=self._device)
+        tree = self._watched.draft(noise)
+        for place in places:
+            self.seen[self._rows[place], self._num_done[place]] = self._watched.drafts[-1][place]
+        self._is_own = [self._step % 3 == 0 or (self._rows[place] + self._step) % 2 == 0 for place in places]
+        own_BN = torch.tensor(self._is_own, device=self._device)[:, None].expand(tree.tokens_BN.shape)
+        return replace(tree, valid_BN=own_BN if tree.valid_BN is None else tree.valid_BN & own_BN)
+
+    def commit(self, commit: Commit) -> None:
+        self._num_done = [done + len(new) for done, new in zip(self._num_done, commit.tokens, strict=True)]
+        if all(self._is_own):
+            self._watched.commit(commit)
+            return
+        own_B1 = torch.tensor(self._is_own, device=self._device)[:, None]
+        path_BP = torch.where(own_B1, commit.path_BP, -1)
+        self._watched.follow(replace(commit, path_BP=path_BP), self._is_own)
+
+    def keep(self, rows: list[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+        self._num_done = [self._num_done[row] for row in rows]
+        self._watched.keep(rows)

@@ -7,8 +7,10 @@ read.
     cache before    ... root' d1 d2 .. dK-1        (the step drafted d1 .. dK behind root')
     a < K accepted  ... root' d1 .. da             pending: the bonus token, the new root
     a = K accepted  ... root' d1 .. dK-1           pending: dK and the new root, read by one forward of two tokens
+    set aside       ... root'                      pending: all committed tokens, whoever drafted them (`follow`)
 
-B rows, K drafted tokens, M pending tokens of a row (1 or 2), C = K + 1, V the target's vocabulary.
+B rows, K drafted tokens, M pending tokens of a row (1 or 2; more after `follow`), C = K + 1, V the target's
+vocabulary.
 """
 
 from __future__ import annotations
@@ -156,6 +158,7 @@ class ChainDrafter(Drafter):
         if self._own_noise is not None:
             self._own_noise.seek(self._len_B)
             noise = self._own_noise
+        self._catch_up()
         tokens_BM, num_B = self._pending_BM, self._num_pending
         seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
         drafted, laws = [], []
@@ -181,7 +184,7 @@ class ChainDrafter(Drafter):
         accepted = [len(tokens) - 1 for tokens in commit.tokens]
         for row, count in enumerate(accepted):
             self._len_B[row] += count + 1
-        num = self._num_drafted
+        num, self._num_drafted = self._num_drafted, 0
         if num == 0:
             # No row can ever draft again: each is past the draft's context, or one token from its end.
             return
@@ -190,15 +193,53 @@ class ChainDrafter(Drafter):
                 self._lm.truncate(row, self._lm.lengths[row] - (num - 1 - count))
         self._num_pending = [2 if count == num else 1 for count in accepted]
         self._pending_BM = self._last_tokens(commit.tokens_BC, accepted)
+        self._see(commit)
+        if self._adaptive is not None:
+            # A finished row's count was cut at its stop; it says nothing about the draft.
+            going_on = [count for count, ends in zip(accepted, commit.finished, strict=True) if not ends]
+            self._adaptive.learn(going_on, num)
+
+    def follow(self, commit: Commit, is_own: list[bool]) -> None:
+        """What was committed without a draft of ours stays pending; the next draft's first forward reads it."""
+        num, self._num_drafted = self._num_drafted, 0
+        was_pending = self._pending_BM.tolist()
+        pending: list[list[int]] = []
+        for row, tokens in enumerate(commit.tokens):
+            count = len(tokens) - 1
+            self._len_B[row] += count + 1
+            if num == 0:
+                pending.append(was_pending[row][: self._num_pending[row]] + tokens)
+                continue
+            kept = min(count, num - 1) if is_own[row] else 0
+            self._lm.truncate(row, self._lm.lengths[row] - (num - 1 - kept))
+            pending.append(tokens[kept:])
+        self._num_pending = [len(tokens) for tokens in pending]
+        width = max(self._num_pending)
+        padded = [tokens + [0] * (width - len(tokens)) for tokens in pending]
+        self._pending_BM = torch.tensor(padded, device=self._target.device)
+        self._see(commit)
+        if self._adaptive is not None and num > 0:
+            learnt_from = zip(commit.tokens, commit.finished, is_own, strict=True)
+            self._adaptive.learn([len(tokens) - 1 for tokens, ends, own in learnt_from if own and not ends], num)
+
+    def _see(self, commit: Commit) -> None:
         if self._seen_BV is not None:
             places = torch.arange(commit.tokens_BC.shape[1], device=commit.tokens_BC.device)
             is_committed = places <= commit.num_accepted_B[:, None]
             # Padding repeats column 0, which is always committed.
             self._seen_BV.scatter_(1, torch.where(is_committed, commit.tokens_BC, commit.tokens_BC[:, :1]), True)
-        if self._adaptive is not None:
-            # A finished row's count was cut at its stop; it says nothing about the draft.
-            going_on = [count for count, ends in zip(accepted, commit.finished, strict=True) if not ends]
-            self._adaptive.learn(going_on, num)
+
+    def _catch_up(self) -> None:
+        """Read long pending runs row by row, all but the last token: in one forward with the others they would pad
+        every row to the longest run, behind the longest row. A single row needs no forward of its own for it."""
+        if len(self._num_pending) == 1 or max(self._num_pending) <= 2:
+            return
+        ends_B1 = torch.tensor(self._num_pending, device=self._target.device)[:, None] - 1
+        for row, count in enumerate(self._num_pending):
+            if count > 1:
+                self._lm.prefill(row, self._readable(self._pending_BM[row, : count - 1]))
+        self._pending_BM = self._pending_BM.gather(1, ends_B1)
+        self._num_pending = [1] * len(self._num_pending)
 
     def _last_tokens(self, tokens_BC: Tensor, accepted: list[int]) -> Tensor:
         """pending_BM: of each row's committed tokens the last `num_pending`, left-aligned; what follows is padding."""

@@ -1,0 +1,207 @@
+"""`specbench train`: options in, a drafter and the command that runs it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from specbench.bench.request import Dtype
+from specbench.cli import options
+from specbench.cli.failures import note
+from specbench.cli.help import Sections, examples, new_app
+from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE
+from specbench.cli.progress import duration
+from specbench.cli.text import show, show_json, visible
+from specbench.cli.train_progress import open_train_progress
+from specbench.training.request import Learn, LossName, Precision, Schedule, TrainOutcome, TrainRequest
+
+app = new_app()
+DATA, LOSS, EVALUATION = "Data", "Loss", "Evaluation"
+
+
+def _option(name: str, panel: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+
+
+@app.command(
+    cls=Sections,
+    epilog=examples(
+        "specbench train --method redrafter",
+        "specbench train --method lstm --target ./my-model --dataset sharegpt --epochs 2 --report-to tensorboard",
+        "accelerate launch --num-processes 4 -m specbench train --method ctc --target ./my-model --dataset alpaca",
+        after="Exit codes: 0 ok, 1 the loss is no number, 2 usage, 3 environment, 130 interrupted.",
+    ),
+)
+def train(
+    method: Annotated[str | None, _option("--method", WHAT, "M", "A method with a train.py.")] = None,
+    target: Annotated[str | None, _option("--target", WHAT, "MODEL", "Hub id, folder, or `demo` (default).")] = None,
+    set_: options.Settings = None,
+    resume: Annotated[str | None, _option("--resume", WHAT, "RUN_ID", "Continue a training.")] = None,
+    out: Annotated[Path | None, _option("--out", OUTPUT, "DIR", "The drafter's folder.")] = None,
+    dataset: Annotated[
+        str | None,
+        _option("--dataset", DATA, "D", "See `specbench data ls`; `self:D`: the target answers D's prompts itself."),
+    ] = None,
+    columns: Annotated[str | None, _option("--columns", DATA, "SPEC", "Which columns hold what.")] = None,
+    documents: Annotated[int | None, _option("--documents", DATA, "N", "A seeded subset of N rows.")] = None,
+    assistant_only: Annotated[
+        bool | None,
+        typer.Option("--assistant-only/--no-assistant-only", help="Learn answers only.", rich_help_panel=DATA),
+    ] = None,
+    response_tokens: Annotated[
+        int | None, _option("--response-tokens", DATA, "N", "Longest answer under `self`.")
+    ] = None,
+    response_temperature: Annotated[
+        float | None, _option("--response-temperature", DATA, "T", "Of answers under `self`; default 0.")
+    ] = None,
+    max_length: Annotated[int | None, _option("--max-length", DATA, "N", "Tokens of a packed row.")] = None,
+    learn: Annotated[
+        str | None,
+        _option("--learn", LOSS, "gt|kd|seq", "Text, target's laws (default), its continuations."),
+    ] = None,
+    loss: Annotated[str | None, _option("--loss", LOSS, "ce|kd|tv|lk", "Default: what --learn implies.")] = None,
+    kd_temperature: Annotated[float | None, _option("--kd-temperature", LOSS, "T", "Of both laws; default 1.")] = None,
+    kd_alpha: Annotated[float | None, _option("--kd-alpha", LOSS, "A", "A x kd + (1 - A) x ce; default 1.")] = None,
+    depth_decay: Annotated[float | None, _option("--depth-decay", LOSS, "D", "Depth i weighs D ** i.")] = None,
+    lr: Annotated[float | None, _option("--lr", HOW, "X", "Highest learning rate; default 1e-3.")] = None,
+    schedule: Annotated[str | None, _option("--schedule", HOW, "S", "cosine (default), linear or constant.")] = None,
+    warmup: Annotated[float | None, _option("--warmup", HOW, "SHARE", "Of the training; default 0.05.")] = None,
+    weight_decay: Annotated[float | None, _option("--weight-decay", HOW, "X", "Default 0.")] = None,
+    beta1: Annotated[float | None, _option("--beta1", HOW, "X", "Default 0.9.")] = None,
+    beta2: Annotated[float | None, _option("--beta2", HOW, "X", "Default 0.95.")] = None,
+    clip: Annotated[float | None, _option("--clip", HOW, "X", "Largest gradient norm; default 1, 0 = off.")] = None,
+    batch_size: Annotated[int | None, _option("--batch-size", HOW, "N", "Rows of a step, of all devices.")] = None,
+    micro_batch: Annotated[
+        int | None, _option("--micro-batch", HOW, "N", "Rows of a forward on one device; memory only.")
+    ] = None,
+    max_steps: Annotated[int | None, _option("--max-steps", HOW, "N", "Ends the training.")] = None,
+    epochs: Annotated[float | None, _option("--epochs", HOW, "X", "Ends the training.")] = None,
+    max_tokens: Annotated[int | None, _option("--max-tokens", HOW, "N", "Ends the training.")] = None,
+    max_minutes: Annotated[float | None, _option("--max-minutes", HOW, "X", "Ends the training.")] = None,
+    seed: Annotated[int | None, _option("--seed", HOW, "N", "Default 0.")] = None,
+    precision: Annotated[str | None, _option("--precision", HOW, "fp32|bf16", "Of the drafter's arithmetic.")] = None,
+    cache_states: Annotated[
+        bool, _option("--cache-states", HOW, "", "Write the target's states to disk once; the plan says bytes first.")
+    ] = False,
+    teacher_top_k: Annotated[
+        int | None, _option("--teacher-top-k", HOW, "K", "Laws in the cache: K entries and the tail; 0 = recomputed.")
+    ] = None,
+    eval_every: Annotated[int | None, _option("--eval-every", EVALUATION, "N", "Steps.")] = None,
+    eval_documents: Annotated[int | None, _option("--eval-documents", EVALUATION, "N", "Held out.")] = None,
+    eval_prompts: Annotated[
+        int | None, _option("--eval-prompts", EVALUATION, "N", "For the simulated acceptance; 0 = best by loss.")
+    ] = None,
+    eval_new_tokens: Annotated[int | None, _option("--eval-new-tokens", EVALUATION, "N", "Per prompt.")] = None,
+    patience: Annotated[
+        int | None, _option("--patience", EVALUATION, "N", "Stop after N evaluations without a better one; 0 = never.")
+    ] = None,
+    save_every: Annotated[int | None, _option("--save-every", HOW, "N", "Steps between resumable states.")] = None,
+    report_to: Annotated[
+        list[str] | None, _option("--report-to", OUTPUT, "T", "tensorboard, wandb, … Repeatable.")
+    ] = None,
+    dtype: Annotated[str | None, _option("--dtype", WHERE, "TYPE", "Of the target; auto by device.")] = None,
+    device: Annotated[str | None, _option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")] = None,
+    threads: Annotated[int | None, _option("--threads", WHERE, "N", "CPU threads.")] = None,
+    attention: Annotated[str | None, _option("--attention", WHERE, "NAME", "auto, sdpa or reference.")] = None,
+    trust_remote_code: Annotated[
+        bool, _option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")
+    ] = False,
+    data: options.DataDirs = None,
+    store: options.Store = None,
+    methods_dir: options.MethodsDirs = None,
+    dry_run: Annotated[bool, _option("--dry-run", OUTPUT, "", "Print the plan: bytes, tokens, time.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a method's drafter on a target, and print the command that runs it.
+
+    Stopped (Ctrl-C) or killed, it goes on with --resume and ends with the same losses. --set METHOD.OPTION=VALUE sets
+    the method's training options; METHOD.weights=DIR starts from a finished drafter.
+    """
+    request = TrainRequest(
+        method=method,
+        target=target,
+        dataset=dataset,
+        columns=columns,
+        documents=documents,
+        assistant_only=assistant_only,
+        response_tokens=response_tokens,
+        response_temperature=response_temperature,
+        # Choices are checked by TrainRequest, which names the nearest.
+        learn=cast("Learn | None", learn),
+        loss=cast("LossName | None", loss),
+        kd_temperature=kd_temperature,
+        kd_alpha=kd_alpha,
+        depth_decay=depth_decay,
+        max_length=max_length,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        max_steps=max_steps,
+        epochs=epochs,
+        max_tokens=max_tokens,
+        max_minutes=max_minutes,
+        lr=lr,
+        schedule=cast("Schedule | None", schedule),
+        warmup=warmup,
+        weight_decay=weight_decay,
+        beta1=beta1,
+        beta2=beta2,
+        clip=clip,
+        precision=cast("Precision | None", precision),
+        seed=seed,
+        eval_every=eval_every,
+        eval_documents=eval_documents,
+        eval_prompts=eval_prompts,
+        eval_new_tokens=eval_new_tokens,
+        patience=patience,
+        save_every=save_every,
+        cache_states=cache_states,
+        teacher_top_k=teacher_top_k,
+        report_to=tuple(name for text in report_to or () for name in text.split(",")),
+        threads=threads,
+        device=device,
+        dtype=cast("Dtype | None", dtype),
+        attention=attention,
+        settings=options.settings(set_),
+        out=out,
+        resume=resume,
+        dry_run=dry_run,
+        data=tuple(data or ()),
+        store=store,
+        methods_dirs=tuple(methods_dir or ()),
+        trust_remote_code=trust_remote_code,
+        command=("specbench", *sys.argv[1:]),
+    )
+    from specbench import training
+
+    with open_train_progress() as progress:
+        outcome = training.train(request, progress)
+    if outcome.is_main:
+        _print(outcome, as_json=as_json, store=store)
+    if outcome.state == "interrupted":
+        raise typer.Exit(130)
+
+
+def _print(outcome: TrainOutcome, *, as_json: bool, store: Path | None) -> None:
+    if as_json:
+        show_json({"schema": 1, **dataclasses.asdict(outcome)})
+        return
+    if outcome.plan is not None and outcome.state == "planned":
+        for line in outcome.plan.lines():
+            show(line)
+        return
+    where = f" --store {store}" if store is not None else ""
+    if outcome.state == "interrupted":
+        note(f"interrupted at step {outcome.steps}. Continue: specbench train --resume {outcome.run_id}{where}")
+        return
+    best = outcome.best
+    tau = f"τ {best['tau']:.3f}, " if best.get("tau") is not None else ""
+    note(
+        f"{outcome.steps} steps, {outcome.tokens:,} tokens in {duration(outcome.seconds)}; "
+        f"best at step {best['step']}: {tau}held-out loss {best['loss']:.4f}"
+    )
+    note(f"curves: specbench results plot {outcome.run_id}{where}")
+    show(visible(outcome.command))
