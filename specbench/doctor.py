@@ -200,7 +200,17 @@ def _methods(methods_dirs: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _suites(data: Sequence[Path]) -> Iterator[Finding]:
-    found = survey(data)
+    try:
+        found = survey(data)
+    except SpecbenchError as error:
+        yield Finding(
+            name="suites",
+            state="failed",
+            what=f"{error.what} ({error.where})",
+            consequence="no suite is found, so nothing can be run",
+            remedy=error.try_ or f"mend {error.where}",
+        )
+        return
     here = [status.name for status in found if status.state in ("inline", "local", "downloaded")]
     online = [status.name for status in found if status.state == "hub"]
     if here:
@@ -225,8 +235,8 @@ def _suites(data: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _store(store: Path | None) -> Iterator[Finding]:
-    folder, file = paths.results_dir(store), paths.store_file(store)
-    anchor = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    folder, file = paths.results_dir(store).absolute(), paths.store_file(store).absolute()
+    anchor = next(each for each in (folder, *folder.parents) if each.exists())
     if not os.access(anchor, os.W_OK):
         yield Finding(
             name="results",

@@ -96,7 +96,7 @@ def import_weights(
     chosen = _pick(method, layout, methods_dirs)
     _check_new(out)
     read = chosen.read(checkpoint.read_config(folder), checkpoint.read_tensors(folder))
-    facts = TrainedOn(name="unknown", weights_hash="", hidden_size=read.hidden_size, vocab_size=read.vocab_size)
+    facts = TrainedOn(name="unknown", weights_hash="unknown", hidden_size=read.hidden_size, vocab_size=read.vocab_size)
     if target is not None:
         place = resolve_folder(target)
         _check_target(place, target, read.hidden_size, read.vocab_size)
@@ -152,7 +152,7 @@ def model_card(drafter: Checkpoint, *, layout: str = NATIVE) -> str:
             f"# {drafter.method} drafter for {target.name}",
             "",
             f"Proposes tokens for `{target.name}` (hidden size {target.hidden_size}, vocabulary {target.vocab_size}, "
-            f"weights sha256 `{target.weights_hash[:16] or 'unknown'}`); the text stays the target's own.",
+            f"weights sha256 `{target.weights_hash[:16]}`); the text stays the target's own.",
             f"Layout: {layout}.",
             "",
             "```sh",

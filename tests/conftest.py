@@ -71,6 +71,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("SPECBENCH_CACHE", str(home / "cache"))
     monkeypatch.setenv("SPECBENCH_RESULTS", str(home / "results"))
+    (home / "config.yaml").write_text("")
     monkeypatch.setenv("SPECBENCH_CONFIG", str(home / "config.yaml"))
     monkeypatch.delenv("SPECBENCH_DATA", raising=False)
 

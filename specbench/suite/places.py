@@ -14,10 +14,13 @@ from typing import Literal
 import yaml
 
 from specbench import paths
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 from specbench.suite import hub as hub_room
 from specbench.suite.reading import read_text
 from specbench.suite.schema import Source, SuiteFile
+
+CONFIG_KEYS = ("data",)
+"""What the configuration file may say."""
 
 State = Literal["inline", "local", "downloaded", "hub", "missing", "unreadable"]
 """inline: in the YAML; local: a file of the search path; downloaded: fetched before; hub: can be fetched."""
@@ -89,15 +92,31 @@ def what_would_help(suite: SuiteFile, *, can_fetch: bool) -> str:
 
 
 def _configured_dirs() -> list[Path]:
-    """`data:` of the configuration, relative to the configuration's folder; its other keys belong to others."""
+    """`data:` of the configuration, relative to the configuration's folder: the only key there is.
+
+    Raises UsageError for a file that SPECBENCH_CONFIG names and that is not there, and for one that says anything else:
+    a mistyped key must not turn into a download.
+    """
     path = paths.config_file()
     if not path.is_file():
+        if os.environ.get("SPECBENCH_CONFIG"):
+            raise UsageError(f"there is no configuration at {path}", where="SPECBENCH_CONFIG")
         return []
     try:
         raw = yaml.safe_load(read_text(path))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"not valid YAML: {error.problem}", where=f"{path}:{line}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"the configuration is not valid YAML: {error}", where=str(path)) from error
-    value = raw.get("data", []) if isinstance(raw, dict) else []
+        raise UsageError(f"not valid YAML: {error}", where=str(path)) from error
+    if raw is None:
+        return []
+    if not isinstance(raw, dict):
+        raise UsageError("the configuration is a YAML mapping", where=str(path), try_="data: FOLDER")
+    unknown = [str(key) for key in raw if key not in CONFIG_KEYS]
+    if unknown:
+        raise UsageError(f"unknown key {unknown[0]!r}; {did_you_mean(unknown[0], CONFIG_KEYS)}", where=str(path))
+    value = raw.get("data", [])
     folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         raise UsageError("`data:` is a folder or a list of folders", where=str(path))

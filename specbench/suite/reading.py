@@ -31,6 +31,8 @@ def resolve_spec(spec: str) -> Path:
     Raises UsageError naming the nearest suite.
     """
     path = Path(spec)
+    if not spec.strip():
+        raise UsageError("the suite's name is empty", where="SUITE", try_="specbench suites")
     if len(path.name) > 255:
         raise UsageError(f"no suite has a name of {len(path.name)} characters", try_="specbench suites")
     if path.is_file() and path.suffix in YAML_SUFFIXES + JSONL_SUFFIXES:
@@ -47,7 +49,8 @@ def resolve_spec(spec: str) -> Path:
         )
     if path.is_dir():
         raise UsageError(f"{spec} is a folder, not a suite", try_="specbench suites")
-    what = f"there is no suite {spec!r}" if name == spec and len(path.parts) == 1 else f"there is no file {spec!r}"
+    is_path = len(path.parts) > 1 or path.suffix in YAML_SUFFIXES + JSONL_SUFFIXES
+    what = f"there is no file {spec!r}" if is_path else f"there is no suite {spec!r}"
     hint = did_you_mean(path.stem if path.suffix else name, names)
     raise UsageError(f"{what}; {hint}", try_="specbench suites")
 

@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token: str | None
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
+    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
@@ -103,11 +103,12 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], template: str = "c
     put before any text. Raises UsageError as `render_text`.
     """
     text = render_text(tokenizer, messages, template)
-    ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    # verbose: transformers would warn of a text beyond the model's length; the engine refuses it, by question.
+    ids = [int(token) for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if template == "chat":
         return ids
     bos = tokenizer.bos_token_id
-    by_itself = tokenizer(text)["input_ids"]
+    by_itself = tokenizer(text, verbose=False)["input_ids"]
     wants_bos = bos is not None and by_itself[:1] == [bos] and ids[:1] != [bos]
     return [bos, *ids] if wants_bos and bos is not None else ids
 

@@ -30,6 +30,14 @@ def test_versions_memory_threads_store_and_suites_are_looked_at(tmp_path: Path) 
     assert looked_at <= names
 
 
+def test_places_are_told_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`results` alone left open in which folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPECBENCH_RESULTS", raising=False)
+    [store] = [each for each in doctor.examine() if each.name == "store"]
+    assert store.what.startswith(str(tmp_path / "results"))
+
+
 @pytest.mark.parametrize(
     ("governor", "state"), [("performance", "ok"), (None, "ok"), ("powersave", "warning"), ("schedutil", "warning")]
 )
@@ -66,6 +74,13 @@ def test_a_broken_method_and_a_folder_without_methods_are_named(tmp_path: Path) 
     (tmp_path / "none").mkdir()
     [found] = named(doctor.examine(methods_dirs=[tmp_path / "none"]), "methods")
     assert found.state == "failed" and "no method in" in found.what
+
+
+def test_a_data_folder_that_is_not_there_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It ended the whole examination before."""
+    monkeypatch.setenv("SPECBENCH_DATA", str(tmp_path / "gone"))
+    [found] = named(doctor.examine(store=tmp_path), "suites")
+    assert found.state == "failed" and "gone" in found.what and "SPECBENCH_DATA" in found.what
 
 
 def test_a_damaged_store_is_a_warning(tmp_path: Path) -> None:

@@ -35,6 +35,28 @@ def test_ls_lists_runs_with_their_ids(specbench: Callable[..., Any], results: st
     assert all(run["state"] == "finished" for run in found)
 
 
+def test_ls_names_what_can_be_continued(specbench: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "run-a"
+    write_synthetic(folder, run_id="run-a", seed=0)
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(lines[:-1]))  # without its last word, as after `kill -9`
+    ran = specbench("results", "ls", "--store", str(tmp_path))
+    assert "lost" in ran.out and "run-a" in ran.err
+    assert f"specbench run --resume RUN --store {tmp_path}" in ran.err
+
+
+def test_ls_says_that_imported_rows_are_there(specbench: Callable[..., Any], results: str, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    words = ("--format", "answers", "--method", "draft_model", "-o", str(answers), "--store", results)
+    assert specbench("results", "export", "run-a", *words).code == 0
+    assert "imported" not in specbench("results", "ls", "--store", results).err
+    other = str(tmp_path / "other")
+    words = ("--suite", "mt_bench", "--method", "theirs", "--target", "t", "--store", other)
+    assert specbench("results", "import", str(answers), *words).code == 0
+    ran = specbench("results", "ls", "--store", other)
+    assert "theirs on mt_bench (t)" in ran.err and "specbench leaderboard" in ran.err
+
+
 def test_options_before_the_command_are_refused_not_dropped(specbench: Callable[..., Any], results: str) -> None:
     ran = specbench("results", "--store", results, "ls")
     assert ran.code == 2 and "after the command" in ran.err
@@ -118,6 +140,25 @@ def test_leaderboard_writes_the_page(specbench: Callable[..., Any], results: str
     assert ran.code == 0 and ran.out.strip() == str(out) and "run-a" in out.read_text()
     only = json.loads(specbench("leaderboard", "-o", str(out), "--run", "run-b", "--store", results, "--json").out)
     assert only["num_bytes"] == out.stat().st_size and "run-a" not in out.read_text()
+
+
+def test_leaderboard_of_a_mistyped_store_does_not_write_an_empty_page_over_a_good_one(
+    specbench: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "board.html"
+    out.write_text("good")
+    ran = specbench("leaderboard", "-o", str(out), "--store", str(tmp_path / "stoer"))
+    assert ran.code == 3 and "stoer" in ran.err
+    assert out.read_text() == "good"
+
+
+def test_leaderboard_before_the_first_run_says_so(
+    specbench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPECBENCH_RESULTS", raising=False)
+    ran = specbench("leaderboard")
+    assert ran.code == 0 and "no run" in ran.err and "No measured run yet" in Path("board.html").read_text()
 
 
 def test_leaderboard_where_nothing_may_be_written_is_an_environment_error(

@@ -197,6 +197,7 @@ def test_an_interrupted_run_exits_130_and_says_how_to_go_on(specbench: Callable[
     fake.outcome = RunOutcome(run_id="run-a", state="interrupted")
     ran = specbench("run", "demo", "--store", "s")
     assert ran.code == 130 and "specbench run --resume run-a --store s" in ran.err
+    assert ran.err.count("interrupted") == 1
 
 
 def test_a_failed_run_exits_1(specbench: Callable[..., Any], fake: FakeBench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 from specbench.cli import progress
 from specbench.cli.progress import Lines, duration, open_progress
-from specbench.cli.text import Column, show, show_table, visible
+from specbench.cli.text import Column, show, show_json, show_table, visible
 
 COLUMNS = [Column("method"), Column("speed-up", right=True), Column("what it is")]
 ROWS = [("prompt_lookup", "1.62", "copies the continuation of the longest n-gram"), ("oracle", "2.10", "replays")]
@@ -19,6 +20,15 @@ ROWS = [("prompt_lookup", "1.62", "copies the continuation of the longest n-gram
 def test_control_characters_are_shown_instead_of_sent() -> None:
     assert visible("a\x1b[31m\u202eb\x9b\r") == "a\\x1b[31m\\u202eb\\x9b\\r"
     assert visible("tab\tand\nnewline é 漢") == "tab\tand\nnewline é 漢"
+
+
+def test_json_on_a_terminal_carries_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON escapes C0 alone: C1 (a one-byte CSI) and the bidirectional controls came through as they are."""
+    text = {"text": "é 漢\x1b[1m\x9b31m\u202egnp\x7f\n"}
+    show_json(text)
+    out = capsys.readouterr().out
+    assert not set("\x1b\x9b\u202e\x7f") & set(out) and "é 漢" in out
+    assert json.loads(out) == text
 
 
 def test_a_wide_table_stands_on_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +50,23 @@ def test_a_narrow_terminal_keeps_every_word_within_its_width(width: int, capsys:
         assert word in out
     if width >= 60:
         assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+
+
+def test_blocks_of_a_narrow_terminal_break_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(COLUMNS, ROWS, width=34)
+    lines = capsys.readouterr().out.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("what it is"))
+    assert lines[at : at + 3] == [
+        "what it is  copies the",
+        "            continuation of the",
+        "            longest n-gram",
+    ]
+
+
+def test_no_line_of_a_table_ends_in_white_space(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(COLUMNS, ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all(line == line.rstrip() for line in lines)
 
 
 def test_markup_in_a_cell_is_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,8 +107,7 @@ def test_plain_progress_prints_complete_lines_only(
     assert "\r" not in err and err.endswith("\n")
     lines = err.splitlines()
     assert lines[0] == "demo: 10 generations, 2 done before"
-    assert "failed: m, question 3" in lines
-    assert lines[-1].startswith("10/10 generations in")
+    assert lines[-1].startswith("10/10 generations in") and lines[-1].endswith(", 1 failed")
     # One line at most every ten seconds, groups being four seconds apart.
     assert sum(line.split()[0].endswith("/10") for line in lines) == 3
 
@@ -104,7 +130,7 @@ def test_the_bar_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         told.say("a \x1b[31m line")
         told.group_done(method="m", question="2", seconds=1.0, num_tokens=9, failed=True)
     out = terminal.getvalue()
-    assert "demo [bold]" in out and "2/2" in out and "a \\x1b[31m line" in out and "failed: m, question 2" in out
+    assert "demo [bold]" in out and "2/2" in out and "a \\x1b[31m line" in out and "demo [bold], 1 failed" in out
 
 
 @pytest.mark.parametrize(

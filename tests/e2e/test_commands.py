@@ -24,7 +24,8 @@ def test_run_suites_mtbench_yaml_works_from_any_folder_and_says_what_it_took(spe
     assert done.code == 0, done.err
     first = done.err.splitlines()[0]
     assert "specbench run suites/mtbench.yaml" in first and "--target demo" in first
-    assert "--methods autoregressive,draft_model,oracle,prompt_lookup" in first
+    taken = first.partition("--methods ")[2].split()[0].split(",")
+    assert taken[0] == "autoregressive" and {"draft_model", "oracle", "prompt_lookup"} <= set(taken)
     assert "draft_model" in done.out and "mtbench · 2 questions" in done.out
     assert (tmp_path / "home" / "results" / "specbench.duckdb").exists()
 
@@ -36,7 +37,7 @@ def test_a_run_is_listed_shown_compared_exported_and_drawn(specbench, tmp_path):
     summary = done.json()
     assert summary["schema"] == 1 and summary["target"] == "demo" and summary["suite"] == "demo"
     rows = {row["method"]: row for row in summary["rows"]}
-    assert {"autoregressive", "autoregressive#2", "draft_model", "prompt_lookup", "oracle"} == set(rows)
+    assert {"autoregressive", "autoregressive#2", "draft_model", "prompt_lookup", "oracle"} <= set(rows)
     for row in rows.values():
         assert row["lossless"] and row["equality"]["bug"] == 0 and row["num_questions"] == 3
     run_id = summary["run_id"]

@@ -112,3 +112,15 @@ def test_a_local_file_that_vanished_is_missing_not_substituted(write_yaml: Calla
         load_suite(str(path))
     assert "https://example.org/gone.jsonl" in caught.value.try_
     assert caught.value.exit_code == 3
+
+
+def test_an_empty_name_is_called_empty() -> None:
+    """As a path it is the working folder."""
+    with pytest.raises(UsageError, match="name is empty"):
+        resolve_spec("")
+
+
+@pytest.mark.parametrize("spec", ["mine.jsonl", "mine.yaml", "folder/mine.jsonl"])
+def test_a_file_that_is_not_there_is_called_a_file(spec: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no file '{spec}'"):
+        resolve_spec(spec)

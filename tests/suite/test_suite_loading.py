@@ -77,7 +77,7 @@ def test_folders_are_searched_option_first_then_variable_then_configuration(
     for name in "abcd":
         (tmp_path / name).mkdir()
     monkeypatch.setenv("SPECBENCH_DATA", f"{tmp_path / 'b'}{os.pathsep}{tmp_path / 'c'}")
-    paths.config_file().write_text(f"data: [{tmp_path / 'd'}]\nother: 1\n")
+    paths.config_file().write_text(f"data: [{tmp_path / 'd'}]\n")
     assert search_path([tmp_path / "a"]) == tuple(tmp_path / name for name in "abcd")
 
 
@@ -113,6 +113,28 @@ def test_a_folder_that_does_not_exist_is_refused_with_its_origin(
     with pytest.raises(UsageError, match="no such data folder") as caught:
         search_path([gone] if origin == "--data" else [])
     assert origin in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dat: /somewhere\n", "unknown key 'dat'; did you mean 'data'"),
+        ("data: [\n", "not valid YAML"),
+        ("- /somewhere\n", "a YAML mapping"),
+    ],
+    ids=["mistyped key", "broken", "list"],
+)
+def test_a_configuration_that_says_something_else_is_never_passed_over(text: str, said: str) -> None:
+    paths.config_file().write_text(text)
+    with pytest.raises(UsageError, match=said) as caught:
+        search_path([])
+    assert str(paths.config_file()) in caught.value.where and "\n" not in caught.value.what
+
+
+def test_a_configuration_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPECBENCH_CONFIG", str(tmp_path / "none.yaml"))
+    with pytest.raises(UsageError, match="there is no configuration"):
+        search_path([])
 
 
 def test_a_configuration_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,16 @@ ONE = [{"role": "user", "content": "hi"}]
 TWO = [*ONE, {"role": "assistant", "content": " bye"}, {"role": "user", "content": "hi"}]
 
 
+def test_a_prompt_beyond_the_models_length_is_measured_without_a_warning_of_transformers(
+    make_tokenizer: Any,
+) -> None:
+    """`Running this sequence through the model will result in indexing errors`: it never runs, it is refused."""
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 4
+    assert len(render(tokenizer, [{"role": "user", "content": "hi " * 9}], "plain")) == 10
+    assert not tokenizer.deprecation_warnings.get("sequence-length-is-longer-than-the-specified-maximum", False)
+
+
 def test_chat_is_the_tokenizers_template_with_its_bos_once(make_tokenizer: Any) -> None:
     tokenizer = make_tokenizer(chat_template=CHAT)
     assert tokenizer("hi")["input_ids"] == [0, 3]  # it would add a second one by itself
