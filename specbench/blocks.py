@@ -23,23 +23,42 @@ HeadKind = Literal["own", "target"]
 class DraftVocabulary(nn.Module):
     """Which of the target's tokens a drafter can say: all of them, or the `ids` of a trimmed head.
 
-    ids is a buffer (saved with the weights as `ids`), ascending int64 (W,); None = all V.
+    ids is a buffer (saved with the weights as `ids`), ascending int64 (W,); None = all V. `num` instead of ids: room
+    for so many, chosen later by `set_ids` or by loading weights; until then nothing can be asked of it.
     """
 
     ids: Tensor | None
     index_V: Tensor | None
 
-    def __init__(self, size: int, ids: Tensor | None = None) -> None:
+    def __init__(self, size: int, ids: Tensor | None = None, *, num: int = 0) -> None:
         super().__init__()
         self.target_size = size
-        if ids is not None and ids.shape[0] == size:
-            ids = None
-        index = None
-        if ids is not None:
-            index = torch.full((size,), -1, dtype=torch.long)
-            index[ids] = torch.arange(ids.shape[0])
-        self.register_buffer("ids", ids)
+        room = num if ids is None else ids.shape[0]
+        is_trimmed = 0 < room < size
+        self.is_chosen = not is_trimmed
+        self.register_buffer("ids", torch.zeros(room, dtype=torch.long) if is_trimmed else None)
+        index = torch.full((size,), -1, dtype=torch.long) if is_trimmed else None
         self.register_buffer("index_V", index, persistent=False)
+        if is_trimmed and ids is not None:
+            self.set_ids(ids)
+
+    def set_ids(self, ids: Tensor) -> None:
+        """Choose the words: ascending, distinct target ids (W,), as many as there is room for."""
+        assert self.ids is not None and ids.shape == self.ids.shape, "the room was made for another number of ids"
+        self.ids.copy_(ids)
+        self._index()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """torch.nn.Module's own, which `load_state_dict` calls on every part; the way back follows the loaded ids."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self._index()
+
+    def _index(self) -> None:
+        if self.ids is None or self.index_V is None:
+            return
+        self.index_V.fill_(-1)
+        self.index_V[self.ids] = torch.arange(self.ids.shape[0], device=self.ids.device)
+        self.is_chosen = True
 
     @property
     def size(self) -> int:
@@ -84,6 +103,19 @@ class DraftVocabulary(nn.Module):
     def noise(self, noise_V: Tensor | None) -> Tensor | None:
         """Noise (..., V) over the drafter's vocabulary (..., W)."""
         return noise_V if noise_V is None or self.ids is None else noise_V[..., self.ids]
+
+
+def laws_at(law: Callable[[Tensor], Law], state_N: Tensor, vocabulary: DraftVocabulary) -> Callable[[slice], Law]:
+    """For `losses.chunked`: the drafter's share of the target's laws at these flat states. law: `Teacher.law`.
+
+    n depths ask for each state up to n times; within a chunk its logits are made once.
+    """
+
+    def of(where: slice) -> Law:
+        distinct, index = state_N[where].unique(return_inverse=True)
+        return vocabulary.restrict(law(distinct)).rows(index)
+
+    return of
 
 
 def frequent_ids(counts_V: Tensor, size: int, *, always: tuple[int, ...] = ()) -> Tensor:

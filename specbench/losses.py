@@ -29,6 +29,14 @@ class Law(NamedTuple):
     log_tail_N: Tensor | None = None
     """log of the mass outside the entries; None = there is none."""
 
+    def rows(self, index_M: Tensor) -> Law:
+        """The laws of these positions, any number of times each."""
+        return Law(
+            self.logp_NK[index_M],
+            None if self.ids_NK is None else self.ids_NK[index_M],
+            None if self.log_tail_N is None else self.log_tail_N[index_M],
+        )
+
 
 def whole_law(logits_NV: Tensor, temperature: float = 1.0) -> Law:
     """The law of these logits at a temperature."""
@@ -63,7 +71,7 @@ class Objective:
     rank: int = 5
     """Top-1 .. top-rank accuracies are counted."""
     chunk: int = 1024
-    """Positions whose logits exist at one time; the backward pass computes them again."""
+    """Positions whose logits exist at one time; where there are more, the backward pass computes them again."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -160,7 +168,7 @@ def chunked(
     law_of: Callable[[slice], Law] | None,
     objective: Objective,
 ) -> PositionLoss:
-    """`per_position(head(inputs))` with `objective.chunk` rows of logits at a time: (N, V) never exists.
+    """`per_position(head(inputs))` with `objective.chunk` rows of logits at a time: a larger (N, V) never exists.
 
     law_of: the law of inputs[slice]; None for `ce`. head may hold parameters; their gradients are exact.
     """
@@ -175,8 +183,11 @@ def chunked(
             rank = torch.where(label >= 0, (logits > own).sum(-1), logits.shape[-1])
         return loss, rank
 
+    if inputs_NE.shape[0] <= objective.chunk:
+        # All of it fits: nothing is computed twice (a quarter of a training step where the head is the largest part).
+        return PositionLoss(*part(inputs_NE, slice(0, inputs_NE.shape[0])))
     losses, ranks = [], []
-    for start in range(0, max(inputs_NE.shape[0], 1), objective.chunk):
+    for start in range(0, inputs_NE.shape[0], objective.chunk):
         where = slice(start, start + objective.chunk)
         loss, rank = checkpoint(part, inputs_NE[where], where, use_reentrant=False)
         losses.append(loss)

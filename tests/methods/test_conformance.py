@@ -28,6 +28,7 @@ PROMISES = {
     "forgets",
     "batches",
     "prefill chunks",
+    "follows",
     "rejection law",
 }
 
@@ -40,7 +41,7 @@ def _failed(name: str, **kwargs: object) -> dict[str, str]:
 def test_every_method_in_the_tree_is_found_and_readable() -> None:
     broken = {entry.name: entry.error for entry in registry.cards() if entry.card is None}
     assert broken == {}
-    assert {"autoregressive", "prompt_lookup", "draft_model", "oracle"} <= set(METHODS)
+    assert {"autoregressive", "prompt_lookup", "draft_model", "oracle", "suffix", "hybrid"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -59,6 +60,9 @@ def test_a_method_keeps_every_promise(name: str) -> None:
         ("draft_model", {"adaptive": True}),
         ("oracle", {"rate": 0.5, "depth": 7}),
         ("oracle", {"rate": 1.0}),
+        ("suffix", {"shape": "tree", "max_spec_offset": 3.0, "max_requests": 2}),
+        ("hybrid", {"inner": "draft_model", "threshold": 1.5, "draft_model.draft": "sampled"}),
+        ("hybrid", {"inner": "prompt_lookup", "shape": "tree", "prompt_lookup.continuations": 3}),
     ],
     ids=str,
 )
@@ -151,6 +155,7 @@ _BROKEN = '''
             self._target = target
             self.max_nodes = 2
             self._learnt = 0
+            self._ahead = 0
             self.carries = "stream" if fault.startswith("snapshot") else "nothing"
 
         def begin(self, requests):
@@ -183,6 +188,8 @@ _BROKEN = '''
                 tokens = [[(token + len(self._prompts)) % size for token in row] for row in tokens]
             if fault == "too many":
                 tokens, parents = [row + [1] for row in tokens], [[-1, 0, 1]] * rows
+            if fault == "lost":
+                tokens = [[(token + self._ahead) % size for token in row] for row in tokens]
             if fault == "vocabulary":
                 tokens = [[size, size] for _ in tokens]
             if fault == "twins":
@@ -200,6 +207,10 @@ _BROKEN = '''
             self._learnt += 1
             for text, tokens in zip(self._texts, commit.tokens):
                 text += tokens
+
+        def follow(self, commit, is_own):
+            self._ahead += 1
+            self.commit(commit)
 
         def keep(self, rows):
             if self._fault == "keeps all":
@@ -254,6 +265,7 @@ def broken(tmp_path: Path) -> Path:
         ("keeps all", "greedy text", "live rows"),
         ("keeps the first", "batches", "in a batch and"),
         ("chunks", "prefill chunks", "size of the prefill's chunks"),
+        ("lost", "follows", "after tokens it did not draft"),
         ("dishonest", "rejection law", "under the target's law"),
         ("half a law", "seeded text", "the recorded law of slot 0 sums to"),
     ],
