@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -41,6 +42,10 @@ def train(
     target: Annotated[str | None, _option("--target", WHAT, "MODEL", "Hub id, folder, or `demo` (default).")] = None,
     set_: options.Settings = None,
     resume: Annotated[str | None, _option("--resume", WHAT, "RUN_ID", "Continue a training.")] = None,
+    recipe: Annotated[
+        Path | None, _option("--recipe", WHAT, "FILE", "data, train, export, bench as a YAML; nothing else is said.")
+    ] = None,
+    skip: Annotated[str | None, _option("--skip", WHAT, "A,B", "Stages of the recipe that are left out.")] = None,
     out: Annotated[Path | None, _option("--out", OUTPUT, "DIR", "The drafter's folder.")] = None,
     dataset: Annotated[
         str | None,
@@ -121,6 +126,9 @@ def train(
     Stopped (Ctrl-C) or killed, it goes on with --resume and ends with the same losses. --set METHOD.OPTION=VALUE sets
     the method's training options; METHOD.weights=DIR starts from a finished drafter.
     """
+    if recipe is not None:
+        _cook(recipe, skip=tuple((skip or "").split(",")) if skip else (), store=store, dry_run=dry_run)
+        return
     request = TrainRequest(
         method=method,
         target=target,
@@ -183,6 +191,33 @@ def train(
         _print(outcome, as_json=as_json, store=store)
     if outcome.state == "interrupted":
         raise typer.Exit(130)
+
+
+def _cook(file: Path, *, skip: tuple[str, ...], store: Path | None, dry_run: bool) -> None:
+    """Every stage in a process of its own: what one loaded does not weigh on the next, and each can be repeated."""
+    import shlex
+    import subprocess
+
+    from specbench.training.recipe_file import Kitchen, read_recipe
+
+    kitchen = Kitchen(read_recipe(file), store=store)
+    planned = kitchen.plan(skip=skip)
+    if dry_run:
+        for each in planned:
+            show(
+                f"{each.stage:<7} {'done' if each.is_done else shlex.join(['specbench', *(each.resume or each.argv)])}"
+            )
+        return
+
+    def run(argv: Sequence[str]) -> int:
+        note(visible(shlex.join(["specbench", *argv])))
+        return subprocess.run([sys.executable, "-m", "specbench", *argv], check=False).returncode
+
+    code = kitchen.carry_out(planned, run)
+    if code != 0:
+        note(f"a stage ended with exit code {code}; the same command goes on from there")
+        raise typer.Exit(code)
+    show(str(kitchen.drafter))
 
 
 def _print(outcome: TrainOutcome, *, as_json: bool, store: Path | None) -> None:

@@ -1,0 +1,99 @@
+"""The request's data set -> documents to learn from and documents held out.
+
+`self` and `self:NAME` have the target answer the prompts of a data set itself (Zhang 2024: what a drafter must foresee
+is the target's text, not the data's). `demo` is `self:demo`: the embedded prompts come without answers.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from specbench.bench.session import stop_ids_of
+from specbench.data import load_documents, load_prompts
+from specbench.data.documents import Documents
+from specbench.errors import UsageError
+from specbench.lm.cached_lm import CachedLM
+from specbench.sampling import Sampling
+from specbench.training.corpus import Corpus
+from specbench.training.defaults import Settled
+from specbench.training.request import TrainProgress
+
+_DEFAULT_PROMPTS = "demo"
+_SELF = "self"
+
+
+def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, accelerator: Accelerator) -> Corpus:
+    """Every process gets the same; the main one makes it. Raises as `specbench.data` does."""
+    box: list[Documents | None] = [None]
+    if accelerator.is_main_process:
+        box = [read_documents(request, lm, progress)]
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(box, src=0)
+    documents = box[0]
+    assert documents is not None and request.eval_documents is not None and request.seed is not None
+    # A third at most: a small data set is for learning.
+    held_out = min(request.eval_documents, len(documents) // 3)
+    parts = documents.split(held_out, seed=request.seed)
+    for line in (*documents.notes, *documents.counts.lines()):
+        progress.say(line)
+    return Corpus(
+        name=documents.name,
+        train=parts.train,
+        held_out=parts.held_out,
+        facts={
+            "source": documents.source,
+            "licence": documents.licence,
+            "fingerprint": documents.fingerprint,
+            "counts": documents.counts.as_dict(),
+            "notes": list(documents.notes),
+        },
+    )
+
+
+def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> Documents:
+    """All documents of the filled request's data set; under `self` the target writes their answers first."""
+    assert lm.tokenizer is not None, "load_target refuses a target without a tokenizer"
+    prompts_of = _self_prompts(request.dataset)
+    if prompts_of is None:
+        return load_documents(
+            request.dataset,
+            tokenizer=lm.tokenizer,
+            max_len=request.max_length,
+            seed=request.seed,
+            columns=request.columns,
+            assistant_only=request.assistant_only,
+            limit=request.documents,
+            data_dirs=request.data,
+            stop_ids=stop_ids_of(lm),
+            say=progress.say,
+        )
+    if not request.assistant_only:
+        raise UsageError(
+            "what the target wrote itself is learnt, not its prompts",
+            where="--no-assistant-only",
+            try_=f"--dataset {prompts_of} without {_SELF}:, where it has answers",
+        )
+    # torch comes with it
+    from specbench.data.writing import write_responses
+
+    found = load_prompts(
+        prompts_of, seed=request.seed, columns=request.columns, limit=request.documents, data_dirs=request.data
+    )
+    progress.say(f"{lm.name} answers {len(found.prompts):,} prompts of {found.name}")
+    return write_responses(
+        lm,
+        found.prompts,
+        sampling=Sampling(temperature=request.response_temperature),
+        max_new_tokens=request.response_tokens,
+        seed=request.seed,
+        max_len=request.max_length,
+    )
+
+
+def _self_prompts(dataset: str) -> str | None:
+    """Whose prompts the target answers itself; None for a data set with answers of its own."""
+    if dataset in (_SELF, _DEFAULT_PROMPTS):
+        return _DEFAULT_PROMPTS
+    kind, colon, name = dataset.partition(":")
+    return name if colon and kind == _SELF else None

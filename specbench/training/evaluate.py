@@ -1,0 +1,192 @@
+"""How good a drafter is without a run: per-depth loss and accuracy on held-out documents, simulated acceptance on
+answers that the target wrote itself.
+
+n depths, R ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specbench import registry
+from specbench.bench.session import stop_ids_of
+from specbench.data.documents import Documents
+from specbench.engine.decode import Engine
+from specbench.engine.replay import Replayed, Text, replay
+from specbench.engine.stop import Stop
+from specbench.lm.cached_lm import CachedLM
+from specbench.losses import DepthCounts, Objective
+from specbench.method import Drafter, Request, TargetView
+from specbench.recipe import Recipe
+from specbench.sampling import Sampling
+from specbench.store.files import cannot_write
+from specbench.training.features import FeatureSource
+
+_MAX_BATCH = 8
+"""Prompts decoded or replayed together."""
+_PLAIN_PROMPT = 32
+"""Tokens of a document that serve as a prompt where all of it is to be learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One evaluation. accuracy_nR: share of labels among the first r + 1 choices."""
+
+    loss: float
+    """Per label, all depths."""
+    depth_loss: tuple[float, ...]
+    num: tuple[int, ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    right: tuple[int, ...]
+    whole: tuple[int, ...]
+    replayed: Replayed | None
+    """None where no prompt was asked for."""
+
+    @property
+    def chain(self) -> float:
+        """Tokens a greedy chain would have had accepted per step, by the labels: sum of right / whole."""
+        return sum(right / whole for right, whole in zip(self.right, self.whole, strict=True) if whole)
+
+    @property
+    def tau(self) -> float | None:
+        """Simulated acceptance length, bonus included."""
+        return None if self.replayed is None else self.replayed.acceptance_length
+
+    @property
+    def top1(self) -> float:
+        """Accuracy of the first choice at depth 0."""
+        return self.accuracy[0][0] if self.accuracy else 0.0
+
+    def is_better_than(self, best: dict[str, Any]) -> bool:
+        """By tau where it was simulated; where it was not, or is the same, by loss."""
+        if not best:
+            return True
+        tau = best.get("tau")
+        if self.tau is not None and tau is not None and self.tau != float(tau):
+            return self.tau > float(tau)
+        return self.loss < float(best["loss"])
+
+    def summary(self) -> dict[str, Any]:
+        """For provenance and the last lines."""
+        return {"loss": self.loss, "tau": self.tau, "chain": self.chain, "top1": self.top1}
+
+
+def figures(counts: DepthCounts, replayed: Replayed | None) -> Figures:
+    """Counts -> ratios."""
+    num = [int(each) for each in counts.num_n.tolist()]
+    losses = [float(each) for each in counts.loss_n.tolist()]
+    correct = counts.correct_nR.tolist()
+    return Figures(
+        loss=sum(losses) / max(sum(num), 1),
+        depth_loss=tuple(loss / max(each, 1) for loss, each in zip(losses, num, strict=True)),
+        num=tuple(num),
+        accuracy=tuple(tuple(hit / max(each, 1) for hit in hits) for hits, each in zip(correct, num, strict=True)),
+        right=tuple(int(each) for each in counts.right_n.tolist()),
+        whole=tuple(int(each) for each in counts.whole_n.tolist()),
+        replayed=replayed,
+    )
+
+
+@torch.no_grad()
+def count_documents(
+    recipe: Recipe,
+    source: FeatureSource,
+    *,
+    num_rows: int,
+    micro_batch: int,
+    objective: Objective,
+    autocast: AbstractContextManager[Any],
+) -> DepthCounts:
+    """Held-out rows through the recipe's loss, in evaluation mode; draws no random number that training would miss."""
+    was_training = recipe.module.training
+    recipe.module.eval()
+    total: DepthCounts | None = None
+    try:
+        with autocast:
+            for start in range(0, num_rows, micro_batch):
+                rows = list(range(start, min(start + micro_batch, num_rows)))
+                counts = recipe.loss(source.make(rows), objective).counts
+                total = counts if total is None else total.plus(counts)
+    finally:
+        recipe.module.train(was_training)
+    assert total is not None, "there is at least one held-out row"
+    return DepthCounts(*(part.cpu() for part in total))
+
+
+class Simulator:
+    """Held-out prompts with the target's own greedy answers, written once and kept in the run's folder."""
+
+    def __init__(self, lm: CachedLM, documents: Documents, *, num: int, max_new_tokens: int) -> None:
+        self._lm = lm
+        self._max_new_tokens = max_new_tokens
+        self._prompts = prompts_of(documents, num=num, lm=lm, max_new_tokens=max_new_tokens)
+        longest = max((len(prompt) for prompt in self._prompts), default=1)
+        self._engine = Engine(
+            lm,
+            sampling=Sampling(),
+            max_batch=min(_MAX_BATCH, max(len(self._prompts), 1)),
+            max_len=longest + max_new_tokens,
+            stop=Stop(ids=stop_ids_of(lm)),
+        )
+        self._texts: list[Text] = []
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts that were found."""
+        return len(self._prompts)
+
+    def view(self) -> TargetView:
+        """What recipe and drafter may read of the target."""
+        return self._engine.view()
+
+    def write_answers(self, file: Path | None) -> None:
+        """Make the answers, or read them where an earlier attempt left them."""
+        known: dict[str, list[int]] = {}
+        if file is not None and file.exists():
+            known = json.loads(file.read_text(encoding="utf-8"))
+        missing = [prompt for prompt in self._prompts if _name(prompt) not in known]
+        drafter = registry.load("autoregressive")({}, self._engine.view())
+        for start in range(0, len(missing), self._engine.max_batch):
+            group = missing[start : start + self._engine.max_batch]
+            requests = [Request(key=0, prompt=prompt, max_new_tokens=self._max_new_tokens) for prompt in group]
+            result = self._engine.generate(drafter, requests)
+            for prompt, generation in zip(group, result.generations, strict=True):
+                known[_name(prompt)] = list(generation.tokens)
+        self._texts = [Text(prompt=prompt, answer=tuple(known[_name(prompt)])) for prompt in self._prompts]
+        if file is not None and missing:
+            part = file.with_suffix(".part")
+            try:
+                part.write_text(json.dumps(known), encoding="utf-8")
+                part.replace(file)
+            except OSError as error:
+                raise cannot_write(file, error) from error
+
+    @torch.no_grad()
+    def replay(self, drafter: Drafter) -> Replayed | None:
+        """The drafter on all texts; None where there are none."""
+        if not self._texts:
+            return None
+        return replay(self._lm, drafter, self._texts, max_batch=self._engine.max_batch)
+
+
+def prompts_of(documents: Documents, *, num: int, lm: CachedLM, max_new_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """The first `num` documents' text before their first answer that leaves room for one in the target's context."""
+    room = (lm.context_length or 1 << 30) - max_new_tokens
+    found: dict[tuple[int, ...], None] = {}
+    for document in documents:
+        if len(found) == num:
+            break
+        prompt = document.prompt or document.ids[:_PLAIN_PROMPT]
+        if 0 < len(prompt) <= room:
+            found.setdefault(prompt)
+    return tuple(found)
+
+
+def _name(prompt: tuple[int, ...]) -> str:
+    return ",".join(map(str, prompt))

@@ -1,0 +1,246 @@
+"""Everything a training holds in memory before its first step: processes, target, documents, recipe, plan."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch import Tensor
+
+from specbench import checkpoint, paths, registry
+from specbench.bench.defaults import DEMO_TARGETS
+from specbench.bench.session import set_threads
+from specbench.blocks import parameter_report
+from specbench.checkpoint import Checkpoint, trained_on
+from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
+from specbench.lm.cached_lm import CachedLM
+from specbench.lm.load import load_lm, pick_device, pick_dtype
+from specbench.losses import Objective
+from specbench.method import Options, TargetView
+from specbench.recipe import BuildRecipe, Recipe
+from specbench.training.corpus import Corpus, Order, Rows, check_ids, check_learnable
+from specbench.training.defaults import Settled
+from specbench.training.evaluate import Simulator
+from specbench.training.features import Needs, Online
+from specbench.training.record import target_label
+
+_PATIENCE = timedelta(days=2)
+"""How long processes wait for the first one while it alone writes answers, caches or evaluates; the usual ten minutes
+would end a training in its first evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What the loop works with; `request` has nothing left open."""
+
+    request: Settled
+    accelerator: Accelerator
+    threads: int
+    lm: CachedLM
+    corpus: Corpus
+    rows: Rows
+    held_out_rows: Rows
+    order: Order
+    training_options: Options
+    drafting_options: Options
+    recipe: Recipe
+    view: TargetView
+    simulator: Simulator
+    objective: Objective
+    build: BuildRecipe
+
+    def recipe_for_evaluation(self, weights: Mapping[str, Tensor]) -> Recipe:
+        """The recipe itself; under FSDP, whose parameters lie in pieces, a copy with these whole weights."""
+        if self.accelerator.distributed_type != DistributedType.FSDP:
+            return self.recipe
+        copy = self.build(self.training_options, self.view)
+        copy.module.to(device=self.accelerator.device, dtype=torch.float32)
+        copy.module.load_state_dict(dict(weights))
+        return copy
+
+    def checkpoint_of(self, weights: Mapping[str, Tensor]) -> Checkpoint:
+        """A drafter with these weights, without provenance."""
+        target = trained_on(self.view, weights_hash=self.lm.weights_hash, quantisation=self.lm.quantisation)
+        return Checkpoint(
+            method=self.request.method,
+            architecture=self.recipe.architecture,
+            target=replace(target, name=target_label(self.request.target)),
+            state=weights,
+        )
+
+    def online(self, rows: Rows) -> Online:
+        """Features of these rows by the target's forward."""
+        needs = Needs(
+            taps=self.recipe.taps, learn=self.request.learn, depth=self.recipe.depth, objective=self.objective
+        )
+        return Online(lm=self.lm, rows=rows, needs=needs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """A method's options by who reads them, and the recipe's `build`."""
+
+    training: dict[str, Any]
+    """The card's `training:` section, for `build` in train.py."""
+    drafting: dict[str, Any]
+    """The card's `options:`, for the simulated acceptance. `weights` is what training starts from."""
+    build: BuildRecipe
+
+
+def method_options(request: Settled) -> SplitOptions:
+    """`--set` split and checked by the card, before any torch object is made.
+
+    Raises UsageError: unknown method or option (nearest named), a method that is not trained, a wrong value.
+    """
+    card = registry.card(request.method, methods_dirs=request.methods_dirs)
+    given = {item.option: item.value for item in request.settings}
+    known = {*card.training, *card.options}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise UsageError(
+            f"unknown option {unknown!r} of method {card.name!r}",
+            where=f"--set {card.name}.{unknown}",
+            try_=f"{did_you_mean(unknown, known) or 'it has none'}  (specbench methods show {card.name})",
+        )
+    # The card of the training's options, so that one function reads text, ranges and choices of both.
+    of_training = card.model_copy(update={"options": card.training, "demo": {}})
+    training = {name: value for name, value in given.items() if name in card.training}
+    drafting = {name: value for name, value in given.items() if name in card.options}
+    values = registry.check_options(of_training, training)
+    return SplitOptions(
+        training=values,
+        drafting=registry.check_options(card, drafting),
+        build=registry.load_recipe(request.method, methods_dirs=request.methods_dirs),
+    )
+
+
+def make_accelerator(request: Settled) -> Accelerator:
+    """accelerate's view of this process and its siblings. Raises EnvironmentFailed for a tracker that is not
+    installed: accelerate itself would drop it without a word."""
+    for name in request.report_to:
+        module = {"comet_ml": "comet_ml", "tensorboard": "tensorboard"}.get(name, name)
+        # accelerate takes tensorboardX in tensorboard's place.
+        found = importlib.util.find_spec(module) or (name == "tensorboard" and importlib.util.find_spec("tensorboardX"))
+        if not found:
+            raise EnvironmentFailed(
+                f"--report-to {name} needs a package that is not installed",
+                where="--report-to",
+                try_=f"pip install {name.replace('_', '-')}",
+            )
+    device = pick_device(request.device)
+    if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+    # A second training in this process may want another precision; accelerate keeps the first one's for good.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if request.precision == "bf16" else "no",
+        log_with=list(request.report_to) or None,
+        # The run's own folder takes its place once it is known; accelerate wants one from the start.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        project_dir=str(paths.results_dir(request.store)) if request.report_to else None,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def load_target(request: Settled, accelerator: Accelerator) -> CachedLM:
+    """The frozen target on this process's device, in its own dtype."""
+    device = accelerator.device
+    lm = load_lm(
+        request.target,
+        device=device,
+        dtype=pick_dtype(request.dtype, device),
+        attention_name=request.attention,
+        trust_remote_code=request.trust_remote_code,
+    )
+    if lm.tokenizer is None:
+        raise EnvironmentFailed(
+            f"target {request.target!r} has no tokenizer files, so no text can be made for it",
+            try_="put tokenizer.json and tokenizer_config.json beside its weights",
+        )
+    return lm
+
+
+def seed_everything(seed: int, process: int) -> None:
+    """Weights are drawn alike on every process (`process` 0), dropout apart."""
+    random.seed(seed + process)
+    np.random.seed((seed + process) % 2**32)
+    torch.manual_seed(seed + process)
+
+
+def make_setup(
+    request: Settled, options: SplitOptions, accelerator: Accelerator, lm: CachedLM, corpus: Corpus
+) -> Setup:
+    """Documents packed, recipe built. Raises UsageError where there is nothing to learn, or method and target do not
+    fit."""
+    if lm.context_length is not None and request.max_length > lm.context_length:
+        request = replace(request, max_length=lm.context_length)
+    for documents, what in ((corpus.train, "training"), (corpus.held_out, "held-out")):
+        check_learnable(documents, what=what)
+        check_ids(documents, vocab_size=lm.vocab_size, target=lm.name)
+    rows = Rows(corpus.train.pack(request.max_length, seed=request.seed))
+    held_out_rows = Rows(corpus.held_out.pack(request.max_length, seed=request.seed))
+    simulator = Simulator(lm, corpus.held_out, num=request.eval_prompts, max_new_tokens=request.eval_new_tokens)
+    view = simulator.view()
+    seed_everything(request.seed, 0)
+    recipe = options.build(options.training, view)
+    recipe.module.to(device=accelerator.device, dtype=torch.float32)
+    weights = options.drafting.get("weights")
+    if weights:
+        _start_from(str(weights), recipe, view, request.method)
+    seed_everything(request.seed, accelerator.process_index)
+    return Setup(
+        request=request,
+        accelerator=accelerator,
+        threads=torch.get_num_threads(),
+        lm=lm,
+        corpus=corpus,
+        rows=rows,
+        held_out_rows=held_out_rows,
+        build=options.build,
+        order=Order(rows=rows, batch_size=request.batch_size),
+        training_options=options.training,
+        drafting_options=options.drafting,
+        recipe=recipe,
+        view=view,
+        simulator=simulator,
+        objective=Objective(
+            loss=request.loss,
+            temperature=request.kd_temperature,
+            alpha=request.kd_alpha,
+            depth_decay=request.depth_decay,
+        ),
+    )
+
+
+def _start_from(weights: str, recipe: Recipe, view: TargetView, method: str) -> None:
+    """`--set METHOD.weights=DIR`: training goes on from a finished drafter's weights, with a new optimiser."""
+    folder = checkpoint.resolve(weights, method)
+    found = checkpoint.load(folder, method=method)
+    checkpoint.check_fits(found, view, folder=folder)
+    checkpoint.load_state(recipe.module, found.state, folder=folder)
+
+
+def threads_of(request: Settled) -> int:
+    """CPU threads, set."""
+    return set_threads(request.threads)
+
+
+def is_demo(request: Settled) -> bool:
+    """The target is embedded."""
+    return request.target in DEMO_TARGETS
+
+
+def parameters(recipe: Recipe) -> Mapping[str, int]:
+    """By part of the drafter, and `total`."""
+    return parameter_report(recipe.module)

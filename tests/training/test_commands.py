@@ -1,0 +1,156 @@
+"""`specbench train`, `eval` and `results plot` as typed: a local data set, a tiny target, the `shallow` test method."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from training.small import METHODS
+
+from specbench.cli import main
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def specbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def run(*args: str) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main(args)
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "sums.jsonl"
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"{n} + {n} is {2 * n}, I think."} for n in range(24)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def line(target: Path, tmp_path: Path, data: Path) -> list[str]:
+    """The options every command here needs."""
+    return [
+        *("--method", "shallow", "--methods-dir", str(METHODS), "--target", str(target), "--device", "cpu"),
+        *("--dataset", str(data), "--max-length", "64", "--eval-prompts", "2", "--eval-new-tokens", "6"),
+    ]
+
+
+_SHORT = ("--max-steps", "3", "--batch-size", "4", "--eval-documents", "4", "--threads", "1", "--learn", "gt")
+
+
+def test_a_training_prints_the_command_that_uses_it_and_is_found_again(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path
+) -> None:
+    store = ["--store", str(tmp_path / "results")]
+    ran = specbench("train", *line, *_SHORT, *store)
+    assert ran.code == 0, ran.err
+    assert "shallow: 131,072 parameters, 524,288 bytes" in ran.err and "24 of 24 rows kept" in ran.err
+    command = ran.out.strip().splitlines()[-1]
+    assert command.startswith("specbench run ") and "--set shallow.weights=" in command
+    folder = command.split("shallow.weights=")[1].split()[0]
+    config = json.loads((Path(folder) / "config.json").read_text())
+    assert config["training"]["dataset"]["counts"]["num_kept"] == 24
+    assert str(tmp_path) not in json.dumps(config), "a drafter is published: it says nothing of this disk"
+    assert config["training"]["whole_training"]["ended_by"] == "max_steps"
+    [listed] = json.loads(specbench("results", "ls", *store, "--json").out)
+    assert listed["kind"] == "train" and listed["state"] == "finished"
+    plotted = specbench("results", "plot", listed["run_id"], *store)
+    assert plotted.code == 0 and "loss" in plotted.out
+    assert Path(plotted.out.strip().splitlines()[-1]).read_text().startswith("<!doctype html>")
+    assert specbench("results", "ingest", *store).code == 0
+    evaluated = specbench("eval", *line, "--set", f"shallow.weights={folder}", "--json")
+    assert evaluated.code == 0, evaluated.err
+    found = json.loads(evaluated.out)
+    assert found["schema"] == 1 and len(found["accuracy"]) == 2 and found["acceptance_length"] >= 1
+    assert any("this very data set" in each for each in found["notes"])
+    table = specbench("eval", *line, "--set", f"shallow.weights={folder}")
+    assert "top-1" in table.out and "simulated acceptance length" in table.out
+
+
+def test_a_dry_run_as_json(specbench: Callable[..., Ran], line: list[str], tmp_path: Path) -> None:
+    ran = specbench("train", *line, *_SHORT, "--dry-run", "--json", "--store", str(tmp_path / "results"))
+    assert ran.code == 0, ran.err
+    plan: dict[str, Any] = json.loads(ran.out)["plan"]
+    assert plan["parameters"]["total"] == 131072 and plan["steps"] == 3
+    assert not (tmp_path / "results").exists()
+
+
+def test_wrong_columns_name_the_existing_ones(specbench: Callable[..., Ran], line: list[str], tmp_path: Path) -> None:
+    ran = specbench(
+        "train", *line, *_SHORT, "--columns", "prompt=question,response=answer", "--store", str(tmp_path / "results")
+    )
+    assert ran.code == 2
+    assert "question" in ran.err and "prompt" in ran.err and "response" in ran.err
+
+
+def test_answers_of_the_target_itself_are_learnt(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path, data: Path
+) -> None:
+    own = [f"self:{data}" if word == str(data) else word for word in line]
+    ran = specbench("train", *own, *_SHORT, "--response-tokens", "8", "--store", str(tmp_path / "results"))
+    assert ran.code == 0, ran.err
+    assert "answers 24 prompts" in ran.err
+
+
+def test_an_unknown_option_of_the_method_is_refused(specbench: Callable[..., Ran], line: list[str]) -> None:
+    ran = specbench("train", *line, "--set", "shallow.dropuot=0.1")
+    assert ran.code == 2 and "dropout" in ran.err
+
+
+def test_eval_without_a_drafter_says_how_to_name_one(specbench: Callable[..., Ran], line: list[str]) -> None:
+    ran = specbench("eval", *line)
+    assert ran.code == 2 and "--set shallow.weights=DIR" in ran.err
+
+
+def test_help_loads_no_torch() -> None:
+    script = (
+        "import sys; from specbench.cli import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'accelerate' in sys.modules or 'duckdb' in sys.modules)"
+    )
+    for command in ("train", "eval"):
+        done = subprocess.run([sys.executable, "-c", script, command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "--dataset" in done.stdout
+
+
+def test_the_runner_loads_no_screen_no_store_and_no_page() -> None:
+    script = (
+        "import sys, specbench.training.runner, specbench.training.measure\n"
+        "sys.exit(', '.join({'textual', 'duckdb', 'plotly', 'typer'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_bar_and_lines_say_the_same(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from specbench.cli.train_progress import TrainLines, open_train_progress
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    with open_train_progress() as progress:
+        progress.plan(title="lstm on demo", share_done=0.0)
+        progress.say("held-out answers")
+        progress.step(step=5, share=1.0, loss=2.5, tokens_per_s=1234.0, eta_s=0.0)
+    drawn = capsys.readouterr().err
+    assert "held-out answers" in drawn and "step 5  loss 2.5000  1,234 tokens/s" in drawn
+    lines = TrainLines()
+    lines.plan(title="lstm on demo", share_done=0.5)
+    lines.step(step=5, share=0.6, loss=2.5, tokens_per_s=1234.0, eta_s=3.0)  # within ten seconds: silent
+    assert capsys.readouterr().err == "lstm on demo: 50% done before\n"
