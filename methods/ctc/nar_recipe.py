@@ -1,0 +1,250 @@
+"""How parallel frames learn: from every anchor one pass over U frames, scored against all alignments of L labels.
+
+    anchor t reads z_i of its own document for i < t, its own z_t = F [E(ahead[0]); h_t], and its own frames
+    labels   ahead[1] .. ahead[L]
+
+Several anchors of a row share one pass; the mask keeps them apart. Everything of the vocabulary's size lives for one
+chunk of anchors at a time.
+
+B rows, T tokens, A anchors, n anchors of a chunk, U frames, L labels, D width, W the drafter's vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from methods.ctc.ctc_loss import ctc, feasible_length, lattice, next_laws
+from methods.ctc.drafter import make
+from methods.ctc.frame_attention import frames_of_anchors
+from methods.ctc.module import CtcNetwork
+from specbench.blocks import frequent_ids
+from specbench.errors import UsageError
+from specbench.losses import Law, Objective, chunked, count_depths, per_position
+from specbench.method import Drafter, Options, TargetView
+from specbench.recipe import Features, Loss, Recipe, Windows, windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarWeights:
+    """Of the loss's terms."""
+
+    first: float
+    """Cross-entropy of frame 1 with the first label."""
+    reg: float
+    """SmoothL1 of f_1 and the target's next state."""
+    prefix_weighted: bool
+    max_anchors: int
+    """0 = all."""
+
+
+class _Scored(NamedTuple):
+    """loss_A: with gradient. first_A: the part of it that is frame 1's. depth_AL: -log q(label | labels before), no
+    gradient. rank_AL: tokens thought more probable than the label there."""
+
+    loss_A: Tensor
+    first_A: Tensor
+    depth_AL: Tensor
+    rank_AL: Tensor
+
+
+class NarRecipe(Recipe):
+    """ctc-nar, and its ablation without a blank (`loss: ce`)."""
+
+    def __init__(self, network: CtcNetwork, target: TargetView, weights: NarWeights, *, only_generated: bool) -> None:
+        self.module = self._network = network
+        self.architecture = network.architecture.as_dict()
+        self.depth = network.architecture.labels
+        self._target = target
+        self._weights = weights
+        self._only_generated = only_generated
+        self._head: Callable[[Tensor], Tensor] | None = None
+        self._head_ids: Tensor | None = None
+
+    def see_labels(self, counts_V: Tensor) -> None:
+        vocabulary = self._network.vocabulary
+        if vocabulary.ids is not None:
+            vocabulary.set_ids(frequent_ids(counts_V, vocabulary.size, always=self._target.stop_ids))
+
+    def drafter(self, target: TargetView, options: Options) -> Drafter:
+        return make(self._network, target, options)
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def loss(self, features: Features, objective: Objective) -> Loss:
+        network, depth = self._network, self.depth
+        assert network.vocabulary.is_chosen, "see_labels chooses the words of a trimmed head before the first step"
+        if self._weights.reg and features.continuations is not None:
+            raise UsageError(
+                "lambda_reg compares with the target's next state, which continuations (seq) do not have",
+                where="ctc.lambda_reg",
+                try_="ctc.lambda_reg=0",
+            )
+        found = windows(features, depth=depth, only_generated=self._only_generated)
+        labels_AL = network.vocabulary.to_draft(found.ahead_AF[:, 1:])
+        length_A = self._lengths(labels_AL, found.valid_AF[:, 1:])
+        valid_AL = torch.arange(depth, device=length_A.device) < length_A[:, None]
+        if not network.architecture.has_blank:
+            # A frame without a blank stands alone: a label it may not learn does not end the window.
+            valid_AL = found.valid_AF[:, 1:]
+        chosen = self._choose(valid_AL.any(1))
+        found = Windows(*(each[chosen] for each in found))
+        labels_AL, length_A, valid_AL = labels_AL[chosen], length_A[chosen], valid_AL[chosen]
+        states_AUD = self._frame_states(features, found)
+        if network.architecture.has_blank:
+            scored = self._score_alignments(states_AUD, labels_AL.clamp(min=0), length_A, found, features, objective)
+        else:
+            scored = self._score_frames(states_AUD, labels_AL, valid_AL, found, features, objective)
+        parts = {self.architecture["loss"]: (scored.loss_A - scored.first_A).sum().detach()}
+        if self._weights.first and network.architecture.has_blank:
+            parts["first"] = scored.first_A.sum().detach()
+        total = scored.loss_A.sum()
+        if self._weights.reg:
+            wanted_AD = features.states_BTKD[:, :, 0].flatten(0, 1)[found.state_AF[:, 0]]
+            distance_A = F.smooth_l1_loss(states_AUD[:, 0], wanted_AD.to(states_AUD.dtype), reduction="none").mean(-1)
+            parts["regression"] = distance_A.sum().detach()
+            total = total + self._weights.reg * distance_A.sum()
+        return Loss(
+            total=total,
+            num_anchors=valid_AL.new_tensor(valid_AL.shape[0], dtype=torch.long),
+            counts=count_depths(scored.depth_AL, scored.rank_AL, valid_AL, rank=objective.rank),
+            parts=parts,
+        )
+
+    def _lengths(self, labels_AL: Tensor, valid_AL: Tensor) -> Tensor:
+        """Labels of each window: up to the first that may not be learnt or cannot be said, and what the frames hold."""
+        is_label = (valid_AL & (labels_AL >= 0)).long().cumprod(1)
+        return feasible_length(labels_AL, is_label.sum(1), frames=self._network.architecture.frames)
+
+    def _choose(self, has_label_A: Tensor) -> Tensor:
+        """Indices of the anchors learnt from, ascending."""
+        chosen = has_label_A.nonzero()[:, 0]
+        most = self._weights.max_anchors
+        if 0 < most < chosen.shape[0]:
+            chosen = chosen[torch.randperm(chosen.shape[0], device=chosen.device)[:most]].sort().values
+        return chosen
+
+    def _frame_states(self, features: Features, found: Windows) -> Tensor:
+        """f (A, U, D)."""
+        network = self._network
+        states_BTD = features.states_BTKD[:, :, 0].to(network.dtype)
+        own_AD = network.features(self._embedded(found.ahead_AF[:, 0]), states_BTD.flatten(0, 1)[found.anchor_A])
+        if network.layer is None:
+            return network.mapped(own_AD)
+        # The last token's feature lacks its next token; nothing ever looks at it.
+        text_BTD = network.features(self._embedded(features.tokens_BT.roll(-1, 1)), states_BTD)
+        return frames_of_anchors(network, own_AD, found.anchor_A, text_BTD, features.document_BT)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            embedded: Tensor = self._target.embed_tokens(tokens)
+        return embedded.to(self._network.dtype)
+
+    def _borrowed(self) -> Callable[[Tensor], Tensor] | None:
+        """The target's head; its trimmed rows are gathered again where the ids moved (a resume)."""
+        ids = self._network.vocabulary.ids
+        if self._head is None or (ids is not None and not torch.equal(ids, cast("Tensor", self._head_ids))):
+            self._head = self._network.borrowed_head(self._target)
+            self._head_ids = None if ids is None else ids.clone()
+        return self._head
+
+    # --- all alignments ----------------------------------------------------------------------------------------------
+
+    def _score_alignments(
+        self,
+        states_AUD: Tensor,
+        labels_AL: Tensor,
+        length_A: Tensor,
+        found: Windows,
+        features: Features,
+        objective: Objective,
+    ) -> _Scored:
+        head, vocabulary, teacher = self._borrowed(), self._network.vocabulary, features.teacher
+        num_anchors, num_frames = states_AUD.shape[:2]
+        each = max(objective.chunk // num_frames, 1)
+
+        def part(states_nUD: Tensor, where: slice) -> tuple[Tensor, ...]:
+            law = None
+            if objective.needs_teacher:
+                assert teacher is not None, "this loss needs the target's laws"
+                law = vocabulary.restrict(teacher.law(found.state_AF[where, : self.depth].flatten()))
+            logits = self._network.logits(states_nUD, head)
+            return tuple(self._score(logits, labels_AL[where], length_A[where], law, objective))
+
+        parts = []
+        for start in range(0, max(num_anchors, 1), each):
+            where = slice(start, start + each)
+            parts.append(checkpoint(part, states_AUD[where], where, use_reentrant=False))
+        return _Scored(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _score(
+        self, logits_nUX: Tensor, labels_nL: Tensor, length_n: Tensor, law: Law | None, objective: Objective
+    ) -> _Scored:
+        logp = logits_nUX.log_softmax(-1)
+        spoken = logp[..., :-1].gather(2, labels_nL[:, None].expand(-1, logp.shape[1], -1))
+        found = lattice(spoken, logp[..., -1], labels_nL)
+        place_L = torch.arange(labels_nL.shape[1], device=labels_nL.device)
+        valid_nL = place_L < length_n[:, None]
+        step_nL = torch.where(valid_nL, found.prefix_NL[:, :-1] - found.prefix_NL[:, 1:], 0.0)
+        laws_nLV = None
+        if law is not None:
+            laws_nLV = next_laws(found, logp[..., :-1].exp(), labels_nL, length_n)
+            flat = laws_nLV.flatten(0, 1)
+            # The law may lack mass where the output could end; a text never ends, so that mass is lost acceptance.
+            each = per_position(flat, labels_nL.flatten(), law, objective) - flat.logsumexp(-1)
+            weight_L = objective.depth_decay ** place_L.to(each.dtype)
+            loss_n = (torch.where(valid_nL, each.view(valid_nL.shape), 0.0) * weight_L).sum(1)
+        elif self._weights.prefix_weighted:
+            weight_nL = (length_n[:, None] - place_L).clamp(min=0) / length_n[:, None].clamp(min=1)
+            loss_n = (step_nL * weight_nL * objective.depth_decay ** place_L.to(step_nL.dtype)).sum(1)
+        else:
+            loss_n = ctc(found, length_n)
+        first_n = -self._weights.first * spoken[:, 0, 0]
+        with torch.no_grad():
+            if laws_nLV is None:
+                laws_nLV = next_laws(found, logp[..., :-1].exp(), labels_nL, length_n)
+            own = laws_nLV.gather(2, labels_nL[..., None])
+            rank_nL = (laws_nLV > own).sum(-1)
+        return _Scored(loss_n + first_n, first_n, step_nL.detach(), rank_nL)
+
+    # --- one label a frame -------------------------------------------------------------------------------------------
+
+    def _score_frames(
+        self,
+        states_AUD: Tensor,
+        labels_AL: Tensor,
+        valid_AL: Tensor,
+        found: Windows,
+        features: Features,
+        objective: Objective,
+    ) -> _Scored:
+        head, vocabulary, teacher = self._borrowed(), self._network.vocabulary, features.teacher
+        anchor_N, depth_N = valid_AL.nonzero(as_tuple=True)
+        state_N = found.state_AF[anchor_N, depth_N]
+
+        def law_of(where: slice) -> Law:
+            assert teacher is not None, "this loss needs the target's laws"
+            return vocabulary.restrict(teacher.law(state_N[where]))
+
+        each = chunked(
+            lambda states: self._network.logits(states, head),
+            states_AUD[anchor_N, depth_N],
+            labels_AL[anchor_N, depth_N],
+            law_of if objective.needs_teacher else None,
+            objective,
+        )
+        weight_N = objective.depth_decay ** depth_N.to(each.loss_N.dtype)
+        zeros_AL = each.loss_N.new_zeros(valid_AL.shape)
+        loss_A = zeros_AL.index_put((anchor_N, depth_N), each.loss_N * weight_N).sum(1)
+        return _Scored(
+            loss_A,
+            torch.zeros_like(loss_A),
+            zeros_AL.index_put((anchor_N, depth_N), each.loss_N.detach()),
+            torch.zeros_like(labels_AL).index_put((anchor_N, depth_N), each.rank_N),
+        )

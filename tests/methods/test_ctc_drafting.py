@@ -1,0 +1,188 @@
+"""The CTC drafter at work: its cache is the whole text read anew, its files draft what its live weights draft, and the
+text stays the target's through repeats and id 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.ctc.drafter import EagleDrafter, NarDrafter, build
+from methods.ctc.eagle_recipe import EagleRecipe
+from methods.ctc.frame_attention import frames_of_anchors
+from methods.ctc.module import CtcNetwork
+from specbench import checkpoint
+from specbench.conformance.check import check_method
+from specbench.conformance.targets import TableLM
+from specbench.conformance.watch import PlainDrafter, Watched
+from specbench.engine.decode import Engine
+from specbench.errors import UsageError
+from specbench.method import TargetView
+from specbench.recipe import Features, Recipe
+from specbench.sampling import Sampling
+from tests.helpers import VOCAB, requests_for
+from tests.methods.ctc_features import Walk, drafting, recipe_of, small_lm, view_of
+
+
+def _frames_anew(network: CtcNetwork, view: TargetView, tokens: Tensor, states: Tensor) -> Tensor:
+    """Frame states (U, D) of a whole text by the training pass: the last token is the root."""
+    z_TD = network.features(view.embed_tokens(tokens[1:]), states)
+    if network.layer is None:
+        return network.mapped(z_TD[-1])
+    last = torch.tensor([z_TD.shape[0] - 1])
+    return frames_of_anchors(network, z_TD[-1:], last, z_TD[None], torch.zeros(1, z_TD.shape[0], dtype=torch.long))[0]
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"causal_frames": False}, {"module": "linear"}, {"kv_heads": 4, "heads": 4}, {"heads": 2}], ids=str
+)
+@torch.no_grad()
+def test_frames_from_the_cache_are_those_of_the_whole_text_read_anew(changed: dict[str, Any]) -> None:
+    view = view_of(small_lm())
+    recipe = recipe_of(view, **changed)
+    network = recipe.module
+    assert isinstance(network, CtcNetwork)
+    drafter = recipe.drafter(view, drafting())
+    assert isinstance(drafter, NarDrafter)
+    walk = Walk(drafter, [7, 1, 12])
+    for step in range(6):
+        found = drafter.frame_logits()
+        for row, (tokens, states) in enumerate(zip(walk.tokens, walk.states, strict=True)):
+            wanted = network.logits(_frames_anew(network, view, tokens, states), network.borrowed_head(view))
+            torch.testing.assert_close(found[row], wanted, rtol=1e-9, atol=1e-9)
+        drafter.draft(None)
+        walk.commit(4)
+        if step == 3:
+            walk.keep([0, 2])
+
+
+@pytest.mark.parametrize("changed", [{}, {"module": "linear"}, {"kv_heads": 1}], ids=str)
+@torch.no_grad()
+def test_eagles_first_law_from_the_cache_is_that_of_the_training_pass(changed: dict[str, Any]) -> None:
+    view = view_of(small_lm())
+    recipe = recipe_of(view, form="eagle", **changed)
+    assert isinstance(recipe, EagleRecipe)
+    recipe.module.eval()
+    drafter = recipe.drafter(view, drafting())
+    assert isinstance(drafter, EagleDrafter)
+    walk = Walk(drafter, [5, 9])
+    for step in range(5):
+        for row, (tokens, states) in enumerate(zip(walk.tokens, walk.states, strict=True)):
+            whole = Features(
+                tokens_BT=tokens[None],
+                document_BT=torch.zeros_like(tokens)[None],
+                learn_BT=torch.ones_like(tokens, dtype=torch.bool)[None],
+                states_BTKD=torch.cat([states, states[:1]])[None, :, None],
+            )
+            wanted = recipe._states(whole)[0, len(states) - 1]
+            torch.testing.assert_close(drafter._first_state()[row], wanted, rtol=1e-9, atol=1e-9)
+        drafter.draft(None)
+        walk.commit(5)
+        if step == 2:
+            walk.keep([1])
+
+
+def _saved(recipe: Recipe, view: TargetView, folder: Path) -> Path:
+    checkpoint.save(
+        folder,
+        checkpoint.Checkpoint(
+            method="ctc",
+            architecture=recipe.architecture,
+            target=checkpoint.trained_on(view, weights_hash="abc"),
+            state=recipe.module.state_dict(),
+        ),
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"loss": "ce"}, {"module": "linear"}, {"head": "own"}, {"form": "eagle"}, {"vocabulary": 20}],
+    ids=str,
+)
+@torch.no_grad()
+def test_saved_loaded_and_live_weights_draft_the_same(tmp_path: Path, changed: dict[str, Any]) -> None:
+    view = view_of(small_lm())
+    recipe = recipe_of(view, **changed)
+    recipe.see_labels(torch.arange(VOCAB))
+    folder = _saved(recipe, view, tmp_path / "drafter")
+    loaded = build(drafting(weights=str(folder)), view)
+    assert loaded.trained_on == "abc" and loaded.weights_hash
+    trees = []
+    for drafter in (recipe.drafter(view, drafting()), loaded):
+        walk = Walk(drafter, [6, 3])
+        walk.commit(3)
+        trees.append(drafter.draft(None))
+    assert torch.equal(trees[0].tokens_BN, trees[1].tokens_BN)
+    assert torch.equal(trees[0].parents_BN, trees[1].parents_BN)
+    if "vocabulary" in changed:
+        assert bool((trees[0].tokens_BN >= VOCAB - 20).all())
+
+
+def test_weights_for_another_width_are_refused(tmp_path: Path) -> None:
+    view = view_of(small_lm())
+    folder = _saved(recipe_of(view), view, tmp_path / "drafter")
+    other = TableLM(torch.zeros(64, 64, dtype=torch.float64))
+    with pytest.raises(UsageError, match="width 32"):
+        build(drafting(weights=str(folder)), Engine(other, sampling=Sampling(), max_len=8).view())
+
+
+@pytest.mark.parametrize("transform", ["off", "collapse"])
+@pytest.mark.parametrize("form", ["nar", "eagle"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_full_of_repeats_and_of_id_0_stay_the_targets(form: str, transform: str, temperature: float) -> None:
+    """Every token follows itself as often as not, and 0 is one of them: what the released transform lost."""
+    logits = 2.0 * torch.eye(6, dtype=torch.float64) + torch.randn(
+        6, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
+    logits[0, 0] = logits.max() + 1
+    lm = TableLM(logits, name="stutter")
+    engine = Engine(lm, sampling=Sampling(temperature=temperature), max_batch=3, max_len=64, max_nodes=8)
+    requests = requests_for([(0, 0, 1, 0), (5, 5, 0, 0), (3,)], max_new_tokens=30)
+    wanted = engine.generate(PlainDrafter(engine.view()), requests).generations
+    recipe = recipe_of(engine.view(), form=form, labels=3)
+    drafter = Watched(recipe.drafter(engine.view(), drafting(transform=transform)), vocab_size=6)
+    found = engine.generate(drafter, requests).generations
+    assert [each.tokens for each in found] == [each.tokens for each in wanted]
+    assert any(a == b == 0 for each in wanted for a, b in zip(each.tokens, each.tokens[1:], strict=False))
+    assert sum(step.num_accepted for each in found for step in each.steps) > 0
+
+
+@torch.no_grad()
+def test_a_blank_in_the_frames_is_never_proposed_though_it_is_the_likeliest() -> None:
+    view = view_of(small_lm())
+    recipe = recipe_of(view, blank_bias=50.0)
+    drafter = recipe.drafter(view, drafting())
+    Walk(drafter, [6, 3])
+    tree = drafter.draft(None)
+    assert bool((tree.tokens_BN < VOCAB).all())
+
+
+def test_top_k_of_the_other_form_is_refused() -> None:
+    view = view_of(small_lm())
+    with pytest.raises(UsageError, match="prefix search"):
+        recipe_of(view, form="eagle").drafter(view, drafting(top_k=4))
+
+
+@pytest.mark.parametrize(
+    ("training", "options"),
+    [
+        ({}, {}),
+        ({"form": "eagle", "labels": 2}, {"transform": "collapse"}),
+        pytest.param({"loss": "ce"}, {"beams": 1, "num_tokens": 3}, marks=pytest.mark.slow),
+        pytest.param({"module": "linear", "vocabulary": 30}, {"top_k": 3, "branch": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_both_forms_keep_every_promise(training: dict[str, Any], options: dict[str, Any]) -> None:
+    findings = check_method("ctc", options=options, training=training, quick=True)
+    assert [finding for finding in findings if finding.state != "ok"] == []
+
+
+def test_parameters_are_counted_without_the_targets() -> None:
+    view = view_of(small_lm())
+    recipe = recipe_of(view)
+    assert recipe.drafter(view, drafting()).num_parameters() == sum(each.numel() for each in recipe.module.parameters())
