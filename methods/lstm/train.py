@@ -50,6 +50,7 @@ class SpeculatorRecipe(Recipe):
 
     def loss(self, features: Features, objective: Objective) -> Loss:
         network, vocabulary = self.network, self.network.vocabulary
+        assert vocabulary.is_chosen, "see_labels chooses the words of a trimmed head before the first step"
         found = windows(features, depth=self.depth, only_generated=self._only_generated)
         state = network.start(features.states_BTKD.flatten(0, 1)[found.anchor_A, 0])
         num_anchors = found.anchor_A.shape[0]

@@ -33,7 +33,7 @@ from specbench.training import TrainRequest, train
 SETTINGS: dict[str, tuple[str, ...]] = {
     "redrafter": ("depth=4", "head=target", "vocabulary=2048"),
     "lstm": ("num_heads=4", "embedding=target", "head=target", "vocabulary=2048"),
-    "ctc": ("labels=4", "intermediate=384", "vocabulary=2048"),
+    "ctc": ("labels=3", "prefix_weighted=true", "intermediate=384", "vocabulary=2048"),
 }
 """What keeps each under 1.5 MB: the target's embedding and head are borrowed, not copied."""
 
@@ -45,7 +45,9 @@ def write_answers(data: Path, out: Path, *, number: int, new_tokens: int, proces
     known = known_questions([data / "suites"])
     rows = choose(asked, known, number=number)
     file = out / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rows)
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
     made = generate(
         GenerateRequest(
             target="demo",
@@ -69,6 +71,7 @@ def train_one(method: str, answers: Path, out: Path, args: argparse.Namespace) -
         method=method,
         target="demo",
         dataset=str(answers),
+        documents=args.prompts,
         settings=tuple(parse_setting(f"{method}.{text}") for text in SETTINGS[method]),
         max_tokens=args.tokens,
         max_length=256,

@@ -1,0 +1,38 @@
+"""Every shipped recipe through the runner: what the recipes' own tests, which run no runner, cannot see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training.small import VOCAB, Quiet, make_corpus, make_request
+
+from specbench import checkpoint
+from specbench.bench.request import Setting
+from specbench.training import train
+
+TRIMMED = {
+    "redrafter": {"head": "target", "vocabulary": "12", "depth": "2", "num_layers": "1"},
+    "lstm": {"head": "target", "embedding": "target", "vocabulary": "12", "num_heads": "2"},
+    "ctc": {"head": "target", "vocabulary": "12", "labels": "2"},
+}
+
+
+@pytest.mark.parametrize("method", TRIMMED)
+def test_a_trimmed_drafter_learns_the_words_that_its_data_uses_most(method: str, target: Path, tmp_path: Path) -> None:
+    """The runner counts labels before the first step; without it a trimmed head could say nothing and lose nothing."""
+    corpus, progress = make_corpus(), Quiet()
+    request = make_request(target, tmp_path, learn="kd", max_steps=8, method=method)
+    settings = tuple(Setting(method, name, value) for name, value in TRIMMED[method].items())
+    outcome = train(replace(request, settings=settings, methods_dirs=()), progress, corpus=corpus)
+    assert outcome.folder is not None
+    assert progress.losses[-1] < progress.losses[0]
+    state = checkpoint.load(outcome.folder, method=method).state
+    [ids] = [tensor for name, tensor in state.items() if name.endswith("vocabulary.ids")]
+    counts = corpus.train.pack(48, seed=0).label_counts(VOCAB)
+    least = counts[ids].sort().values[2]  # stop ids are always among them, however rare
+    missing = torch.ones(VOCAB, dtype=torch.bool)
+    missing[ids] = False
+    assert len(ids) == 12 and int(counts[missing].max()) <= int(least)
