@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 SCHEMA = 2
@@ -196,6 +197,8 @@ class TrainStep(Event):
     lr: float
     grad_norm: float
     """Before clipping."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """The loss's named terms, where it has several: per anchor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +226,8 @@ class TrainEval(Event):
     seconds: float
     """The evaluation itself."""
     is_best: bool
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """As in TrainStep, on the held-out documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,8 +272,8 @@ def to_line(event: Event) -> str:
     if isinstance(event, Steps):
         return _steps_line(event)
     body: dict[str, Any] = {"e": event.kind}
-    for field in dataclasses.fields(event):
-        body[field.name] = getattr(event, field.name)
+    for each in dataclasses.fields(event):
+        body[each.name] = getattr(event, each.name)
     return json.dumps(body, separators=(",", ":"), ensure_ascii=True)
 
 

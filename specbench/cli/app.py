@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "data": _Line("specbench.cli.data", "Train", "List datasets, show what is learnt of them, generate answers."),
     "train": _Line("specbench.cli.train", "Train", "Train a method's drafter on a target."),
     "eval": _Line("specbench.cli.eval", "Train", "Accuracy by depth and simulated acceptance of a trained drafter."),
+    "experiment": _Line("specbench.cli.experiment", "Train", "A matrix of trainings and evaluations, resumable."),
     "results": _Line("specbench.cli.results", "Look", "List, show, compare, export and import runs."),
     "leaderboard": _Line("specbench.cli.leaderboard", "Look", "Write the results as one offline HTML page."),
     "suites": _Line("specbench.cli.suites", "Extend", "List the suites, show their prompts."),

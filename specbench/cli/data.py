@@ -205,7 +205,7 @@ def generate(
     # numpy and pydantic, 0.4 s: only here
     from specbench.bench.defaults import DEMO_TARGETS, DEMO_THREADS
     from specbench.data import parse_columns
-    from specbench.data.generating import GenerateRequest, parse_device_groups
+    from specbench.data.generating import GenerateRequest, num_done, parse_device_groups
     from specbench.data.generating import generate as write
 
     request = GenerateRequest(
@@ -234,7 +234,15 @@ def generate(
         data_dirs=tuple(data or ()),
         offline=offline,
     )
-    done = write(request, progress=_Progress())
+    try:
+        done = write(request, progress=_Progress())
+    except KeyboardInterrupt as stopped:
+        num_kept = num_done(out)
+        if not num_kept:
+            raise
+        answers = "answer is" if num_kept == 1 else "answers are"
+        note(f"interrupted; {num_kept:,} finished {answers} kept in {visible(str(out))}. The same command goes on")
+        raise typer.Exit(130) from stopped
     _narrate((*done.notes, *_about_prompts(done)))
     if as_json:
         show_json(
@@ -278,7 +286,8 @@ def _about_prompts(done: Any) -> list[str]:
     counts = done.prompts
     lines = [f"{counts.num_kept:,} prompts of {counts.num_read:,} rows", *counts.lines()[1:]]
     if done.num_resumed:
-        lines.append(f"{done.num_resumed:,} answers were there already")
+        answers = "answer was" if done.num_resumed == 1 else "answers were"
+        lines.append(f"{done.num_resumed:,} {answers} there already")
     if done.num_too_long:
         lines.append(f"{done.num_too_long:,} prompts are too long for the target's context and have no answer")
     return lines

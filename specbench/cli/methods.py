@@ -44,7 +44,7 @@ def show_method(
     as_json: options.Json = False,
 ) -> None:
     """One method's card: what it is and every option with its default and range."""
-    entry = registry.entry(name, methods_dirs=tuple(methods_dir or ()))
+    entry = registry.entry(name, methods_dirs=tuple(methods_dir or ()), named_by="methods show")
     card = entry.card
     assert card is not None, "entry() returns readable cards only"
     if as_json:
@@ -99,7 +99,7 @@ def check(
     folders = tuple(methods_dir or ())
     given = options.settings(set_)
     is_demo = target in DEMO_TARGETS
-    card = registry.card(name, methods_dirs=folders)
+    card = registry.card(name, methods_dirs=folders, named_by="methods check")
     is_named = any(item.option == "weights" for item in given) or (is_demo and "weights" in card.demo)
     if "weights" in card.requires and not is_named:
         given = (*given, Setting(name, "weights", MADE_HERE))

@@ -78,13 +78,15 @@ def compare(
     from specbench.store.compare import compare as compare_runs
     from specbench.store.db import open_store
     from specbench.store.records import to_json
+    from specbench.store.words import unit
 
     with open_store(paths.store_file(store), read_only=True) as connection:
         found = compare_runs(connection, runs)
     if as_json:
         show_json({"schema": 1, **to_json(found)})
         return
-    show(f"{found.conditions['suite']} on {found.conditions['target']}, {found.num_units} shared questions")
+    shared = text.count(found.num_units, unit(found.conditions["batch_size"]))
+    show(f"{found.conditions['suite']} on {found.conditions['target']}, {shared} in common")
     show_table(
         [
             Column("run"),
@@ -285,12 +287,13 @@ def plot(
 
 
 def _write(out: Path, text: str) -> None:
+    from specbench.store.export import ELSEWHERE
     from specbench.store.files import cannot_write
 
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise cannot_write(out, error) from error
+        raise cannot_write(out, error, try_=ELSEWHERE) from error
 
 
 def _list(store: Path | None, *, as_json: bool) -> None:

@@ -34,7 +34,9 @@ def _option(name: str, panel: str, metavar: str, text: str) -> Any:
         "specbench train --method redrafter",
         "specbench train --method lstm --target ./my-model --dataset sharegpt --epochs 2 --report-to tensorboard",
         "accelerate launch --num-processes 4 -m specbench train --method ctc --target ./my-model --dataset alpaca",
-        after="Exit codes: 0 ok, 1 the loss is no number, 2 usage, 3 environment, 130 interrupted.",
+        "torchrun --nproc-per-node 2 -m specbench train --method lstm --device cpu",
+        after="On CPUs torchrun starts several processes; accelerate launch --cpu --num-processes 2 starts one. "
+        "Exit codes: 0 ok, 1 the loss is no number, 2 usage, 3 environment, 130 interrupted.",
     ),
 )
 def train(

@@ -16,7 +16,7 @@ from typing import Any
 from specbench.manifest import Manifest
 from specbench.metrics import Interval
 from specbench.report import text
-from specbench.report.standing import Standing, rank_text, sort_key, standing
+from specbench.report.standing import Standing, is_broken, rank_text, sort_key, standing
 from specbench.store.records import ExternalRow, MethodRow, RunSummary, to_json
 
 _PROVENANCE_LIMIT = 8_000
@@ -184,6 +184,7 @@ def _row(entry: _Entry, place: _Place, order: int, *, num_runs: int) -> dict[str
         "run_id": text.printable(entry.record.summary.run_id),
         "created": entry.record.summary.created,
         "standing": entry.where.value,
+        "is_broken": is_broken(row, rule=entry.record.summary.rule),
         "rank": place.rank,
         "tied_with": [text.printable(label) for label in place.tied_with],
         "rank_text": rank_text(entry.where, rank=place.rank, is_tied=bool(place.tied_with)),

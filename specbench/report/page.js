@@ -107,7 +107,7 @@ function nameCell(row) {
 function count(row, kind) {
   if (!row.equality) return NONE;
   const value = row.equality[kind];
-  const loud = kind === "bug" && value > 0;
+  const loud = kind === "bug" && row.is_broken;
   return el("span", { class: loud ? "bad" : value === 0 ? "zero" : null }, (loud ? "✗ " : "") + value);
 }
 

@@ -63,9 +63,8 @@ def write_leaderboard(store_path: Path, out: Path, *, run_ids: Sequence[str] | N
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        refused = cannot_write(out, error)
         remedy = "specbench leaderboard -o FILE, in a folder that can be written and on a disk with room"
-        raise EnvironmentFailed(refused.what, where=str(out), try_=remedy) from error
+        raise cannot_write(out, error, try_=remedy) from error
     return out
 
 

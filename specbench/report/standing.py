@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from specbench import metrics
 from specbench.store.records import MethodRow
 
 
@@ -24,22 +23,19 @@ _ORDER = list(Standing)
 
 
 def standing(row: MethodRow) -> Standing:
-    """The store decides `ranked`; this names the reason class of the others. A lossy or implausible row is never
-    called merely noisy."""
+    """The store decides; this names the class that a row without a rank belongs to."""
     if row.ranked and row.rank is not None:
         return Standing.RANKED
     if row.kind == "baseline":
         return Standing.CONTROL if row.is_control else Standing.BASELINE
     if row.control_failed:
         return Standing.CONTROL_FAILED
-    if row.speedup is None or row.speedup_ci is None or not row.lossless:
-        return Standing.UNRANKED
-    if row.efficiency_ci is not None and metrics.is_implausible(row.efficiency_ci):
-        return Standing.UNRANKED
-    # The store's reasons begin so where more repeats would not bring a rank: a control among the methods, for one.
-    if any(note.startswith("not ranked") for note in row.notes):
-        return Standing.UNRANKED
-    return Standing.NOISY if metrics.is_too_noisy(row.speedup, row.speedup_ci) else Standing.UNRANKED
+    return Standing.NOISY if row.too_noisy else Standing.UNRANKED
+
+
+def is_broken(row: MethodRow, *, rule: str) -> bool:
+    """Some answer differs without an excuse. Under a lossy rule differences are expected, and none is a defect."""
+    return rule != "typical" and row.equality is not None and row.equality.bug > 0
 
 
 def rank_text(where: Standing, *, rank: int | None, is_tied: bool) -> str:

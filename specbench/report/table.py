@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from specbench.report import text
 from specbench.report.layout import cell_len, column_widths, lay_out, wrap_words
-from specbench.report.standing import Standing, rank_text, sort_key, standing
+from specbench.report.standing import Standing, is_broken, rank_text, sort_key, standing
 from specbench.store.records import MethodRow, RunSummary
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Line:
     where: Standing
     cells: dict[str, str]
     is_broken: bool
-    """Carries a `bug` verdict."""
+    """Carries a `bug` verdict, see `standing.is_broken`."""
     notes: tuple[str, ...]
 
 
@@ -59,10 +59,10 @@ def lines(summary: RunSummary) -> list[Line]:
     placed = [(standing(row), row) for row in summary.rows]
     placed.sort(key=lambda pair: sort_key(pair[0], rank=pair[1].rank, speedup=pair[1].speedup))
     has_accuracy = any(row.accuracy is not None for row in summary.rows)
-    return [_line(where, row, has_accuracy=has_accuracy) for where, row in placed]
+    return [_line(where, row, has_accuracy=has_accuracy, rule=summary.rule) for where, row in placed]
 
 
-def _line(where: Standing, row: MethodRow, *, has_accuracy: bool) -> Line:
+def _line(where: Standing, row: MethodRow, *, has_accuracy: bool, rule: str) -> Line:
     equality = row.equality
     cells = {
         "rank": rank_text(where, rank=row.rank, is_tied=bool(row.tied_with)),
@@ -81,7 +81,7 @@ def _line(where: Standing, row: MethodRow, *, has_accuracy: bool) -> Line:
         del cells["accuracy"]
     tied = (f"tied with {text.listing(map(text.printable, row.tied_with))}",) if row.tied_with else ()
     notes = tied + tuple(text.printable(note) for note in row.notes)
-    return Line(where=where, cells=cells, is_broken=bool(equality and equality.bug), notes=notes)
+    return Line(where=where, cells=cells, is_broken=is_broken(row, rule=rule), notes=notes)
 
 
 def conditions(summary: RunSummary) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from specbench.metrics import Interval
 from specbench.store.records import RunSummary
+from specbench.store.words import count as count
 
 NONE = "–"
 
@@ -92,11 +93,6 @@ def parameters(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
-
-
-def count(number: int, noun: str) -> str:
-    """`1 question`, `80 questions`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listing(names: Iterable[str]) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from specbench import __version__
+from specbench.report.figures import Figure, line, render_figures
 from specbench.report.text import printable
 from specbench.store.files import cannot_write
 from specbench.store.training import Training
@@ -17,31 +15,6 @@ from specbench.store.training import Training
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SMOOTH = 10
 """Steps over which throughput is averaged."""
-_HEIGHT = 300
-_STYLE = """
-:root { color-scheme: light dark }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.25rem; margin: 0 } h2 { font-size: 1rem; margin: 1.5rem 0 0 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dt { opacity: .7 } dd { margin: 0 }
-"""
-_DRAW = """
-const text = matchMedia("(prefers-color-scheme: dark)").matches ? "#ddd" : "#222";
-for (const [name, traces, axis] of FIGURES) {
-  Plotly.newPlot(name, traces, {
-    height: 300, margin: { l: 60, r: 12, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: text }, legend: { orientation: "h" }, xaxis: { title: { text: "step" }, gridcolor: "#8884" },
-    yaxis: { title: { text: axis }, gridcolor: "#8884" },
-  }, { displayModeBar: false, responsive: true });
-}
-"""
-
-
-class Figure(NamedTuple):
-    """One chart: its name on the page, the axis' unit, plotly's traces."""
-
-    title: str
-    axis: str
-    traces: list[dict[str, Any]]
 
 
 def figures_of(training: Training) -> list[Figure]:
@@ -49,24 +22,24 @@ def figures_of(training: Training) -> list[Figure]:
     steps, evals = training.steps, training.evals
     at, seen = [step.step for step in steps], [each.step for each in evals]
     depths = range(len(evals[0].num)) if evals else range(0)
-    loss = [_line("training, per anchor", at, [step.loss for step in steps])]
+    loss = [line("training, per anchor", at, [step.loss for step in steps])]
     loss += [
-        _line(f"held out, depth {depth + 1}", seen, [_ratio(e.loss[depth], e.num[depth]) for e in evals], dots=True)
+        line(f"held out, depth {depth + 1}", seen, [_ratio(e.loss[depth], e.num[depth]) for e in evals], dots=True)
         for depth in depths
     ]
     accuracy = [
-        _line(f"depth {depth + 1}", seen, [_ratio(e.correct[depth][0], e.num[depth]) for e in evals], dots=True)
+        line(f"depth {depth + 1}", seen, [_ratio(e.correct[depth][0], e.num[depth]) for e in evals], dots=True)
         for depth in depths
     ]
-    tau = [_line("simulated τ", seen, [_ratio(e.num_new_tokens, e.num_steps) for e in evals], dots=True)]
+    tau = [line("simulated τ", seen, [_ratio(e.num_new_tokens, e.num_steps) for e in evals], dots=True)]
     chain = [sum(_ratio(right, whole) or 0.0 for right, whole in zip(e.right, e.whole, strict=True)) for e in evals]
-    tau.append(_line("1 + accepted by the labels (chain)", seen, [1 + each for each in chain], dots=True))
+    tau.append(line("1 + accepted by the labels (chain)", seen, [1 + each for each in chain], dots=True))
     return [
         Figure("Loss", "loss", loss),
         Figure("Accuracy of the first choice", "share of labels", accuracy),
         Figure("Acceptance length on held-out prompts", "tokens a step, bonus included", tau),
-        Figure("Learning rate", "rate", [_line("lr", at, [step.lr for step in steps])]),
-        Figure("Throughput", "tokens/s", [_line("tokens/s", at, throughput(training))]),
+        Figure("Learning rate", "rate", [line("lr", at, [step.lr for step in steps])]),
+        Figure("Throughput", "tokens/s", [line("tokens/s", at, throughput(training))]),
     ]
 
 
@@ -88,33 +61,15 @@ def write_training_page(training: Training, out: Path) -> Path:
         part.write_text(render_training(training), encoding="utf-8")
         part.replace(out)
     except OSError as error:
-        raise cannot_write(out, error) from error
+        remedy = "specbench results plot RUN -o FILE, in a folder that can be written and on a disk with room"
+        raise cannot_write(out, error, try_=remedy) from error
     return out
 
 
 def render_training(training: Training) -> str:
     """The page as text; nothing in it is fetched."""
-    from plotly.offline import get_plotlyjs  # 0.1 s, only for a page with figures
-
-    # What closes a script element or opens a comment cannot stand in the data, whatever a model is called.
-    charts = figures_of(training)
-    data = json.dumps([[f"figure-{at}", chart.traces, chart.axis] for at, chart in enumerate(charts)])
-    data = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts_of(training))
-    sections = "".join(
-        f'<h2>{html.escape(chart.title)}</h2><div id="figure-{at}" style="height:{_HEIGHT}px"></div>'
-        for at, chart in enumerate(charts)
-    )
-    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="specbench {html.escape(__version__)}"><link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(printable(training.run_id))}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{html.escape(printable(training.run_id))}</h1><dl>{facts}</dl>{sections}\n"
-        f"<script>{get_plotlyjs()}</script>\n<script>const FIGURES = {data};\n{_DRAW}</script></body></html>\n"
-    )
+    return render_figures(training.run_id, f"<dl>{facts}</dl>", figures_of(training))
 
 
 def facts_of(training: Training) -> list[tuple[str, str]]:
@@ -156,11 +111,6 @@ def spark(values: Sequence[float], *, width: int) -> str:
     low, high = min(values), max(values)
     span = high - low
     return "".join(_BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1)) if span else 0] for value in values)
-
-
-def _line(name: str, x: Sequence[int], y: Sequence[float | None], *, dots: bool = False) -> dict[str, Any]:
-    mode = "lines+markers" if dots else "lines"
-    return {"type": "scatter", "mode": mode, "name": name, "x": list(x), "y": list(y)}
 
 
 def _ratio(above: float, below: float) -> float | None:

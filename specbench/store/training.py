@@ -14,9 +14,10 @@ from typing import Any
 from specbench.errors import EnvironmentFailed
 from specbench.events import RunFinished, RunStarted, TrainEval, TrainStep
 from specbench.store.db import BUSY_S, open_store
+from specbench.store.files import TRAIN_JSON as TRAIN_JSON
+from specbench.store.files import is_training as is_training
 from specbench.store.journal import replay, run_state
 
-TRAIN_JSON = "train.json"
 TRAIN_TABLES = ("train_runs", "train_steps", "train_evals")
 """Tables with a run_id: all of a training."""
 
@@ -38,11 +39,6 @@ class Training:
     def best(self) -> TrainEval | None:
         """The evaluation whose weights were kept."""
         return next((each for each in reversed(self.evals) if each.is_best), None)
-
-
-def is_training(folder: Path) -> bool:
-    """The run folder is a training's."""
-    return (folder / TRAIN_JSON).exists()
 
 
 def read_training(folder: Path) -> Training:

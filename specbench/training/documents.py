@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from specbench.bench.session import stop_ids_of
 from specbench.data import load_documents, load_prompts
 from specbench.data.documents import Documents
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.stops import stop_ids_of
 from specbench.sampling import Sampling
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled
@@ -41,14 +41,19 @@ def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, acceler
         name=documents.name,
         train=parts.train,
         held_out=parts.held_out,
-        facts={
-            "source": documents.source,
-            "licence": documents.licence,
-            "fingerprint": documents.fingerprint,
-            "counts": documents.counts.as_dict(),
-            "notes": list(documents.notes),
-        },
+        facts=facts_of(documents),
     )
+
+
+def facts_of(documents: Documents) -> dict[str, object]:
+    """What train.json says of a data set."""
+    return {
+        "source": documents.source,
+        "licence": documents.licence,
+        "fingerprint": documents.fingerprint,
+        "counts": documents.counts.as_dict(),
+        "notes": list(documents.notes),
+    }
 
 
 def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> Documents:

@@ -7,20 +7,22 @@ n depths, R ranks.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from specbench import registry
-from specbench.bench.session import stop_ids_of
 from specbench.data.documents import Documents
 from specbench.engine.decode import Engine
 from specbench.engine.replay import Replayed, Text, replay
 from specbench.engine.stop import Stop
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.stops import stop_ids_of
 from specbench.losses import DepthCounts, Objective
 from specbench.method import Drafter, Request, TargetView
 from specbench.recipe import Recipe
@@ -93,6 +95,14 @@ def figures(counts: DepthCounts, replayed: Replayed | None) -> Figures:
     )
 
 
+class Counted(NamedTuple):
+    """Sums over held-out rows."""
+
+    counts: DepthCounts
+    parts: Mapping[str, float]
+    """The loss's named terms, per anchor."""
+
+
 @torch.no_grad()
 def count_documents(
     recipe: Recipe,
@@ -102,21 +112,29 @@ def count_documents(
     micro_batch: int,
     objective: Objective,
     autocast: AbstractContextManager[Any],
-) -> DepthCounts:
+) -> Counted:
     """Held-out rows through the recipe's loss, in evaluation mode; draws no random number that training would miss."""
     was_training = recipe.module.training
     recipe.module.eval()
     total: DepthCounts | None = None
+    parts: dict[str, float] = defaultdict(float)
+    num_anchors = 0
     try:
         with autocast:
             for start in range(0, num_rows, micro_batch):
                 rows = list(range(start, min(start + micro_batch, num_rows)))
-                counts = recipe.loss(source.make(rows), objective).counts
-                total = counts if total is None else total.plus(counts)
+                loss = recipe.loss(source.make(rows), objective)
+                total = loss.counts if total is None else total.plus(loss.counts)
+                num_anchors += int(loss.num_anchors)
+                for name, part in loss.parts.items():
+                    parts[name] += float(part)
     finally:
         recipe.module.train(was_training)
     assert total is not None, "there is at least one held-out row"
-    return DepthCounts(*(part.cpu() for part in total))
+    return Counted(
+        counts=DepthCounts(*(part.cpu() for part in total)),
+        parts={name: part / max(num_anchors, 1) for name, part in parts.items()},
+    )
 
 
 class Simulator:

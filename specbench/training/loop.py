@@ -18,11 +18,10 @@ from torch import Tensor
 
 from specbench import checkpoint
 from specbench.events import CheckpointSaved, TrainEval, TrainStep
-from specbench.losses import DepthCounts
 from specbench.store.journal import Journal
 from specbench.training.budget import Done, rate
 from specbench.training.corpus import share_of
-from specbench.training.evaluate import Figures, count_documents, figures
+from specbench.training.evaluate import Counted, Figures, count_documents, figures
 from specbench.training.features import FeatureSource
 from specbench.training.plan import budget_of
 from specbench.training.request import TrainProgress
@@ -158,11 +157,14 @@ class Loop:
                     loss=sums.loss,
                     lr=lr,
                     grad_norm=sums.grad_norm,
+                    parts=sums.parts,
                 )
             )
         self._tell(done, sums.loss)
         if request.report_to:
-            accelerator.log({"loss": sums.loss, "lr": lr, "grad_norm": sums.grad_norm}, step=done.steps)
+            values = {"loss": sums.loss, "lr": lr, "grad_norm": sums.grad_norm}
+            values |= {f"loss_{name}": value for name, value in sums.parts.items()}
+            accelerator.log(values, step=done.steps)
         # One process need not wait for the next step's sum to know of its own Ctrl-C.
         is_told = sums.wants_stop or (accelerator.num_processes == 1 and stop.is_set)
         return replace(at, done=done, place=after), is_told
@@ -194,7 +196,7 @@ class Loop:
             # Whatever an evaluation draws, training's stream goes on as if there had been none.
             with torch.random.fork_rng(devices=devices):
                 recipe = setup.recipe_for_evaluation(weights)
-                counts = count_documents(
+                counted = count_documents(
                     recipe,
                     self._held_out,
                     num_rows=len(setup.held_out_rows),
@@ -203,9 +205,9 @@ class Loop:
                     autocast=accelerator.autocast(),
                 )
                 drafter = recipe.drafter(setup.view, setup.drafting_options)
-                found = figures(counts, setup.simulator.replay(drafter))
+                found = figures(counted.counts, setup.simulator.replay(drafter))
             is_best = found.is_better_than(dict(at.best))
-            self._record(at.done.steps, counts, found, is_best=is_best, seconds=time.monotonic() - began)
+            self._record(at.done.steps, counted, found, is_best=is_best, seconds=time.monotonic() - began)
             if is_best:
                 self._keep_best(at, weights, found)
             verdict = [{"step": at.done.steps, **found.summary()} if is_best else None]
@@ -217,15 +219,15 @@ class Loop:
             return replace(at, evaluations_since_best=at.evaluations_since_best + 1)
         return replace(at, best=verdict[0], evaluations_since_best=0)
 
-    def _record(self, step: int, counts: DepthCounts, found: Figures, *, is_best: bool, seconds: float) -> None:
+    def _record(self, step: int, counted: Counted, found: Figures, *, is_best: bool, seconds: float) -> None:
         replayed = found.replayed
         assert self._journal is not None
         self._journal.write(
             TrainEval(
                 step=step,
                 num=found.num,
-                loss=tuple(float(each) for each in counts.loss_n.tolist()),
-                correct=tuple(tuple(int(hit) for hit in hits) for hits in counts.correct_nR.tolist()),
+                loss=tuple(float(each) for each in counted.counts.loss_n.tolist()),
+                correct=tuple(tuple(int(hit) for hit in hits) for hits in counted.counts.correct_nR.tolist()),
                 whole=found.whole,
                 right=found.right,
                 num_steps=0 if replayed is None else replayed.num_steps,
@@ -234,6 +236,7 @@ class Loop:
                 proposed_at=() if replayed is None else replayed.proposed_at,
                 seconds=round(seconds, 3),
                 is_best=is_best,
+                parts=counted.parts,
             )
         )
         tau = "" if found.tau is None else f"τ {found.tau:.3f}, "
@@ -243,6 +246,7 @@ class Loop:
             values = {"eval/loss": found.loss, "eval/chain": found.chain}
             values |= {} if found.tau is None else {"eval/tau": found.tau}
             values |= {f"eval/top1_{depth}": each[0] for depth, each in enumerate(found.accuracy)}
+            values |= {f"eval/loss_{name}": value for name, value in counted.parts.items()}
             self._accelerator.log(values, step=step)
 
     def _keep_best(self, at: Progressed, weights: dict[str, Tensor], found: Figures) -> None:

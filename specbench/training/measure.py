@@ -25,7 +25,7 @@ from specbench.training.evaluate import Figures, Simulator, count_documents, fig
 from specbench.training.features import Needs, Online
 from specbench.training.record import shareable
 from specbench.training.request import TrainProgress, TrainRequest
-from specbench.training.setup import load_target, make_accelerator, method_options, threads_of
+from specbench.training.setup import chunk_of, load_target, make_accelerator, method_options, threads_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +98,11 @@ def evaluate(asked: TrainRequest, progress: TrainProgress, *, documents: Documen
     else:
         recipe.module.to(device=accelerator.device, dtype=torch.float32)
         rows = Rows(documents.pack(request.max_length, seed=request.seed))
-        objective = Objective(loss="ce")
+        objective = Objective(loss="ce", chunk=chunk_of(lm.vocab_size))
         online = Online(
             lm=lm, rows=rows, needs=Needs(taps=recipe.taps, learn="gt", depth=recipe.depth, objective=objective)
         )
-        counts = count_documents(
+        counted = count_documents(
             recipe,
             online,
             num_rows=len(rows),
@@ -110,7 +110,7 @@ def evaluate(asked: TrainRequest, progress: TrainProgress, *, documents: Documen
             objective=objective,
             autocast=nullcontext(),
         )
-        by_depth = figures(counts, replayed)
+        by_depth = figures(counted.counts, replayed)
     return Evaluation(
         method=request.method,
         weights=str(weights),

@@ -79,6 +79,31 @@ class Planned:
     is_done: bool
 
 
+def newest_run(store: Path | None, file: str, is_ours: Callable[[dict[str, Any]], bool]) -> Path | None:
+    """Folder of the newest run whose `file` (train.json, manifest.json) is ours."""
+    for path in sorted(paths.run_dir(store, "").glob(f"*/{file}"), reverse=True):
+        try:
+            if is_ours(json.loads(path.read_text(encoding="utf-8"))):
+                return path.parent
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def is_resumable(folder: Path) -> bool:
+    """The run was begun and did not end well."""
+    try:
+        return run_state(folder) in _RESUMABLE
+    except EnvironmentFailed:
+        return False
+
+
+def cut_off(store: Path | None, file: str, is_ours: Callable[[dict[str, Any]], bool]) -> str | None:
+    """Id of the newest run that is ours, where it did not finish."""
+    folder = newest_run(store, file, is_ours)
+    return None if folder is None or not is_resumable(folder) else folder.name
+
+
 class Kitchen:
     """The folder of a recipe: what its stages made and which are done."""
 
@@ -136,40 +161,32 @@ class Kitchen:
         weights = f"{recipe.method}.weights={self.drafter}"
         if stage == "data":
             where = ["--target", recipe.target, "--out", str(self.folder / "responses")]
-            return ("data", "generate", *where, *_words(options, recipe.method))
+            return ("data", "generate", *where, *words_of(options, recipe.method))
         if stage == "train":
             if recipe.data is not None:
                 options.setdefault("dataset", str(self.folder / "responses"))
             where = ["--method", recipe.method, "--target", recipe.target, "--out", str(self.drafter)]
-            return ("train", *where, *_words(options, recipe.method), *shared, *store)
+            return ("train", *where, *words_of(options, recipe.method), *shared, *store)
         if stage == "export":
             where = [str(self.drafter), "--out", str(self.folder / "exported")]
-            return ("weights", "export", *where, *_words(options, recipe.method), *shared)
+            return ("weights", "export", *where, *words_of(options, recipe.method), *shared)
         suite = str(options.pop("suite", "demo"))
         options.setdefault("methods", ["autoregressive", recipe.method])
         where = [suite, "--target", recipe.target, "--set", weights]
-        return ("run", *where, *_words(options, recipe.method), *shared, *store)
+        return ("run", *where, *words_of(options, recipe.method), *shared, *store)
 
     def _resume(self, stage: Stage) -> tuple[str, ...] | None:
         """`data generate` goes on in its own folder; trainings and runs are found by what they write to or read."""
         store = () if self._store is None else ("--store", str(self._store))
         if stage == "train":
-            found = self._cut_off("train.json", lambda body: body["request"]["out"] == str(self.drafter))
+            found = cut_off(self._store, "train.json", lambda body: body["request"]["out"] == str(self.drafter))
             return None if found is None else ("train", "--resume", found, *store)
         if stage == "bench":
             wanted = [self.recipe.method, "weights", str(self.drafter)]
-            found = self._cut_off("manifest.json", lambda body: wanted in body["provenance"]["request"]["settings"])
+            found = cut_off(
+                self._store, "manifest.json", lambda body: wanted in body["provenance"]["request"]["settings"]
+            )
             return None if found is None else ("run", "--resume", found, *store)
-        return None
-
-    def _cut_off(self, file: str, is_ours: Callable[[dict[str, Any]], bool]) -> str | None:
-        """The newest run of this recipe that did not finish."""
-        for path in sorted(paths.run_dir(self._store, "").glob(f"*/{file}"), reverse=True):
-            try:
-                if is_ours(json.loads(path.read_text(encoding="utf-8"))):
-                    return path.parent.name if run_state(path.parent) in _RESUMABLE else None
-            except (OSError, ValueError, KeyError, TypeError, EnvironmentFailed):
-                continue
         return None
 
     # --- what is done ----------------------------------------------------------------------------------------------
@@ -193,8 +210,8 @@ class Kitchen:
             raise cannot_write(self.folder, error) from error
 
 
-def _words(options: Options, method: str) -> list[str]:
-    """`{max_steps: 3, set: {depth: 2}}` -> `--max-steps 3 --set METHOD.depth=2`."""
+def words_of(options: Options, method: str) -> list[str]:
+    """Options as a command's words: `{max_steps: 3, set: {depth: 2}}` -> `--max-steps 3 --set METHOD.depth=2`."""
     words: list[str] = []
     for name, value in options.items():
         option = "--" + name.replace("_", "-")

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specbench import paths, provenance
+from specbench import provenance
 from specbench.bench.request import Setting
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import SCHEMA
 from specbench.lm.cached_lm import CachedLM
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled
-from specbench.training.request import TrainPlan, TrainRequest
+from specbench.training.request import TrainPlan, TrainRequest, findable
 
 TRAIN_JSON = "train.json"
 
@@ -49,17 +49,11 @@ def request_as_json(request: TrainRequest) -> dict[str, Any]:
         elif each.name in ("store", "out"):
             value = None if value is None else str(Path(value).resolve())
         elif each.name == "settings":
-            value = [[item.method, item.option, _findable(item.value)] for item in value]
+            value = [[item.method, item.option, findable(item.value)] for item in value]
         elif each.name in ("target", "dataset") and value is not None:
-            value = _findable(value)
+            value = findable(value)
         body[each.name] = list(value) if isinstance(value, tuple) else value
     return body
-
-
-def _findable(text: str) -> str:
-    """A path that exists from here becomes absolute; names of embedded models stay names."""
-    is_path = text not in paths.DEMO_MODELS and ("/" in text or "." in text) and Path(text).exists()
-    return str(Path(text).resolve()) if is_path else text
 
 
 def request_from(body: Mapping[str, Any], resuming: TrainRequest) -> TrainRequest:

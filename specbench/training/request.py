@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from specbench import paths
 from specbench.bench.request import Dtype, Setting
 from specbench.errors import UsageError, did_you_mean
 
@@ -265,6 +266,12 @@ class TrainProgress(Protocol):
     def say(self, text: str) -> None:
         """A line of narration."""
         ...
+
+
+def findable(text: str) -> str:
+    """A path that exists from here becomes absolute; names of embedded models stay names."""
+    is_path = text not in paths.DEMO_MODELS and ("/" in text or "." in text) and Path(text).exists()
+    return str(Path(text).resolve()) if is_path else text
 
 
 def check_range(

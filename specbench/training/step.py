@@ -8,12 +8,14 @@ changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from specbench.errors import CheckFailed
@@ -55,6 +57,8 @@ class StepSums:
     """Some process was told to stop (Ctrl-C)."""
     seconds: float
     """Of training so far, by the first process's clock: what every process goes by."""
+    parts: Mapping[str, float]
+    """The loss's named terms, per anchor."""
 
 
 class NotFinite(CheckFailed):
@@ -71,6 +75,8 @@ class Stepper:
     optimiser: torch.optim.Optimizer
     source: FeatureSource
     clip: float
+    _names: tuple[str, ...] | None = field(default=None, init=False)
+    """Of the loss's terms, on all processes: what is reduced must be as long everywhere."""
 
     def step(
         self, micro_batches: Sequence[Sequence[int | None]], *, lr: float, wants_stop: bool, seconds: float
@@ -82,6 +88,7 @@ class Stepper:
         self.optimiser.zero_grad(set_to_none=True)
         totals: list[Tensor] = []
         anchors: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         for rows, is_last in _with_last(micro_batches):
             features = self.source.make(rows)
             context = nullcontext() if is_last else accelerator.no_sync(self.learner)
@@ -91,10 +98,14 @@ class Stepper:
                 accelerator.backward(loss.total)
             totals.append(loss.total.detach().double())
             anchors.append(loss.num_anchors.double())
+            for name, part in loss.parts.items():
+                parts[name].append(part.detach().double())
         first = 1.0 if accelerator.is_main_process else 0.0
         flags = torch.tensor([float(wants_stop), seconds * first], dtype=torch.float64, device=totals[0].device)
-        sums = torch.cat([torch.stack([torch.stack(totals).sum(), torch.stack(anchors).sum()]), flags])
-        total, num_anchors, stops, clock = reduce_sum(accelerator, sums).tolist()
+        names = self._part_names(parts)
+        terms = [torch.stack(parts[name]).sum() if name in parts else flags.new_zeros(()) for name in names]
+        sums = torch.cat([torch.stack([torch.stack(totals).sum(), torch.stack(anchors).sum(), *terms]), flags])
+        total, num_anchors, *reduced, stops, clock = reduce_sum(accelerator, sums).tolist()
         if not math.isfinite(total):
             bad = [at for at, each in enumerate(torch.stack(totals).tolist()) if not math.isfinite(each)]
             raise StepFailed(bad)
@@ -112,7 +123,17 @@ class Stepper:
             grad_norm=grad_norm,
             wants_stop=stops > 0,
             seconds=clock,
+            parts={name: value / max(num_anchors, 1.0) for name, value in zip(names, reduced, strict=True)},
         )
+
+    def _part_names(self, parts: Mapping[str, object]) -> tuple[str, ...]:
+        if self._names is None:
+            found = sorted(parts)
+            if self.accelerator.num_processes > 1:
+                found = sorted(set(gather_object(found)))
+            self._names = tuple(found)
+        assert set(parts) <= set(self._names), "a recipe names the same parts in every loss"
+        return self._names
 
 
 class StepFailed(Exception):

@@ -53,6 +53,7 @@ class ShallowRecipe(Recipe):
             total=total,
             num_anchors=torch.tensor(len(found.anchor_A)),
             counts=count_depths(loss_An, rank_An, valid, rank=objective.rank),
+            parts={"first": torch.where(valid[:, 0], loss_An[:, 0], 0.0).sum().detach()},
         )
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:
