@@ -9,9 +9,9 @@ import torch
 
 from specbench import registry
 from specbench.api import load
-from specbench.bench.session import stop_ids_of
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
+from specbench.lm.stops import stop_ids_of
 from specbench.method import Drafter, Request
 from specbench.sampling import Sampling, sequence_key
 

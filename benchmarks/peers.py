@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specbench import registry
 from specbench.api import load
-from specbench.bench.session import stop_ids_of
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
 from specbench.lm.load import resolve_folder
+from specbench.lm.stops import stop_ids_of
 from specbench.method import Request
 from specbench.sampling import Sampling
 

@@ -15,12 +15,13 @@ from typing import Any
 from specbench import registry, suite
 from specbench.bench.defaults import DEMO_TARGETS, DEMO_THREADS
 from specbench.bench.request import RunRequest
-from specbench.bench.session import set_threads, stop_ids_of
+from specbench.bench.session import set_threads
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
+from specbench.lm.stops import stop_ids_of
 from specbench.method import Request
 from specbench.sampling import Sampling, sequence_key
 

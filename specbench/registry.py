@@ -66,21 +66,24 @@ def cards(*, methods_dirs: Sequence[Path] = ()) -> tuple[Entry, ...]:
     return tuple(sorted([*taken.values(), *clashes], key=lambda entry: (entry.name, bool(entry.error))))
 
 
-def entry(name: str, *, methods_dirs: Sequence[Path] = ()) -> Entry:
-    """The method of this name, its card readable. Raises UsageError: unknown (nearest named) or broken (why)."""
+def entry(name: str, *, methods_dirs: Sequence[Path] = (), named_by: str = "--method(s)") -> Entry:
+    """The method of this name, its card readable. named_by: what named it, for the error.
+
+    Raises UsageError: unknown (nearest named) or broken (why).
+    """
     found = cards(methods_dirs=methods_dirs)
     match = next((each for each in found if each.name == name), None)
     if match is None:
         nearest = did_you_mean(name, {each.name for each in found})
-        raise UsageError(f"unknown method {name!r}", where="methods", try_=f"{nearest}  (specbench methods)")
+        raise UsageError(f"unknown method {name!r}", where=named_by, try_=f"{nearest}  (specbench methods)")
     if match.card is None:
         raise UsageError(f"method {name!r} cannot be used: {match.error}", where=str(match.folder or match.source))
     return match
 
 
-def card(name: str, *, methods_dirs: Sequence[Path] = ()) -> Card:
+def card(name: str, *, methods_dirs: Sequence[Path] = (), named_by: str = "--method(s)") -> Card:
     """The card of one method; raises as `entry` does."""
-    found = entry(name, methods_dirs=methods_dirs).card
+    found = entry(name, methods_dirs=methods_dirs, named_by=named_by).card
     assert found is not None, "entry() returns readable cards only"
     return found
 
@@ -178,7 +181,7 @@ def choose(
     if missing is not None:
         raise UsageError(
             f"method {name!r} is not ready for this target: {missing}",
-            where="--methods",
+            where="--method(s)",
             try_=f"specbench methods show {name}",
         )
     if not found.wraps:

@@ -93,7 +93,10 @@ def test_unknown_method_names_the_nearest(site: Path) -> None:
     make_method(site / "methods", "prompt_lookup")
     with pytest.raises(UsageError) as caught:
         registry.card("promt_lookup")
-    assert "did you mean 'prompt_lookup'?" in caught.value.try_
+    assert "did you mean 'prompt_lookup'?" in caught.value.try_ and caught.value.where == "--method(s)"
+    with pytest.raises(UsageError) as caught:
+        registry.card("promt_lookup", named_by="methods show")
+    assert caught.value.where == "methods show"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from specbench import paths, provenance
 from specbench.bench.competitors import Competitor
 from specbench.bench.request import GridAxis, RunRequest, Setting
 from specbench.bench.session import Session
-from specbench.errors import EnvironmentFailed
+from specbench.errors import EnvironmentFailed, UsageError
 from specbench.manifest import (
     DeviceRecord,
     GroupRecord,
@@ -25,8 +25,10 @@ from specbench.manifest import (
     SamplingRecord,
     SuiteRecord,
     TargetRecord,
+    read_manifest,
 )
 from specbench.method import Drafter
+from specbench.store.files import is_training, unknown_run
 from specbench.suite import packaged_names
 
 
@@ -71,6 +73,17 @@ def _shareable(source: str) -> str:
     """A local file by its folder and name: where somebody keeps data is nobody's business on a published page."""
     path = Path(source)
     return "/".join(path.parts[-2:]) if path.is_absolute() else source
+
+
+def manifest_to_resume(store: Path | None, run_id: str) -> Manifest:
+    """The manifest of a run that `--resume` names. Raises UsageError for a run that is not there, or is a training."""
+    folder = paths.run_dir(store, run_id)
+    if is_training(folder):
+        raise UsageError(f"{run_id} is a training", where="--resume", try_=f"specbench train --resume {run_id}")
+    if not (folder / "manifest.json").exists():
+        known = paths.run_dir(store, "").glob("*/manifest.json")
+        raise unknown_run(run_id, [path.parent.name for path in known])
+    return read_manifest(folder)
 
 
 def request_from(manifest: Manifest, resuming: RunRequest) -> RunRequest:

@@ -48,9 +48,7 @@ def parse_setting(text: str, *, where: str = "--set") -> Setting:
     key, equals, value = text.partition("=")
     method, dot, option = key.strip().partition(".")
     if not (equals and dot and _NAME.fullmatch(method) and _NAME.fullmatch(option)):
-        raise UsageError(
-            f"{text!r} is not METHOD.OPTION=VALUE", where=where, try_=f"{where} draft_model.num_draft_tokens=4"
-        )
+        raise UsageError(f"{text!r} is not METHOD.OPTION=VALUE", where=where, try_=f"{where} draft_model.num_tokens=4")
     if not value.strip():
         raise UsageError(f"{text!r} has no value", where=where, try_=f"{where} {key}=VALUE")
     return Setting(method, option, value.strip())

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 from specbench import paths, suite
@@ -25,11 +26,13 @@ from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
-from specbench.manifest import GroupRecord, Manifest, read_manifest, write_manifest
+from specbench.manifest import GroupRecord, Manifest, write_manifest
 from specbench.store.attempts import finished_groups
+from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
 from specbench.store.journal import Journal
 from specbench.store.summary import RunSummary
+from specbench.store.words import count
 
 State = Literal["finished", "interrupted", "failed"]
 
@@ -38,7 +41,7 @@ def run(request: RunRequest, progress: Progress) -> RunOutcome:
     """Carry out a run, or continue one. Raises SpecbenchError where nothing could be measured; partial data is kept."""
     resumed: Manifest | None = None
     if request.resume is not None:
-        resumed = read_manifest(paths.run_dir(request.store, request.resume))
+        resumed = record.manifest_to_resume(request.store, request.resume)
         request = record.request_from(resumed, request)
     assert request.suite is not None, "RunRequest demands a suite or a run to resume"
     loaded = suite.load_suite(request.suite, data_dirs=request.data)
@@ -59,9 +62,9 @@ def run(request: RunRequest, progress: Progress) -> RunOutcome:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentFailed(
-            f"cannot make the run's folder: {error}", where=str(folder), try_="--store DIR that can be written"
-        ) from error
+        # The folder that refused: it may be several levels above the run's.
+        refusing = Path(error.filename or folder)
+        raise cannot_write(refusing, error, try_="--store DIR, one that you may write to") from error
     return _Run(session, contestants, run_id, resumed, progress).run()
 
 
@@ -194,7 +197,9 @@ class _Run:
         repeat = next((group.repeat for group in groups if group.group not in done), None)
         for group in groups:
             contestant = self._contestants[group.method]
-            if group.repeat == repeat and group.group in done and contestant.drafter.carries == "stream":
+            if group.repeat != repeat or group.group not in done or self._refused(group):
+                continue
+            if contestant.drafter.carries == "stream":
                 self._restore(contestant, group)
                 self._session.generate(
                     contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
@@ -208,6 +213,10 @@ class _Run:
 
     def _one_group(self, journal: Journal, group: GroupRecord) -> None:
         session, contestant = self._session, self._contestants[group.method]
+        refused = self._refused(group)
+        if refused:
+            self._failed(journal, group, refused)
+            return
         self._restore(contestant, group)
 
         def sink(rows: Sequence[StepRow]) -> None:
@@ -217,11 +226,7 @@ class _Run:
                 self._broken_journal = error
                 raise
 
-        try:
-            cells = self._cells(group)
-        except SpecbenchError as error:
-            self._failed(journal, group, error)
-            return
+        cells = self._cells(group)
         for row, cell in enumerate(cells):
             journal.write(entries.started(group, row, cell))
         try:
@@ -234,7 +239,11 @@ class _Run:
         except Exception as error:
             if error is self._broken_journal:
                 raise
-            self._failed(journal, group, error)
+            text = _text_of(error)
+            if group.repeat == 0:
+                question, turn = group.question_ids[0], group.turn + 1
+                self._progress.say(f"{group.method} failed on question {question}, turn {turn}: {text}")
+            self._failed(journal, group, text)
             return
         self._finished(journal, group, cells, result)
 
@@ -246,16 +255,19 @@ class _Run:
             contestant.drafter.restore(contestant.snapshot)
         self._streams[group.method] = group.repeat
 
-    def _failed(self, journal: Journal, group: GroupRecord, error: Exception) -> None:
-        text = _text_of(error)
+    def _refused(self, group: GroupRecord) -> str:
+        """Why the group is not asked: the reference pass, which has told it, got no answer to one of its questions."""
+        for question_id in group.question_ids:
+            error = self._session.references[question_id, group.turn].error
+            if error:
+                return error if len(group.question_ids) == 1 else f"question {question_id} of this group: {error}"
+        return ""
+
+    def _failed(self, journal: Journal, group: GroupRecord, error: str) -> None:
         by_id = {question.question_id: question for question in self._session.suite.questions}
         for row, question_id in enumerate(group.question_ids):
             category = by_id[question_id].category
-            journal.write(entries.failed(group, row, category=category, error=text))
-        if group.repeat == 0:
-            self._progress.say(
-                f"{group.method} failed on question {group.question_ids[0]}, turn {group.turn + 1}: {text}"
-            )
+            journal.write(entries.failed(group, row, category=category, error=error))
         self._progress.group_done(method=group.method, question=_shown(group), seconds=0.0, num_tokens=0, failed=True)
 
     def _finished(self, journal: Journal, group: GroupRecord, cells: Sequence[Cell], result: GroupResult) -> None:
@@ -317,26 +329,27 @@ class _Run:
         with open_store(store, read_only=True) as connection:
             summary = summarise(connection, self._run_id)
         failed = [
-            f"{label}: {count} answers differ from the target's own and no rounding explains it"
-            for label, count in self._num_bugs.items()
+            f"{label}: {count(number, 'answer')} {'differs' if number == 1 else 'differ'} from the target's own "
+            "and no rounding explains it"
+            for label, number in self._num_bugs.items()
             if self._session.engine.rule != "typical"
         ]
-        failed += self._below(summary)
+        failed += too_slow(summary, least=self._session.request.fail_under)
         return RunOutcome(run_id=self._run_id, state=state, summary=summary, failed_checks=tuple(failed))
 
-    def _below(self, summary: RunSummary) -> list[str]:
-        least = self._session.request.fail_under
-        if least is None:
-            return []
-        return [
-            f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}"
-            for row in summary.rows
-            # A failed A/A control takes the ranks, not the question whether this number is high enough.
-            if (row.ranked or row.control_failed)
-            and row.kind != "baseline"
-            and row.speedup is not None
-            and row.speedup < least
-        ]
+
+def too_slow(summary: RunSummary, *, least: float | None) -> list[str]:
+    """A sentence for every method under `--fail-under`. A failed A/A control takes the ranks, not this question."""
+    if least is None:
+        return []
+    return [
+        f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}"
+        for row in summary.rows
+        if (row.ranked or row.control_failed)
+        and row.kind != "baseline"
+        and row.speedup is not None
+        and row.speedup < least
+    ]
 
 
 def _text_of(error: Exception) -> str:

@@ -23,6 +23,7 @@ from specbench.engine.stop import Stop
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
+from specbench.lm.stops import stop_ids_of
 from specbench.method import Drafter, Request
 from specbench.sampling import Sampling, sequence_key
 from specbench.suite import LoadedSuite, Question
@@ -54,17 +55,6 @@ def sampling_of(request: RunRequest) -> Sampling:
         min_p=request.min_p,
         repetition_penalty=request.repetition_penalty,
     )
-
-
-def stop_ids_of(lm: CachedLM) -> frozenset[int]:
-    """The ids that end an answer: the model's generation config, otherwise its tokenizer's end token."""
-    generation = getattr(lm.model, "generation_config", None)
-    ids: Any = getattr(generation, "eos_token_id", None)
-    if ids is None and lm.tokenizer is not None:
-        ids = lm.tokenizer.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, (list, tuple)) else [ids])
 
 
 def set_threads(threads: int | None) -> int:
@@ -240,7 +230,7 @@ class Session:
     def make_references(self, baseline: Drafter, progress: Progress) -> None:
         """The untimed autoregressive pass over all questions and turns; answers kept from earlier runs are reused.
 
-        A question that cannot be answered keeps its error; every method then fails on it, and says why.
+        A question that cannot be answered keeps its error and is told here, once: no method is asked it.
         """
         book = ReferenceBook(self.reference_identity())
         num_made = 0
@@ -256,7 +246,10 @@ class Session:
                         num_made += 1
                 except SpecbenchError as error:
                     answer = ReferenceAnswer(prompt=(), tokens=(), text="", finish_reason="", error=str(error.what))
-                    progress.say(f"question {question.question_id}, turn {turn + 1}: {error.what}")
+                    # Later turns are refused for the first one's sake.
+                    if turn == 0 or not self.references[question.question_id, turn - 1].error:
+                        name = question.question_id
+                        progress.say(f"question {name}, turn {turn + 1}: not asked of the methods: {error.what}")
                 self.references[where] = answer
         if book.warning:
             progress.say(book.warning)

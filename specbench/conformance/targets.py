@@ -36,7 +36,8 @@ _SMALL: dict[str, Any] = {
 }
 _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
-    "gpt2": ("GPT2Config", {}),
+    # transformers' GPT-2 takes a prompt that ends in its pad id for a padded one, and warns.
+    "gpt2": ("GPT2Config", {"pad_token_id": None}),
     "gemma2": (
         "Gemma2Config",
         {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},

@@ -116,7 +116,7 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
     folder = Folder(request.out)
     with folder.locked():
         folder.begin(settings, prompts.prompts)
-        num_resumed = len({row.prompt_id for row in folder.done()})
+        num_resumed = num_done(request.out)
         count = _Count(num_resumed, len(prompts.prompts), progress)
         if num_workers == 1 and not request.device_groups:
             # 2 s of torch, and only where this process does the work itself.
@@ -135,6 +135,11 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
         num_resumed=num_resumed,
         num_too_long=num_too_long,
     )
+
+
+def num_done(out: Path) -> int:
+    """Answers that lie in the folder, finished or not."""
+    return len({row.prompt_id for row in Folder(out).done()})
 
 
 class _Count:

@@ -61,7 +61,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
-        raise UsageError(f"--device {name!r} is not a device", try_="auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"{name!r} is not a device", where="--device", try_="auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise EnvironmentFailed("no CUDA device is visible to torch", where=f"--device {name}", try_="--device cpu")
@@ -85,7 +85,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if name not in DTYPES:
-        raise UsageError(f"--dtype {name!r} is not known", try_=did_you_mean(name, [*DTYPES, "auto"]))
+        known = did_you_mean(name, [*DTYPES, "auto"])
+        raise UsageError(f"{name!r} is not a choice of --dtype", where="--dtype", try_=known)
     return DTYPES[name]
 
 
@@ -93,7 +94,8 @@ def pick_attention(name: str) -> str:
     """`auto` is sdpa, which every device has; `plain` is the reference."""
     known = {"auto": attention.SDPA, "sdpa": attention.SDPA, "plain": attention.PLAIN}
     if name not in known:
-        raise UsageError(f"--attention {name!r} is not known", try_=did_you_mean(name, known))
+        nearest = did_you_mean(name, known)
+        raise UsageError(f"{name!r} is not a choice of --attention", where="--attention", try_=nearest)
     return known[name]
 
 

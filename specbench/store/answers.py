@@ -15,12 +15,12 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.store.words import count
 
 _FAILED = "ERROR"
 """What Spec-Bench writes as the text of a turn that raised; its numbers are the previous question's."""
@@ -74,13 +74,14 @@ def read_answers(path: Path) -> AnswerFile:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
-            question_id = str(row["question_id"])
+            row = _object(_parsed(line), "it")
+            question_id = str(_needed(row, "question_id"))
             model_ids[str(row.get("model_id", ""))] = None
-            turns = [turn for choice in row["choices"] for turn in _turns(question_id, row, choice)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            choices = [_object(choice, "a choice") for choice in _list(row, "choices")]
+            turns = [turn for choice in choices for turn in _turns(question_id, row, choice)]
+        except _Foreign as error:
             raise UsageError(
-                f"not a row of an answer file: {type(error).__name__}: {error}",
+                f"not a row of an answer file: {error}",
                 where=where,
                 try_="needed: question_id and choices with turns, idxs or decoding_steps, new_tokens, wall_time",
             ) from error
@@ -91,13 +92,15 @@ def read_answers(path: Path) -> AnswerFile:
     if not by_question:
         raise UsageError(f"{path.name} holds no answers", where=str(path), try_="give an answer file in JSON lines")
     if repeated:
-        notes.append(f"{path.name}: {len(repeated)} questions stand twice ({_some(repeated)}); the last line counts")
+        stand = "question stands" if len(repeated) == 1 else "questions stand"
+        notes.append(f"{path.name}: {len(repeated)} {stand} twice ({_some(repeated)}); the last line counts")
     if len(model_ids) > 1:
         notes.append(f"{path.name}: several model ids ({_some(model_ids)})")
     turns = [turn for of_question in by_question.values() for turn in of_question]
     good = [turn for turn in turns if turn.text != _FAILED]
     if len(good) < len(turns):
-        notes.append(f"{path.name}: {len(turns) - len(good)} turns failed in that tool ({_FAILED}) and are left out")
+        failed, are = len(turns) - len(good), "is" if len(turns) - len(good) == 1 else "are"
+        notes.append(f"{path.name}: {count(failed, 'turn')} failed in that tool ({_FAILED}) and {are} left out")
     return AnswerFile(
         name=path.name,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -120,6 +123,44 @@ def _read(path: Path) -> bytes:
         raise EnvironmentFailed(f"cannot read {path}: {error.strerror}", where=str(path)) from error
 
 
+class _Foreign(Exception):
+    """Why a line is no row of an answer file, in plain words."""
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise _Foreign("it is not JSON") from error
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Foreign(f"{what} is not an object")
+    return value
+
+
+def _needed(row: dict[str, Any], key: str) -> Any:
+    if key not in row:
+        raise _Foreign(f"{key} is missing")
+    return row[key]
+
+
+def _list(row: dict[str, Any], key: str) -> list[Any]:
+    values = _needed(row, key)
+    if not isinstance(values, list):
+        raise _Foreign(f"{key} is not a list")
+    return values
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Foreign(f"{key} holds {value!r}, which is no number")
+    if not math.isfinite(value):
+        raise _Foreign(f"{key} holds {value!r}")
+    return value
+
+
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
@@ -130,25 +171,31 @@ def _is_json(line: bytes) -> bool:
 
 def _turns(question_id: str, row: dict[str, Any], choice: dict[str, Any]) -> list[AnswerTurn]:
     if "decoding_steps" in choice:
-        steps = [int(value) for value in choice["decoding_steps"]]
+        steps = [int(_number(value, "decoding_steps")) for value in _list(choice, "decoding_steps")]
+    elif "idxs" in choice:
+        steps = [int(_number(value, "idxs")) + 1 for value in _list(choice, "idxs")]
     else:
-        steps = [int(value) + 1 for value in choice["idxs"]]
-    lists: tuple[Sequence[Any], ...] = (choice["turns"], choice["new_tokens"], choice["wall_time"])
-    if any(len(values) != len(steps) for values in lists):
-        raise ValueError(f"question {question_id}: {len(steps)} steps for {[len(values) for values in lists]} turns")
+        raise _Foreign("idxs (or decoding_steps) is missing")
+    texts = _list(choice, "turns")
+    tokens_of = [int(_number(value, "new_tokens")) for value in _list(choice, "new_tokens")]
+    seconds_of = [float(_number(value, "wall_time")) for value in _list(choice, "wall_time")]
+    lengths = {len(steps), len(texts), len(tokens_of), len(seconds_of)}
+    if len(lengths) > 1:
+        raise _Foreign(f"question {question_id}: its lists are of different lengths ({sorted(lengths)})")
+    index = int(_number(choice.get("index", 0), "index"))
     found = []
-    for turn, (text, tokens, wall_s) in enumerate(zip(*lists, strict=True)):
-        if int(tokens) < 0 or steps[turn] < 0 or not 0 < float(wall_s) < math.inf:
-            raise ValueError(f"question {question_id} turn {turn}: tokens {tokens}, steps {steps[turn]}, {wall_s} s")
+    for turn, (text, tokens, wall_s) in enumerate(zip(texts, tokens_of, seconds_of, strict=True)):
+        if tokens < 0 or steps[turn] < 0 or wall_s <= 0:
+            raise _Foreign(f"question {question_id} turn {turn}: tokens {tokens}, steps {steps[turn]}, {wall_s} s")
         found.append(
             AnswerTurn(
                 question_id=question_id,
                 category=str(row.get("category", "")),
-                choice=int(choice.get("index", 0)),
+                choice=index,
                 turn=turn,
                 num_steps=steps[turn],
-                num_new_tokens=int(tokens),
-                wall_s=float(wall_s),
+                num_new_tokens=tokens,
+                wall_s=wall_s,
                 text=str(text),
             )
         )

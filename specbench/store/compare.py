@@ -18,6 +18,7 @@ from specbench.metrics import Bootstrap, FloatArray, Interval, log_ratio_interva
 from specbench.store.control import REMEDY, failure, load_control
 from specbench.store.facts import load_run
 from specbench.store.pairs import PairTable, fetch, load_pairs
+from specbench.store.words import unit
 
 CONDITIONS = {
     "suite_hash": "suite (hash of its rendered questions)",
@@ -120,7 +121,8 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
     logs_UK, base_UR = _shared_units(tables)
     if not len(logs_UK):
         raise UsageError(
-            f"no question was finished by every method of {', '.join(chosen)}", try_="specbench results ls"
+            f"no {unit(runs[0]['batch_size'])} was finished by every method of {', '.join(chosen)}",
+            try_="specbench results ls",
         )
     bootstrap = Bootstrap(len(logs_UK), seed=runs[0]["seed"])
     failures = {run["run_id"]: failure(load_control(connection, run)) for run in runs}
@@ -159,7 +161,7 @@ def _check_alike(runs: Sequence[dict[str, Any]]) -> None:
         for column, word in CONDITIONS.items():
             if first[column] != other[column]:
                 raise UsageError(
-                    f"{first['run_id']} and {other['run_id']} cannot be compared: their {word} differ "
+                    f"{first['run_id']} and {other['run_id']} cannot be compared: they differ in {word} "
                     f"({first[column]} and {other[column]})",
                     try_="choose runs made under the same conditions: specbench results ls",
                 )

@@ -22,6 +22,7 @@ BUSY_S = 10.0
 _FIRST_WAIT_S = 0.02
 _LONGEST_WAIT_S = 0.5
 _HERE = Path(__file__).parent
+_ELSEWHERE = "--store DIR, one that you may write to"
 # Nothing is ever fetched: json and parquet are built in. One thread: sums of floats come out the same every time, and a
 # run that is being measured keeps its cores (all views over a million steps take 0.7 s on one).
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false", "threads": 1}
@@ -71,7 +72,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path.parent, error) from error
+        raise cannot_write(path.parent, error, try_=_ELSEWHERE) from error
 
 
 def _connect(path: Path, *, read_only: bool, timeout_s: float) -> duckdb.DuckDBPyConnection:
@@ -83,7 +84,8 @@ def _connect(path: Path, *, read_only: bool, timeout_s: float) -> duckdb.DuckDBP
         except duckdb.Error as error:
             message = str(error)
             if "Permission denied" in message or "Read-only file system" in message:
-                raise cannot_write(path, PermissionError(errno.EACCES, "Permission denied")) from error
+                refused = PermissionError(errno.EACCES, "Permission denied")
+                raise cannot_write(path, refused, try_=_ELSEWHERE) from error
             # The second text: this very process has it open in the other mode.
             if "Could not set lock" not in message and "different configuration" not in message:
                 raise EnvironmentFailed(

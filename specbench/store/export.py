@@ -22,6 +22,7 @@ from specbench.store.pairs import fetch
 from specbench.store.records import to_json
 from specbench.store.summary import summarise
 
+ELSEWHERE = "-o PATH, in a folder that you may write to and on a disk with room"
 _ANSWERS = """
     SELECT g.question_id, g.category, g.repeat, g.turn, g.num_steps, g.num_new_tokens, g.text, t.total_s,
         coalesce(s.accept_lengths, []) AS accept_lengths
@@ -87,7 +88,7 @@ def export_parquet(connection: duckdb.DuckDBPyConnection, run_id: str, folder: P
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(folder, error, try_=ELSEWHERE) from error
     is_of_run = duckdb.ColumnExpression("run_id") == duckdb.ConstantExpression(run_id)
     written = []
     for table in RUN_TABLES:
@@ -95,7 +96,7 @@ def export_parquet(connection: duckdb.DuckDBPyConnection, run_id: str, folder: P
         try:
             connection.table(table).filter(is_of_run).to_parquet(str(path))
         except duckdb.IOException as error:
-            raise cannot_write(path, OSError(0, str(error).splitlines()[0])) from error
+            raise cannot_write(path, OSError(0, str(error).splitlines()[0]), try_=ELSEWHERE) from error
         written.append(path)
     return tuple(written)
 
@@ -132,4 +133,4 @@ def _writing(path: Path) -> Iterator[IO[str]]:
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, try_=ELSEWHERE) from error

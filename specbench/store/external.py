@@ -17,6 +17,7 @@ from specbench.store.answers import AnswerFile, AnswerTurn, read_answers
 from specbench.store.db import BUSY_S, open_store
 from specbench.store.pairs import fetch
 from specbench.store.records import ExternalRow
+from specbench.store.words import count
 
 _SEED = 0
 """Of the bootstrap: an answer file has no seed of its own."""
@@ -124,19 +125,21 @@ def _method_turns(answers: AnswerFile) -> tuple[Sequence[AnswerTurn], list[str]]
             try_="if it is plain decoding, give it as --baseline beside a method's file",
         )
     missing = len(answers.turns) - len(counted)
-    return counted, [f"{answers.name}: {missing} turns record no tokens and are left out"] if missing else []
+    are = "records no tokens and is" if missing == 1 else "record no tokens and are"
+    return counted, [f"{answers.name}: {count(missing, 'turn')} {are} left out"] if missing else []
 
 
 def _baseline_notes(answers: AnswerFile, plain: AnswerFile) -> list[str]:
     notes = []
     uncounted = sum(turn.num_new_tokens == 0 for turn in plain.turns)
     if uncounted:
-        notes.append(f"{plain.name}: {uncounted} turns record new_tokens = 0; counted as one token per step")
+        record = "turn records" if uncounted == 1 else "turns record"
+        notes.append(f"{plain.name}: {uncounted} {record} new_tokens = 0; counted as one token per step")
     ours, theirs = set(answers.question_ids()), set(plain.question_ids())
     if ours != theirs:
         notes.append(
-            f"incomplete: {len(ours)} questions answered, {len(theirs)} in the baseline, {len(ours & theirs)} in both; "
-            "the paired speed-up is over those, tokens/s over each whole file"
+            f"incomplete: {count(len(ours), 'question')} answered, {len(theirs)} in the baseline, "
+            f"{len(ours & theirs)} in both; the paired speed-up is over those, tokens/s over each whole file"
         )
     return notes
 

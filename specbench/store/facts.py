@@ -6,9 +6,9 @@ from typing import Any
 
 import duckdb
 
-from specbench.errors import UsageError, did_you_mean
 from specbench.metrics import Bootstrap, Speedup
 from specbench.store.control import judge
+from specbench.store.files import unknown_run
 from specbench.store.pairs import PairTable, fetch, load_pairs
 from specbench.store.records import Control
 
@@ -26,10 +26,7 @@ def load_run(connection: duckdb.DuckDBPyConnection, run_id: str) -> Row:
     """The run's row without its manifest. Raises UsageError, suggesting the nearest id."""
     rows = fetch(connection, "SELECT * EXCLUDE manifest FROM runs WHERE run_id = ?", run_id)
     if not rows:
-        known = did_you_mean(run_id, run_ids(connection))
-        raise UsageError(
-            f"no run {run_id!r} in the store" + (f"; {known}" if known else ""), try_="specbench results ls"
-        )
+        raise unknown_run(run_id, run_ids(connection))
     return rows[0]
 
 

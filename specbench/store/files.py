@@ -7,37 +7,59 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 
+TRAIN_JSON = "train.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _START_TOLERANCE_S = 1.0
 
 
-def cannot_write(path: Path, error: OSError) -> EnvironmentFailed:
-    """An OSError of a write to `path`, as the error to raise from it."""
+def cannot_write(path: Path, error: OSError, *, try_: str = "", if_full: str = "") -> EnvironmentFailed:
+    """An OSError of a write to `path`, as the error to raise from it.
+
+    try_: what to type next, for the caller knows which option names the place; if_full: the same for a full disk.
+    """
     if error.errno in _FULL:
-        return EnvironmentFailed(
-            f"the disk is full: {path} could not be written",
-            where=str(path),
-            try_="free some space, then continue with `specbench run --resume RUN_ID` or `specbench results ingest`",
-        )
-    if error.errno in _FORBIDDEN:
-        return EnvironmentFailed(
-            f"no permission to write {path}",
-            where=str(path),
-            try_="choose a folder you may write to with `--store DIR`",
-        )
-    return EnvironmentFailed(
-        f"cannot write {path}: {error.strerror or error}", where=str(path), try_="specbench doctor"
+        what = f"the disk is full: {path} could not be written"
+        remedy = if_full or try_ or "free some space, then the same command again"
+    elif error.errno in _FORBIDDEN:
+        what = f"no permission to write {path}"
+        remedy = try_ or "choose a folder that you may write to"
+    else:
+        what = f"cannot write {path}: {error.strerror or error}"
+        remedy = try_ or "choose another place"
+    return EnvironmentFailed(what, where=str(path), try_=remedy)
+
+
+def cannot_keep(path: Path, error: OSError) -> EnvironmentFailed:
+    """`cannot_write` for a file of a run's folder: what was written stays, and the run can be continued by its id."""
+    folder = path.parent
+    command = "train" if is_training(folder) else "run"
+    return cannot_write(
+        path,
+        error,
+        try_="--store DIR, one that you may write to",
+        if_full=f"free some space, then specbench {command} --resume {folder.name} (with the same --store)",
     )
+
+
+def is_training(folder: Path) -> bool:
+    """The run folder is a training's."""
+    return (folder / TRAIN_JSON).exists()
+
+
+def unknown_run(run_id: str, known: Iterable[str]) -> UsageError:
+    """No such run, with the nearest of those there are."""
+    nearest = did_you_mean(run_id, known)
+    return UsageError(f"no run {run_id!r} here" + (f"; {nearest}" if nearest else ""), try_="specbench results ls")
 
 
 class Holder(NamedTuple):
@@ -115,11 +137,11 @@ def _exclusive(path: Path) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_keep(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_keep(path, error) from error
     finally:
         os.close(file)

@@ -27,7 +27,7 @@ from specbench.events import (
     from_line,
     to_line,
 )
-from specbench.store.files import RunLock, cannot_write, holder
+from specbench.store.files import RunLock, cannot_keep, cannot_write, holder
 
 FLUSH_S = 0.1
 """Steps are held back at most this long (measurement 20)."""
@@ -53,7 +53,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise cannot_write(folder, error) from error
+            raise cannot_write(folder, error, try_="--store DIR, one that you may write to") from error
         self._lock = RunLock(folder)
         self._pending: list[tuple[int, list[StepRow]]] = []
         self._last_flush = time.monotonic()
@@ -69,7 +69,7 @@ class Journal:
                 raise
         except OSError as error:
             self._lock.release()
-            raise cannot_write(self._path, error) from error
+            raise cannot_keep(self._path, error) from error
 
     def write(self, event: Event) -> None:
         """Appends held-back steps, then the event; on the disk itself (fsync) when an answer or the run has ended."""
@@ -79,7 +79,7 @@ class Journal:
             try:
                 os.fsync(self._file)
             except OSError as error:
-                raise cannot_write(self._path, error) from error
+                raise cannot_keep(self._path, error) from error
 
     def steps(self, group: int, rows: Sequence[StepRow]) -> None:
         """Takes step rows; they reach the file with the next event, `flush()`, or the first call 100 ms after that."""
@@ -121,7 +121,7 @@ class Journal:
                 written += os.write(self._file, data[written:])
         except OSError as error:
             self._cut_back(error)
-            raise cannot_write(self._path, error) from error
+            raise cannot_keep(self._path, error) from error
         self._end += len(data)
 
     def _cut_back(self, error: OSError) -> None:

@@ -158,6 +158,8 @@ class MethodRow:
     ranked: bool
     control_failed: bool = False
     """Nothing but the run's failed A/A control stands between this row and a rank."""
+    too_noisy: bool = False
+    """Nothing but the width of its interval does: more questions or repeats would bring one."""
     rank: int | None
     """1 + the number of ranked methods that are faster beyond doubt; None where not ranked."""
     tied_with: tuple[str, ...]

@@ -18,6 +18,7 @@ from specbench.store.records import (
     Theory,
     Waterfall,
 )
+from specbench.store.words import count, unit
 
 UNEXPLAINED = 0.03
 """Phases must explain a step within 3 % (measurement 13)."""
@@ -62,7 +63,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         meter=_meter(facts.meter.get(label)),
         equality=equality,
         accuracy=verdicts.get("accuracy"),
-        lossless=facts.run["rule"] != "typical" and (equality is None or equality.bug == 0),
+        lossless=not _is_lossy(facts, method["kind"]) and (equality is None or equality.bug == 0),
         carry=facts.run["carry"],
         ranked=False,
         rank=None,
@@ -71,30 +72,43 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         notes=(),
     )
     reasons = _reasons_not_to_rank(facts, row, speedup, is_competitor=method["is_ranked"])
-    failed_control = failure(facts.control) if not reasons else ""
+    noise = _noise(row)
+    # Beside methods that may not be ranked there is nothing to rank the baseline against either.
+    can_rank = not reasons and facts.run["rule"] != "typical"
+    failed_control = failure(facts.control) if can_rank and not noise else ""
     if failed_control:
         reasons = [f"control failed: {failed_control} in this run, so nothing in it is ranked"]
-    notes = (*reasons, *_remarks(row), *method["notes"])
-    return dataclasses.replace(row, ranked=not reasons, control_failed=bool(failed_control), notes=notes)
+    return dataclasses.replace(
+        row,
+        ranked=can_rank and not noise and not failed_control,
+        control_failed=bool(failed_control),
+        too_noisy=can_rank and bool(noise),
+        notes=(*reasons, *noise, *_remarks(row, is_lossy=_is_lossy(facts, row.kind)), *method["notes"]),
+    )
+
+
+def _is_lossy(facts: Facts, kind: str) -> bool:
+    """The baseline drafts nothing, so that no rule can take anything from it."""
+    return facts.run["rule"] == "typical" and kind != "baseline"
 
 
 def _reasons_not_to_rank(facts: Facts, row: MethodRow, speedup: Speedup, *, is_competitor: bool) -> list[str]:
+    """Those that more questions or repeats would not remove."""
     reasons = []
+    is_lossy = _is_lossy(facts, row.kind)
     if row.is_control:
         reasons.append("A/A control: the baseline under a second name, shown and not ranked")
     elif not is_competitor:
         reasons.append("not ranked: a control, not a competitor")
-    if facts.run["rule"] == "typical":
+    if is_lossy:
         reasons.append("not ranked: the acceptance rule `typical` is lossy")
-    if row.equality is not None and row.equality.bug:
-        reasons.append(f"not ranked: {row.equality.bug} answers differ from the reference beyond rounding (bug)")
+    elif row.equality is not None and row.equality.bug:
+        differ = "1 answer differs" if row.equality.bug == 1 else f"{row.equality.bug} answers differ"
+        reasons.append(f"not ranked: {differ} from the reference beyond rounding (bug)")
     if speedup.num_units == 0:
         reasons.append("not ranked: nothing that the baseline finished as well")
     elif speedup.num_units == 1:
-        reasons.append("not ranked: one question gives no interval")
-    if row.speedup is not None and row.speedup_ci is not None and is_too_noisy(row.speedup, row.speedup_ci):
-        half = (row.speedup_ci.high - row.speedup_ci.low) / 2 / row.speedup
-        reasons.append(f"too noisy here: the interval is ±{half:.0%} wide")
+        reasons.append(f"not ranked: one {unit(facts.run['batch_size'])} gives no interval")
     if row.efficiency_ci is not None and is_implausible(row.efficiency_ci):
         low, high = row.efficiency_ci
         reasons.append(
@@ -106,12 +120,26 @@ def _reasons_not_to_rank(facts: Facts, row: MethodRow, speedup: Speedup, *, is_c
     return reasons
 
 
-def _remarks(row: MethodRow) -> list[str]:
+def _noise(row: MethodRow) -> tuple[str, ...]:
+    if row.speedup is None or row.speedup_ci is None or not is_too_noisy(row.speedup, row.speedup_ci):
+        return ()
+    half = (row.speedup_ci.high - row.speedup_ci.low) / 2 / row.speedup
+    return (f"too noisy here: the interval is ±{half:.0%} wide",)
+
+
+def _remarks(row: MethodRow, *, is_lossy: bool) -> list[str]:
     remarks = []
     if row.num_failed:
-        remarks.append(f"{row.num_failed} generations failed; they are in no number of this row")
-    if row.equality is not None and row.equality.tie + row.equality.numeric:
-        remarks.append(f"{row.equality.tie} ties and {row.equality.numeric} numeric differences from the reference")
+        are = "it is" if row.num_failed == 1 else "they are"
+        remarks.append(f"{count(row.num_failed, 'generation')} failed; {are} in no number of this row")
+    if row.equality is not None:
+        same, tie, numeric, bug = dataclasses.astuple(row.equality)
+        if is_lossy and tie + numeric + bug:
+            num_other = tie + numeric + bug
+            differ = f"{count(num_other + same, 'answer')} {'differs' if num_other == 1 else 'differ'}"
+            remarks.append(f"{num_other} of {differ} from the reference, as a lossy rule may")
+        elif tie + numeric:
+            remarks.append(f"{count(tie, 'tie')} and {count(numeric, 'numeric difference')} from the reference")
     if row.waterfall is not None and row.waterfall.other_share > UNEXPLAINED:
         remarks.append(f"{row.waterfall.other_share:.1%} of decode time lies outside the timed phases")
     return remarks

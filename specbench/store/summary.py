@@ -29,6 +29,7 @@ from specbench.store.records import (
     to_json,
 )
 from specbench.store.rows import method_row
+from specbench.store.words import count, unit
 
 __all__ = [
     "SUMMARY_SCHEMA",
@@ -85,7 +86,7 @@ def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts) ->
     if measured < run["num_groups"]:
         notes.append(f"{run['state']}: {measured} of {run['num_groups']} planned generations were measured")
     if run["repeats"] < MIN_REPEATS:
-        notes.append(f"{run['repeats']} repeats: a published number has at least {MIN_REPEATS}")
+        notes.append(f"{count(run['repeats'], 'repeat')}: a published number has at least {MIN_REPEATS}")
     if facts.baseline is None:
         notes.append("no autoregressive baseline in this run: no speed-ups")
     if facts.control is None:
@@ -106,7 +107,6 @@ def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts) ->
 def _device_notes(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:
     """What the machine did beside measuring (measurement 17): flagged, never dropped."""
     notes = []
-    units = "questions" if run["batch_size"] == 1 else "groups of questions"
     for flags in fetch(connection, "SELECT * FROM device_flags WHERE run_id = ?", run["run_id"]):
         if flags["num_dated"] and not flags["num_watched"]:
             notes.append("the machine was not watched during this run: nothing shows whether it was busy or throttled")
@@ -116,8 +116,8 @@ def _device_notes(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:
         ):
             if flags[f"num_{what}_groups"]:
                 notes.append(
-                    f"{flags[f'num_{what}_units']} of {flags['num_units']} {units} "
-                    f"({flags[f'num_{what}_groups']} of {flags['num_groups']} timed generations) "
+                    f"{flags[f'num_{what}_units']} of {count(flags['num_units'], unit(run['batch_size']))} "
+                    f"({flags[f'num_{what}_groups']} of {count(flags['num_groups'], 'timed generation')}) "
                     f"were measured while {why}"
                 )
     query = "SELECT DISTINCT gpu_missing FROM device_sampler WHERE run_id = ? AND gpu_missing IS NOT NULL ORDER BY 1"

@@ -20,6 +20,13 @@ def test_a_setting_keeps_everything_after_the_first_equals_sign() -> None:
     assert parse_setting("draft_model.model=./a.b/c=d,e") == Setting("draft_model", "model", "./a.b/c=d,e")
 
 
+def test_the_remedy_for_a_malformed_setting_can_be_typed() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_setting("draft_model")
+    method, option, _ = parse_setting(caught.value.try_.removeprefix("--set "))
+    assert option in registry.card(method).options
+
+
 @pytest.mark.parametrize("text", ["draft_model", "model=x", "a.b.c=1", ".k=1", "m.=1", "m.k=", "m.k= "])
 def test_a_setting_of_another_shape_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:

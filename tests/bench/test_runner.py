@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 
 import pytest
@@ -12,14 +13,17 @@ from specbench import paths
 from specbench.api import Silent
 from specbench.bench import runner
 from specbench.bench.request import RunRequest, Setting
-from specbench.bench.runner import run
+from specbench.bench.runner import run, too_slow
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, Measured, ReferenceFinished, Steps
 from specbench.manifest import read_manifest
 from specbench.store.db import open_store
+from specbench.store.ingest import ingest
 from specbench.store.journal import read_events
 from specbench.store.pairs import fetch
-from specbench.store.summary import to_json
+from specbench.store.summary import summarise, to_json
+from tests.report.samples import method_row, summary
+from tests.store.synthetic import write_synthetic
 
 CHAIN_HEAD = """
 import torch
@@ -142,6 +146,31 @@ def test_prompts_too_long_for_the_target_fail_by_id_and_the_others_go_on(tiny_ta
     assert "303 tokens + 12 new ones" in failures[0].error and "256" in failures[0].error
     assert rows_of(outcome)["prompt_lookup"]["num_questions"] == 1
     assert rows_of(outcome)["prompt_lookup"]["num_failed"] > 0
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_question_that_is_refused_is_told_once_and_no_method_is_asked_it(tiny_target, tmp_path, batch_size):
+    suite, store, progress = tmp_path / "long.jsonl", tmp_path / "results", Listening()
+    rows = [{"question_id": "short", "prompt": "hi"}, {"question_id": "long", "turns": ["x" * 300, "and then?"]}]
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"question_id": "last", "prompt": "ho"}\n')
+    outcome = run(request_for(suite, tiny_target, store, batch_size=batch_size), progress)
+    [told] = [line for line in progress.lines if "long" in line]
+    assert told.startswith("question long, turn 1: not asked of the methods: ") and "303 tokens" in told
+    assert not any(e.question_id == "long" for e in events_of(store, outcome.run_id, GenerationStarted))
+    failures = events_of(store, outcome.run_id, GenerationFailed)
+    assert {e.turn for e in failures if e.question_id == "long"} == {0, 1}
+    if batch_size == 3:  # whoever shares the group fails with it, and its record says with whom
+        shared = [e for e in failures if len([f for f in failures if f.group == e.group]) > 1]
+        assert {e.question_id for e in shared} > {"long"}
+        assert all(e.error.startswith("question long of this group: ") for e in shared)
 
 
 def test_a_suite_of_which_nothing_fits_is_an_error(tiny_target, tmp_path, go):
@@ -344,7 +373,40 @@ def test_a_folder_without_write_permission_is_an_error_that_names_it(tiny_suite,
     blocked.write_text("not a folder")
     with pytest.raises(EnvironmentFailed) as caught:
         run(request_for(tiny_suite, tiny_target, blocked / "results"), Silent())
-    assert "file" in caught.value.where or "file" in caught.value.what
+    assert "file" in caught.value.where and caught.value.try_.startswith("--store DIR")
+
+
+def test_a_refused_folder_is_named_in_words(tiny_suite, tiny_target, tmp_path, monkeypatch):
+    """By the one that refused, which may be several levels above the run's; no errno, no Python."""
+
+    def refuse(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "results"))
+
+    monkeypatch.setattr(runner.Path, "mkdir", refuse)
+    with pytest.raises(EnvironmentFailed) as caught:
+        run(request_for(tiny_suite, tiny_target, tmp_path / "results"), Silent())
+    assert caught.value.what == f"no permission to write {tmp_path / 'results'}"
+
+
+def test_resuming_a_run_that_is_not_there_is_a_usage_error_that_lists_those_that_are(tmp_path):
+    """As `results show` has it: the same exit code, the same words."""
+    store = tmp_path / "results"
+    ingest(paths.store_file(store), write_synthetic(paths.run_dir(store, "run-a"), num_questions=1, repeats=1))
+    with pytest.raises(UsageError) as resumed:
+        run(RunRequest(resume="run-b", store=store), Silent())
+    with open_store(paths.store_file(store), read_only=True) as connection, pytest.raises(UsageError) as shown:
+        summarise(connection, "run-b")
+    assert resumed.value.as_dict() == shown.value.as_dict()
+    assert "did you mean 'run-a'?" in resumed.value.what
+
+
+def test_resuming_a_training_names_the_command_that_does(tmp_path):
+    folder = paths.run_dir(tmp_path, "t")
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text("{}")
+    with pytest.raises(UsageError, match="t is a training") as caught:
+        run(RunRequest(resume="t", store=tmp_path), Silent())
+    assert caught.value.try_ == "specbench train --resume t"
 
 
 def test_a_dry_run_measures_nothing_and_estimates_the_time(tiny_suite, tiny_target, tmp_path):
@@ -356,10 +418,25 @@ def test_a_dry_run_measures_nothing_and_estimates_the_time(tiny_suite, tiny_targ
     assert not store.exists()
 
 
-def test_fail_under_is_a_failed_check(go):
-    outcome, _ = go(fail_under=1000.0, methods=("prompt_lookup",))
-    row = rows_of(outcome)["prompt_lookup"]
-    assert bool(outcome.failed_checks) == bool(row["ranked"])
+def test_fail_under_judges_ranked_rows_and_those_that_only_lack_a_quiet_machine():
+    """The control's failure says that ranks would be noise; that a method misses a bound by far it does not excuse."""
+    slow = method_row("slow", speedup=1.1, rank=2)
+    withheld = method_row("withheld", speedup=1.2, rank=None, control_failed=True)
+    lossy = method_row("lossy", speedup=0.5, rank=None, lossless=False)
+    noisy = method_row("noisy", speedup=0.5, rank=None, too_noisy=True)
+    found = summary(method_row("fast", speedup=1.6), slow, withheld, lossy, noisy)
+    assert too_slow(found, least=1.5) == [
+        "slow: speed-up 1.100 is under 1.5",
+        "withheld: speed-up 1.200 is under 1.5",
+    ]
+    assert too_slow(found, least=1.0) == [] and too_slow(found, least=None) == []
+
+
+def test_fail_under_is_a_failed_check(go, monkeypatch):
+    said = ["prompt_lookup: speed-up 1.000 is under 1000"]
+    monkeypatch.setattr(runner, "too_slow", lambda summary, *, least: said if least == 1000.0 else [])
+    assert go(fail_under=1000.0)[0].failed_checks == tuple(said)
+    assert go()[0].failed_checks == ()
 
 
 def test_a_grid_makes_one_row_per_value_in_one_plan(go):

@@ -81,6 +81,7 @@ def test_compare_pairs_the_runs(specbench: Callable[..., Any], results: str) -> 
     ran = specbench("results", "compare", "run-a", "run-b", "--store", results)
     assert ran.code == 0, ran.err
     assert "draft_model" in ran.out and "baseline of run-b" in ran.err
+    assert "4 questions in common" in ran.out
     found = json.loads(specbench("results", "compare", "run-a", "run-b", "--store", results, "--json").out)
     assert found["run_ids"] == ["run-a", "run-b"]
 

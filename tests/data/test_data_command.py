@@ -74,6 +74,40 @@ def test_generate_reports_what_it_wrote(capsys: pytest.CaptureFixture[str], tmp_
     assert Path(facts["file"]).is_file() and "2 of 2 answers" in err
 
 
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specbench.cli import data
+
+    out = tmp_path / "out"
+    options = ["generate", "--limit", "2", "--batch-size", "1", "--max-new-tokens", "4", "--out", str(out)]
+
+    class Impatient:
+        def __call__(self, num_done: int, num_wanted: int, num_tokens: int) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(data, "_Progress", Impatient)
+        code, _, err = run(capsys, *options)
+        assert code == 130 and "before there was a result" not in err
+        assert f"interrupted; 1 finished answer is kept in {out}. The same command goes on\n" in err
+    code, _, err = run(capsys, *options)
+    assert code == 0 and "1 answer was there already" in err
+
+
+def test_ctrl_c_before_the_first_answer_promises_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specbench.data import generating
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generating, "load_prompts", stopped)
+    code, _, err = run(capsys, "generate", "--out", str(tmp_path / "out"))
+    assert code == 130 and err == "interrupted before there was a result\n"
+
+
 def test_listing_loads_no_torch() -> None:
     code = (
         "import sys; from specbench.cli.entry import main\n"

@@ -207,7 +207,7 @@ def test_a_wrong_dtype_or_attention_names_the_nearest() -> None:
     assert "did you mean 'float32'" in caught.value.try_
     with pytest.raises(UsageError, match="plan") as caught:
         pick_attention("plan")
-    assert "did you mean 'plain'" in caught.value.try_
+    assert "did you mean 'plain'" in caught.value.try_ and caught.value.where == "--attention"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "mps:0", ""])

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from specbench import registry
 from specbench.conformance import check_method
 from specbench.conformance.broken import BrokenPromise
-from specbench.conformance.targets import chi_square_p, enumerated_law, table_target
-from specbench.conformance.watch import HostTree, inspect_tree
+from specbench.conformance.targets import ARCHITECTURES, chi_square_p, enumerated_law, random_target, table_target
+from specbench.conformance.watch import HostTree, PlainDrafter, inspect_tree
+from specbench.engine.decode import Engine
 from specbench.errors import UsageError
+from specbench.method import Request
 from specbench.sampling import Sampling
 from specbench.tree import DraftTree, chain, from_lists
 from tests.helpers import CPU
@@ -352,6 +355,18 @@ def test_a_well_formed_draft_is_read_as_it_stands() -> None:
 def test_a_malformed_draft_is_named(tree: DraftTree, fault: str) -> None:
     with pytest.raises(BrokenPromise, match=fault):
         inspect_tree(tree, num_rows=2, max_nodes=3, vocab_size=8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_checks_targets_take_a_prompt_that_begins_with_id_0_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """A model library's advice on padding, of which there is none, would stand above the findings."""
+    said: list[object] = []
+    monkeypatch.setattr(transformers.modeling_utils.logger, "warning_once", lambda text, *_: said.append(text))
+    engine = Engine(random_target(architecture), sampling=Sampling(), max_len=8)
+    engine.generate(PlainDrafter(engine.view()), [Request(key=0, prompt=(0, 1, 0), max_new_tokens=3)])
+    assert said == []
 
 
 def test_the_statistic_agrees_with_scipy() -> None:

@@ -106,7 +106,7 @@ def test_a_partial_run_does_not_mix_with_finished_ones() -> None:
 
 
 def test_a_noisy_row_has_words_in_place_of_its_rank() -> None:
-    noisy = method_row("suffix", half=0.5, rank=None)
+    noisy = method_row("suffix", half=0.5, rank=None, too_noisy=True)
     row = _rows(build_board([record(summary(noisy))], []))["suffix"]
     assert (row["rank"], row["rank_text"], row["standing"]) == (None, "too noisy here", "noisy")
 

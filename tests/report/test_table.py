@@ -26,7 +26,7 @@ def _race():
     return summary(
         method_row("draft_model", rank=1, tied_with=(GRID,), accuracy=0.453),
         method_row(GRID, speedup=1.57, rank=1, tied_with=("draft_model",), accuracy=0.45),
-        method_row("suffix", speedup=1.25, half=0.4, rank=None, notes=(NOISY,)),
+        method_row("suffix", speedup=1.25, half=0.4, rank=None, too_noisy=True, notes=(NOISY,)),
         method_row("ctc", speedup=1.9, rank=None, lossless=False, equality=BROKEN, notes=("not ranked: bug",)),
     )
 
@@ -87,6 +87,12 @@ def test_a_control_among_the_methods_is_never_called_noisy() -> None:
     notes = ("not ranked: a control, not a competitor", "too noisy here: the interval is ±40% wide")
     oracle = method_row("oracle", half=0.8, rank=None, ranked=False, notes=notes)
     assert _line_of(table.to_text(summary(oracle)), "oracle").startswith("not ranked")
+
+
+def test_differences_under_a_lossy_rule_are_no_defect() -> None:
+    lossy = dataclasses.replace(_race(), rule="typical")
+    assert [line.is_broken for line in table.lines(_race())].count(True) == 1
+    assert not any(line.is_broken for line in table.lines(lossy))
 
 
 def test_ties_are_marked_and_named() -> None:

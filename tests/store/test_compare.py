@@ -91,7 +91,7 @@ def test_unlike_runs_are_refused_by_the_condition_that_differs(
     if record:
         value = getattr(other, record).model_copy(update={field: value})
     put(tmp_path, other.model_copy(update={record or field: value}), *pair)
-    with pytest.raises(UsageError, match=f"{word}.* differ") as caught:
+    with pytest.raises(UsageError, match=f"differ in {word}.* and ") as caught:
         comparison(tmp_path, "run-a", "run-b")
     assert "run-a" in caught.value.what and "run-b" in caught.value.what
 
@@ -110,6 +110,16 @@ def test_methods_of_a_run_whose_control_failed_are_shown_and_not_ranked(tmp_path
         control = summarise(connection, "run-a").control
     assert control is not None and control.speedup_ci is not None
     assert f"run-a: control failed, autoregression against itself gives [{control.speedup_ci.low:.3f}" in note
+
+
+def test_units_of_batched_runs_are_groups(tmp_path: Path) -> None:
+    pair = (AUTOREGRESSIVE, CHAIN)
+    first = make_manifest(pair, num_questions=2, repeats=1, batch_size=2)
+    put(tmp_path, first, *pair)
+    other = make_manifest(pair, num_questions=4, repeats=1, batch_size=2, run_id="run-b")
+    put(tmp_path, other.model_copy(update={"groups": other.groups[2:]}), *pair)  # the second pair of questions only
+    with pytest.raises(UsageError, match="no group of questions was finished by every method"):
+        comparison(tmp_path, "run-a", "run-b")
 
 
 def test_one_run_is_no_comparison(tmp_path: Path) -> None:

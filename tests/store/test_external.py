@@ -99,7 +99,7 @@ def test_an_uncounted_method_cannot_be_guessed(tmp_path: Path) -> None:
 def test_single_uncounted_turns_of_a_method_are_left_out_and_said(tmp_path: Path) -> None:
     row = bring_in(tmp_path, write(tmp_path / "m.jsonl", answer(81, [(9, 20, 1.0), (9, 0, 1.0)])))
     assert (row.num_turns, row.num_new_tokens) == (1, 20)
-    assert any("1 turns record no tokens" in note for note in row.notes)
+    assert any("1 turn records no tokens and is" in note for note in row.notes)
 
 
 def test_a_question_that_stands_twice_counts_by_its_last_line(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_question_that_stands_twice_counts_by_its_last_line(tmp_path: Path) ->
     )
     row = bring_in(tmp_path, path)
     assert (row.num_questions, row.num_new_tokens) == (2, 50)
-    assert any("1 questions stand twice (81)" in note for note in row.notes)
+    assert any("1 question stands twice (81)" in note for note in row.notes)
 
 
 def test_an_incomplete_baseline_pairs_what_both_have(tmp_path: Path) -> None:
@@ -125,19 +125,24 @@ def test_turns_that_failed_in_that_tool_are_left_out(tmp_path: Path) -> None:
     row = json.loads(answer(81, [(9, 20, 1.0), (9, 20, 1.0)]))
     row["choices"][0]["turns"][1] = "ERROR"
     found = bring_in(tmp_path, write(tmp_path / "m.jsonl", json.dumps(row) + "\n"))
-    assert found.num_turns == 1 and any("1 turns failed" in note for note in found.notes)
+    assert found.num_turns == 1 and any("1 turn failed" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{broken\n", "JSONDecodeError"),
-        ('{"question_id": 1}\n', "choices"),
-        ("[1, 2]\n", "TypeError"),
+        ("{broken\n", "it is not JSON"),
+        ('{"choices": []}\n', "question_id is missing"),
+        ('{"question_id": 1}\n', "choices is missing"),
+        ('{"question_id": 1, "choices": {"0": 1}}\n', "choices is not a list"),
+        ('{"question_id": 1, "choices": [7]}\n', "a choice is not an object"),
+        ("[1, 2]\n", "it is not an object"),
+        (answer(1, [(9, 20, 1.0)]).replace('"idxs"', '"steps"'), "idxs (or decoding_steps) is missing"),
+        (answer(1, [(9, 20, 1.0)]).replace('"new_tokens": [20]', '"new_tokens": ["x"]'), "new_tokens holds 'x'"),
         (answer(1, [(9, 20, 0.0)]), "0.0 s"),
         (answer(1, [(9, -1, 1.0)]), "tokens -1"),
-        (answer(1, [(9, 20, 1.0)]).replace('"idxs": [9]', '"idxs": [9, 9]'), "2 steps for"),
-        (answer(1, [(9, 20, 1.0)]).replace("1.0]", "NaN]"), "nan s"),
+        (answer(1, [(9, 20, 1.0)]).replace('"idxs": [9]', '"idxs": [9, 9]'), "lists are of different lengths"),
+        (answer(1, [(9, 20, 1.0)]).replace("1.0]", "NaN]"), "wall_time holds nan"),
     ],
 )
 def test_a_wrong_row_is_an_error_that_names_file_and_line(tmp_path: Path, line: str, words: str) -> None:
@@ -145,6 +150,7 @@ def test_a_wrong_row_is_an_error_that_names_file_and_line(tmp_path: Path, line: 
     with pytest.raises(UsageError) as caught:
         bring_in(tmp_path, path)
     assert words in caught.value.what and caught.value.where.endswith("m.jsonl:2")
+    assert "Error" not in caught.value.what, "a name of Python's, not a word of the user's"
 
 
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
