@@ -85,7 +85,7 @@ def train_one(method: str, answers: Path, out: Path, args: argparse.Namespace) -
         threads=args.threads,
         out=out / "trainings" / method,
         store=out,
-        data=(args.data,),
+        data=(args.data, args.data / "suites"),
         seed=args.seed,
     )
     with open_train_progress() as progress:
@@ -113,9 +113,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with suites/ and text/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--methods", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--prompts", type=int, default=8000, help=f"at most {MAX_CHARACTERS} characters each")
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="text tokens each method reads")
+    parser.add_argument("--prompts", type=int, default=6000, help=f"at most {MAX_CHARACTERS} characters each")
+    parser.add_argument("--new-tokens", type=int, default=112)
+    parser.add_argument("--tokens", type=int, default=800_000, help="text tokens each method reads")
     parser.add_argument("--batch-size", type=int, default=8, help="rows of 256 tokens")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
