@@ -36,6 +36,8 @@ class DraftVocabulary(nn.Module):
         room = num if ids is None else ids.shape[0]
         is_trimmed = 0 < room < size
         self.is_chosen = not is_trimmed
+        self.version = 0
+        """Counts the choices: whatever was gathered by the words is gathered again when it moved."""
         self.register_buffer("ids", torch.zeros(room, dtype=torch.long) if is_trimmed else None)
         index = torch.full((size,), -1, dtype=torch.long) if is_trimmed else None
         self.register_buffer("index_V", index, persistent=False)
@@ -48,6 +50,12 @@ class DraftVocabulary(nn.Module):
         self.ids.copy_(ids)
         self._index()
 
+    def choose(self, counts_V: Tensor, target: TargetView) -> None:
+        """The most frequent words (`Recipe.see_labels`); nothing where all can be said. Stop ids are always among them:
+        one that cannot be said ends every draft too late."""
+        if self.ids is not None:
+            self.set_ids(frequent_ids(counts_V, self.size, always=target.stop_ids))
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """torch.nn.Module's own, which `load_state_dict` calls on every part; the way back follows the loaded ids."""
         super()._load_from_state_dict(*args, **kwargs)
@@ -59,6 +67,7 @@ class DraftVocabulary(nn.Module):
         self.index_V.fill_(-1)
         self.index_V[self.ids] = torch.arange(self.ids.shape[0], device=self.ids.device)
         self.is_chosen = True
+        self.version += 1
 
     @property
     def size(self) -> int:
@@ -127,20 +136,35 @@ def frequent_ids(counts_V: Tensor, size: int, *, always: tuple[int, ...] = ()) -
     return ranked.topk(min(size, counts_V.shape[0])).indices.sort().values
 
 
+class _TargetHead:
+    """The target's head, rows gathered by a trimmed vocabulary's words, and again when those were chosen anew."""
+
+    def __init__(self, target: TargetView, vocabulary: DraftVocabulary) -> None:
+        weight: Tensor = target.lm_head.weight  # type: ignore[assignment]
+        bias: Any = getattr(target.lm_head, "bias", None)
+        self._whole, self._whole_bias = weight.detach(), None if bias is None else bias.detach()
+        self._vocabulary = vocabulary
+        self._version = -1
+        self._gather()
+
+    def _gather(self) -> None:
+        ids, self._version = self._vocabulary.ids, self._vocabulary.version
+        self._weight, self._bias = self._whole, self._whole_bias
+        if ids is not None:
+            ids = ids.to(self._whole.device)
+            self._weight = self._whole[ids].contiguous()
+            self._bias = None if self._whole_bias is None else self._whole_bias[ids]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self._version != self._vocabulary.version:
+            self._gather()
+        return F.linear(states.to(self._weight.dtype), self._weight, self._bias)
+
+
 def target_head(target: TargetView, vocabulary: DraftVocabulary) -> Callable[[Tensor], Tensor]:
     """The target's own, frozen head over the drafter's vocabulary: (..., D) -> (..., W). Not a module: its weights are
-    never trained, saved or counted."""
-    weight: Tensor = target.lm_head.weight  # type: ignore[assignment]
-    bias: Any = getattr(target.lm_head, "bias", None)
-    if vocabulary.ids is not None:
-        ids = vocabulary.ids.to(weight.device)
-        weight = weight.detach()[ids].contiguous()
-        bias = None if bias is None else bias.detach()[ids]
-
-    def head(states: Tensor) -> Tensor:
-        return F.linear(states.to(weight.dtype), weight.detach(), bias)
-
-    return head
+    never trained, saved or counted. It follows the vocabulary when its words are chosen or loaded."""
+    return _TargetHead(target, vocabulary)
 
 
 def check_width(name: str, *, wanted: int, width: int, option: str) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -92,3 +94,26 @@ def chromium() -> str:
     if found is None:
         pytest.skip(f"needs chromium: {_REMEDY['chromium']}")
     return found
+
+
+class Ran(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def specbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`specbench("run", "demo")`, inside the test's process -> exit code, stdout, stderr."""
+    from specbench.cli import main
+
+    def run(*args: str) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main(args)
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, captured.out, captured.err)
+
+    return run

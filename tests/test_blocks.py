@@ -110,6 +110,20 @@ def test_a_borrowed_head_is_the_targets_over_the_words_that_can_be_said() -> Non
     assert not target_head(view, DraftVocabulary(64))(states).requires_grad
 
 
+def test_a_borrowed_head_follows_words_that_are_chosen_or_loaded_later() -> None:
+    """A resume, or a training from finished weights, changes the words under a head that is already in use."""
+    view = Engine(tiny_lm("llama"), sampling=Sampling(), max_len=8).view()
+    states = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    vocabulary = DraftVocabulary(64, num=3)
+    head = target_head(view, vocabulary)
+    counts = torch.zeros(64, dtype=torch.long)
+    counts[[5, 40, 9]] = 7
+    vocabulary.choose(counts, replace(view, stop_ids=(9,)))
+    torch.testing.assert_close(head(states), view.lm_head(states)[:, [5, 9, 40]])
+    vocabulary.load_state_dict({"ids": torch.tensor([1, 2, 3])})
+    torch.testing.assert_close(head(states), view.lm_head(states)[:, [1, 2, 3]])
+
+
 def test_scores_and_noise_are_those_of_the_words_that_can_be_said() -> None:
     lm = tiny_lm("llama")
     view = Engine(lm, sampling=Sampling(temperature=2.0, repetition_penalty=1.5), max_len=8).view()

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from specbench import checkpoint, weights
 from specbench.checkpoint import Checkpoint, TrainedOn
 from specbench.errors import EnvironmentFailed, UsageError
-from tests.cli.conftest import specbench  # noqa: F401 - a fixture
 from tests.test_registry import make_method
 
 LAYOUTS = """
@@ -113,7 +112,7 @@ def test_the_commands_say_what_they_made_and_what_was_left_out(
     methods: Path,
     drafter: Path,
     tmp_path: Path,
-    specbench: Callable[..., Any],  # noqa: F811
+    specbench: Callable[..., Any],
 ) -> None:
     where = ("--methods-dir", str(methods))
     out = specbench("weights", "export", str(drafter), "-o", str(tmp_path / "out"), *where)

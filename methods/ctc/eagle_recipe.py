@@ -11,7 +11,6 @@ B rows, T tokens, A anchors, U frames, L labels, D width, H heads, W the drafter
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from methods.ctc.ctc_loss import ctc, feasible_length, lattice
 from methods.ctc.drafter import make
 from methods.ctc.module import CtcNetwork, RotaryTable
-from specbench.blocks import frequent_ids
+from specbench.blocks import laws_at
 from specbench.errors import UsageError
 from specbench.lm.packed import positions_of
-from specbench.losses import Law, Objective, chunked, count_depths
+from specbench.losses import Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, windows
 
@@ -57,13 +56,10 @@ class EagleRecipe(Recipe):
         self._target = target
         self._weights = weights
         self._only_generated = only_generated
-        self._head: Callable[[Tensor], Tensor] | None = None
-        self._head_ids: Tensor | None = None
+        self._head = network.borrowed_head(target)
 
     def see_labels(self, counts_V: Tensor) -> None:
-        vocabulary = self._network.vocabulary
-        if vocabulary.ids is not None:
-            vocabulary.set_ids(frequent_ids(counts_V, vocabulary.size, always=self._target.stop_ids))
+        self._network.vocabulary.choose(counts_V, self._target)
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:
         return make(self._network, target, options)
@@ -81,9 +77,11 @@ class EagleRecipe(Recipe):
         found = windows(features, depth=1, only_generated=self._only_generated)
         inputs_AD, next_A = states_ND[found.anchor_A], found.state_AF[:, 0]
         label_A = network.vocabulary.to_draft(found.ahead_AF[:, 1])
-        law_of = self._laws(features, next_A) if objective.needs_teacher else None
-        head = self._borrowed()
-        each = chunked(lambda states: network.token_logits(states, head), inputs_AD, label_A, law_of, objective)
+        law_of = None
+        if objective.needs_teacher:
+            assert features.teacher is not None, "this loss needs the target's laws"
+            law_of = laws_at(features.teacher.law, next_A, network.vocabulary)
+        each = chunked(lambda states: network.token_logits(states, self._head), inputs_AD, label_A, law_of, objective)
         wanted_AD = features.states_BTKD[:, :, 0].flatten(0, 1)[next_A].to(inputs_AD.dtype)
         distance_A = F.smooth_l1_loss(inputs_AD, wanted_AD, reduction="none").mean(-1)
         terms = {"soft": weights.soft * each.loss_N.sum(), "regression": weights.reg * distance_A.sum()}
@@ -96,23 +94,6 @@ class EagleRecipe(Recipe):
             counts=count_depths(each.loss_N[:, None], each.rank_N[:, None], valid_A1, rank=objective.rank),
             parts={name: term.detach() for name, term in terms.items()},
         )
-
-    def _laws(self, features: Features, state_A: Tensor) -> Callable[[slice], Law]:
-        teacher, vocabulary = features.teacher, self._network.vocabulary
-        assert teacher is not None, "this loss needs the target's laws"
-
-        def law_of(where: slice) -> Law:
-            return vocabulary.restrict(teacher.law(state_A[where]))
-
-        return law_of
-
-    def _borrowed(self) -> Callable[[Tensor], Tensor] | None:
-        """The target's head; its trimmed rows are gathered again where the ids moved (a resume)."""
-        ids = self._network.vocabulary.ids
-        if self._head is None or (ids is not None and not torch.equal(ids, cast("Tensor", self._head_ids))):
-            self._head = self._network.borrowed_head(self._target)
-            self._head_ids = None if ids is None else ids.clone()
-        return self._head
 
     # --- f of every position -----------------------------------------------------------------------------------------
 
@@ -151,7 +132,7 @@ class EagleRecipe(Recipe):
 
     def _ctc(self, features: Features, states_ND: Tensor, objective: Objective) -> Tensor:
         """Sum over windows of the loss per label, as CTC's mean reduction has it."""
-        weights, vocabulary, head = self._weights, self._network.vocabulary, self._borrowed()
+        weights, vocabulary, head = self._weights, self._network.vocabulary, self._head
         found = windows(features, depth=weights.frames, only_generated=self._only_generated)
         labels = vocabulary.to_draft(found.ahead_AF[:, 1 : weights.labels + 1])
         blank = vocabulary.to_draft(labels.new_tensor([weights.blank_id]))

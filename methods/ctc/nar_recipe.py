@@ -11,9 +11,8 @@ B rows, T tokens, A anchors, n anchors of a chunk, U frames, L labels, D width, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,6 @@ from methods.ctc.ctc_loss import ctc, feasible_length, lattice, next_laws
 from methods.ctc.drafter import make
 from methods.ctc.frame_attention import frames_of_anchors
 from methods.ctc.module import CtcNetwork
-from specbench.blocks import frequent_ids
 from specbench.errors import UsageError
 from specbench.losses import Law, Objective, chunked, count_depths, per_position
 from specbench.method import Drafter, Options, TargetView
@@ -64,13 +62,10 @@ class NarRecipe(Recipe):
         self._target = target
         self._weights = weights
         self._only_generated = only_generated
-        self._head: Callable[[Tensor], Tensor] | None = None
-        self._head_ids: Tensor | None = None
+        self._head = network.borrowed_head(target)
 
     def see_labels(self, counts_V: Tensor) -> None:
-        vocabulary = self._network.vocabulary
-        if vocabulary.ids is not None:
-            vocabulary.set_ids(frequent_ids(counts_V, vocabulary.size, always=self._target.stop_ids))
+        self._network.vocabulary.choose(counts_V, self._target)
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:
         return make(self._network, target, options)
@@ -146,14 +141,6 @@ class NarRecipe(Recipe):
             embedded: Tensor = self._target.embed_tokens(tokens)
         return embedded.to(self._network.dtype)
 
-    def _borrowed(self) -> Callable[[Tensor], Tensor] | None:
-        """The target's head; its trimmed rows are gathered again where the ids moved (a resume)."""
-        ids = self._network.vocabulary.ids
-        if self._head is None or (ids is not None and not torch.equal(ids, cast("Tensor", self._head_ids))):
-            self._head = self._network.borrowed_head(self._target)
-            self._head_ids = None if ids is None else ids.clone()
-        return self._head
-
     # --- all alignments ----------------------------------------------------------------------------------------------
 
     def _score_alignments(
@@ -165,7 +152,7 @@ class NarRecipe(Recipe):
         features: Features,
         objective: Objective,
     ) -> _Scored:
-        head, vocabulary, teacher = self._borrowed(), self._network.vocabulary, features.teacher
+        head, vocabulary, teacher = self._head, self._network.vocabulary, features.teacher
         num_anchors, num_frames = states_AUD.shape[:2]
         each = max(objective.chunk // num_frames, 1)
 
@@ -224,7 +211,7 @@ class NarRecipe(Recipe):
         features: Features,
         objective: Objective,
     ) -> _Scored:
-        head, vocabulary, teacher = self._borrowed(), self._network.vocabulary, features.teacher
+        head, vocabulary, teacher = self._head, self._network.vocabulary, features.teacher
         anchor_N, depth_N = valid_AL.nonzero(as_tuple=True)
         state_N = found.state_AF[anchor_N, depth_N]
 

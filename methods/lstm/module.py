@@ -142,9 +142,6 @@ class Speculator(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.vocabulary = DraftVocabulary(architecture.vocab_size, num=architecture.trimmed)
-        self._target: TargetView | None = None
-        # A borrowed head holds the rows of the words that were chosen when it was borrowed.
-        self.register_load_state_dict_post_hook(lambda module, _: module._borrow_again())  # type: ignore[no-untyped-call]
 
     def start(self, hidden_NH: Tensor) -> State:
         """s_0 of the target's states."""
@@ -169,9 +166,8 @@ class Speculator(nn.Module):
         return head
 
     def borrow(self, target: TargetView) -> None:
-        """Hand in what is the target's: after building, and again when the vocabulary was chosen. Raises UsageError
-        where the target's embedding has another width than the one the map was made for."""
-        self._target = target
+        """Hand in what is the target's, after building. Raises UsageError where the target's embedding has another
+        width than the one the map was made for."""
         head = target_head(target, self.vocabulary) if self.architecture.head == "target" else None
         table: Tensor = target.embed_tokens.weight  # type: ignore[assignment]
         for module in self.modules():
@@ -182,10 +178,6 @@ class Speculator(nn.Module):
                     "lstm", wanted=self.architecture.embed_size, width=target.embed_width, option="lstm.embedding"
                 )
                 module.borrow(table)
-
-    def _borrow_again(self) -> None:
-        if self._target is not None:
-            self.borrow(self._target)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 from methods.lstm.architecture import Architecture
 from methods.lstm.drafter import over
 from methods.lstm.module import make_speculator
-from specbench.blocks import frequent_ids
 from specbench.losses import Law, Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, windows
@@ -42,11 +41,7 @@ class SpeculatorRecipe(Recipe):
         self._only_generated = only_generated
 
     def see_labels(self, counts_V: Tensor) -> None:
-        vocabulary = self.network.vocabulary
-        if vocabulary.ids is not None:
-            # A stop id that cannot be said ends every draft too late.
-            vocabulary.set_ids(frequent_ids(counts_V, vocabulary.size, always=self._target.stop_ids))
-            self.network.borrow(self._target)
+        self.network.vocabulary.choose(counts_V, self._target)
 
     def loss(self, features: Features, objective: Objective) -> Loss:
         network, vocabulary = self.network, self.network.vocabulary

@@ -5,7 +5,6 @@ A anchors, n depths, F = n + 1 tokens ahead, N valid (anchor, depth) pairs, H wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from methods.redrafter.drafter import ReDrafter
 from methods.redrafter.module import Architecture, ReDrafterNetwork, parameter_dtype
-from specbench.blocks import HeadKind, frequent_ids, laws_at
+from specbench.blocks import HeadKind, laws_at
 from specbench.errors import UsageError
 from specbench.losses import Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
@@ -29,14 +28,10 @@ class ReDrafterRecipe(Recipe):
         self.depth = depth
         self._target = target
         self._only_generated = only_generated
-        self._borrowed: Callable[[Tensor], Tensor] | None = None
-        self._borrowed_ids: Tensor | None = None
+        self._head = network.borrowed_head(target)
 
     def see_labels(self, counts_V: Tensor) -> None:
-        vocabulary = self._network.vocabulary
-        if vocabulary.ids is not None:
-            vocabulary.set_ids(frequent_ids(counts_V, vocabulary.size, always=self._target.stop_ids))
-            self._borrowed = None
+        self._network.vocabulary.choose(counts_V, self._target)
 
     def loss(self, features: Features, objective: Objective) -> Loss:
         network, depth = self._network, self.depth
@@ -59,7 +54,7 @@ class ReDrafterRecipe(Recipe):
         if objective.needs_teacher:
             assert features.teacher is not None, "this loss needs the target's laws"
             law_of = laws_at(features.teacher.law, found.state_AF[:, :depth][anchor_N, depth_N], network.vocabulary)
-        each = chunked(network.logits_with(self._head()), joined_NZ, label_N, law_of, objective)
+        each = chunked(network.logits_with(self._head), joined_NZ, label_N, law_of, objective)
         weight_N = objective.depth_decay ** depth_N.to(each.loss_N.dtype)
         shape = valid_An.shape
         loss_An = each.loss_N.new_zeros(shape).index_put((anchor_N, depth_N), each.loss_N.detach())
@@ -69,14 +64,6 @@ class ReDrafterRecipe(Recipe):
             num_anchors=valid_An.new_tensor(shape[0], dtype=torch.long),
             counts=count_depths(loss_An, rank_An, valid_An, rank=objective.rank),
         )
-
-    def _head(self) -> Callable[[Tensor], Tensor] | None:
-        """The target's head; its trimmed rows are gathered once, and again where the ids moved (a resume)."""
-        ids = self._network.vocabulary.ids
-        if self._borrowed is None or (ids is not None and not torch.equal(ids, cast("Tensor", self._borrowed_ids))):
-            self._borrowed = self._network.borrowed_head(self._target)
-            self._borrowed_ids = None if ids is None else ids.clone()
-        return self._borrowed
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:
         return ReDrafter(self._network, target, options, live=True)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
-
-import typer
+from typing import Annotated, cast
 
 from specbench.bench.request import Dtype
 from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
-from specbench.cli.options import HOW, WHAT, WHERE
+from specbench.cli.options import HOW, WHAT, option
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.cli.train_progress import open_train_progress
 from specbench.training.request import TrainRequest
 
 app = new_app()
-
-
-def _option(name: str, panel: str, metavar: str, text: str) -> Any:
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
 
 
 @app.command(
@@ -31,23 +25,23 @@ def _option(name: str, panel: str, metavar: str, text: str) -> Any:
     ),
 )
 def evaluate(
-    method: Annotated[str, _option("--method", WHAT, "M", "The drafter's method.")],
+    method: Annotated[str, option("--method", WHAT, "M", "The drafter's method.")],
     set_: options.Settings = None,
-    target: Annotated[str | None, _option("--target", WHAT, "MODEL", "Hub id, folder, or `demo` (default).")] = None,
-    dataset: Annotated[str | None, _option("--dataset", WHAT, "D", "See `specbench data ls`; `self:D`.")] = None,
-    columns: Annotated[str | None, _option("--columns", WHAT, "SPEC", "Which columns hold what.")] = None,
-    documents: Annotated[int | None, _option("--documents", WHAT, "N", "A seeded subset; default 200.")] = 200,
+    target: options.Target = None,
+    dataset: Annotated[str | None, option("--dataset", WHAT, "D", "See `specbench data ls`; `self:D`.")] = None,
+    columns: Annotated[str | None, option("--columns", WHAT, "SPEC", "Which columns hold what.")] = None,
+    documents: Annotated[int | None, option("--documents", WHAT, "N", "A seeded subset; default 200.")] = 200,
     response_tokens: Annotated[
-        int | None, _option("--response-tokens", WHAT, "N", "Longest answer under `self`.")
+        int | None, option("--response-tokens", WHAT, "N", "Longest answer under `self`.")
     ] = None,
-    prompts: Annotated[int | None, _option("--eval-prompts", HOW, "N", "For the simulated acceptance.")] = None,
-    new_tokens: Annotated[int | None, _option("--eval-new-tokens", HOW, "N", "Per prompt.")] = None,
-    max_length: Annotated[int | None, _option("--max-length", HOW, "N", "Tokens of a packed row.")] = None,
-    micro_batch: Annotated[int | None, _option("--micro-batch", HOW, "N", "Rows of a forward.")] = None,
-    seed: Annotated[int | None, _option("--seed", HOW, "N", "Of the subset; default 0.")] = None,
-    dtype: Annotated[str | None, _option("--dtype", WHERE, "TYPE", "Of the target; auto by device.")] = None,
-    device: Annotated[str | None, _option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")] = None,
-    threads: Annotated[int | None, _option("--threads", WHERE, "N", "CPU threads.")] = None,
+    prompts: Annotated[int | None, option("--eval-prompts", HOW, "N", "For the simulated acceptance.")] = None,
+    new_tokens: Annotated[int | None, option("--eval-new-tokens", HOW, "N", "Per prompt.")] = None,
+    max_length: Annotated[int | None, option("--max-length", HOW, "N", "Tokens of a packed row.")] = None,
+    micro_batch: Annotated[int | None, option("--micro-batch", HOW, "N", "Rows of a forward.")] = None,
+    seed: Annotated[int | None, option("--seed", HOW, "N", "Of the subset; default 0.")] = None,
+    dtype: options.TargetDtype = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
     data: options.DataDirs = None,
     methods_dir: options.MethodsDirs = None,
     as_json: options.Json = False,

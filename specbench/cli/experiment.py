@@ -15,7 +15,7 @@ import typer
 from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
-from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE
+from specbench.cli.options import HOW, OUTPUT, WHAT, option
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.cli.train_progress import open_train_progress
 from specbench.errors import UsageError
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from specbench.training.experiment_plan import Plan
 
 app = new_app()
-
-
-def _option(name: str, panel: str, metavar: str, text: str, *more: str) -> Any:
-    return typer.Option(name, *more, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
 
 
 @app.command(
@@ -46,24 +42,24 @@ def experiment(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME|FILE]", help="A packaged experiment or a YAML; nothing: list them.")
     ] = None,
-    target: Annotated[str | None, _option("--target", WHAT, "MODEL", "In place of the experiment's own.")] = None,
-    train_on: Annotated[list[str] | None, _option("--train-on", WHAT, "A,B", "In place of its training sets.")] = None,
+    target: Annotated[str | None, option("--target", WHAT, "MODEL", "In place of the experiment's own.")] = None,
+    train_on: Annotated[list[str] | None, option("--train-on", WHAT, "A,B", "In place of its training sets.")] = None,
     evaluate_on: Annotated[
-        list[str] | None, _option("--evaluate-on", WHAT, "A,B", "In place of its evaluation sets.")
+        list[str] | None, option("--evaluate-on", WHAT, "A,B", "In place of its evaluation sets.")
     ] = None,
     limit_cells: Annotated[
         int | None,
         typer.Option("--limit-cells", metavar="N", min=1, help="The first N measurements only.", rich_help_panel=HOW),
     ] = None,
-    device: Annotated[str | None, _option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")] = None,
-    threads: Annotated[int | None, _option("--threads", WHERE, "N", "CPU threads.")] = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
     data: options.DataDirs = None,
     store: options.Store = None,
     methods_dir: options.MethodsDirs = None,
     out: Annotated[
-        Path | None, _option("-o", OUTPUT, "FILE", "The page; default report.html beside the cells.", "--output")
+        Path | None, option("-o", OUTPUT, "FILE", "The page; default report.html beside the cells.", "--output")
     ] = None,
-    dry_run: Annotated[bool, _option("--dry-run", OUTPUT, "", "Print cells, trainings and tokens.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", OUTPUT, "", "Print cells, trainings and tokens.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train and evaluate every combination of an experiment's axes; what is finished is never made again."""

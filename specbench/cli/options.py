@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,22 @@ from specbench.errors import UsageError
 WHAT, HOW, WHERE, OUTPUT = "What", "How", "Where", "Output"
 """Sections of a long command's help."""
 
+
+def option(name: str, panel: str, metavar: str, text: str, *more: str) -> Any:
+    """An option in a section of the help, whose line says its default where it has one. more: other spellings."""
+    return typer.Option(name, *more, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+
+
+Target = Annotated[str | None, option("--target", WHAT, "MODEL", "Hub id, folder, or `demo` (default).")]
+TargetDtype = Annotated[
+    str | None, option("--dtype", WHERE, "TYPE", "Of the target: auto, float64, float32, float16 or bfloat16.")
+]
+Device = Annotated[str | None, option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int | None, option("--threads", WHERE, "N", "CPU threads; 1 on shared machines.")]
+Attention = Annotated[str | None, option("--attention", WHERE, "NAME", "auto, sdpa or plain (the slow, readable one).")]
+TrustRemoteCode = Annotated[
+    bool, option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=OUTPUT)]
 Store = Annotated[
     Path | None,

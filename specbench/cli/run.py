@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -15,15 +15,11 @@ from specbench.bench.request import Rule as RuleName
 from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
-from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE
+from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE, option
 from specbench.cli.progress import duration, open_progress
 from specbench.cli.text import console, show, show_json, visible
 
 app = new_app()
-
-
-def _option(name: str, panel: str, metavar: str, text: str) -> Any:
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
 
 
 @app.command(
@@ -38,57 +34,55 @@ def run(
     suite: Annotated[
         str | None, typer.Argument(metavar="SUITE", help="A name (specbench suites), a YAML or a JSONL of questions.")
     ] = None,
-    target: Annotated[str | None, _option("--target", WHAT, "MODEL", "Hub id, folder, or `demo`.")] = None,
+    target: Annotated[str | None, option("--target", WHAT, "MODEL", "Hub id, folder, or `demo`.")] = None,
     methods: Annotated[
-        list[str] | None, _option("--methods", WHAT, "A,B,…", "Default: the suite's, usually all that are ready.")
+        list[str] | None,
+        option("--methods", WHAT, "A,B,…", "Default: the suite's, usually all that are ready."),
     ] = None,
     set_: options.Settings = None,
     grid: Annotated[
-        list[str] | None, _option("--grid", WHAT, "M.K=1,2,4", "Each value competes, in one paired plan. Repeatable.")
+        list[str] | None,
+        option("--grid", WHAT, "M.K=1,2,4", "Each value competes, in one paired plan. Repeatable."),
     ] = None,
-    limit: Annotated[int | None, _option("--limit", WHAT, "N", "A seeded subset of N questions.")] = None,
+    limit: Annotated[int | None, option("--limit", WHAT, "N", "A seeded subset of N questions.")] = None,
     stop: Annotated[
-        list[str] | None, _option("--stop", HOW, "TEXT", "Ends an answer, beside the target's stop ids. Repeatable.")
+        list[str] | None,
+        option("--stop", HOW, "TEXT", "Ends an answer, beside the target's stop ids. Repeatable."),
     ] = None,
     template: Annotated[
-        str | None, _option("--template", WHAT, "NAME", "`chat` (the target's own) or a named plain one.")
+        str | None, option("--template", WHAT, "NAME", "`chat` (the target's own) or a named plain one.")
     ] = None,
-    max_new_tokens: Annotated[int | None, _option("--max-new-tokens", HOW, "N", "Per turn.")] = None,
-    temperature: Annotated[float | None, _option("--temperature", HOW, "T", "0 = greedy.")] = None,
-    top_k: Annotated[int | None, _option("--top-k", HOW, "K", "0 = off.")] = None,
-    top_p: Annotated[float | None, _option("--top-p", HOW, "P", "1 = off.")] = None,
-    min_p: Annotated[float | None, _option("--min-p", HOW, "P", "0 = off.")] = None,
-    repetition_penalty: Annotated[float | None, _option("--repetition-penalty", HOW, "R", "1 = off.")] = None,
+    max_new_tokens: Annotated[int | None, option("--max-new-tokens", HOW, "N", "Per turn.")] = None,
+    temperature: Annotated[float | None, option("--temperature", HOW, "T", "0 = greedy.")] = None,
+    top_k: Annotated[int | None, option("--top-k", HOW, "K", "0 = off.")] = None,
+    top_p: Annotated[float | None, option("--top-p", HOW, "P", "1 = off.")] = None,
+    min_p: Annotated[float | None, option("--min-p", HOW, "P", "0 = off.")] = None,
+    repetition_penalty: Annotated[float | None, option("--repetition-penalty", HOW, "R", "1 = off.")] = None,
     rule: Annotated[
-        str | None, _option("--rule", HOW, "RULE", "coupled (default), rejection, or typical, which is lossy.")
+        str | None, option("--rule", HOW, "RULE", "coupled (default), rejection, or typical, which is lossy.")
     ] = None,
-    seed: Annotated[int | None, _option("--seed", HOW, "N", "Of the plan and of sampling; default 0.")] = None,
-    batch_size: Annotated[int | None, _option("--batch-size", HOW, "B", "Questions decoded together.")] = None,
-    repeats: Annotated[int | None, _option("--repeats", HOW, "R", "Of every question; default 3.")] = None,
+    seed: Annotated[int | None, option("--seed", HOW, "N", "Of the plan and of sampling; default 0.")] = None,
+    batch_size: Annotated[int | None, option("--batch-size", HOW, "B", "Questions decoded together.")] = None,
+    repeats: Annotated[int | None, option("--repeats", HOW, "R", "Of every question; default 3.")] = None,
     carry: Annotated[
-        str | None, _option("--carry", HOW, "MODE", "none (default): nothing is remembered; stream: state grows.")
+        str | None,
+        option("--carry", HOW, "MODE", "none (default): nothing is remembered; stream: state grows."),
     ] = None,
-    dtype: Annotated[
-        str | None, _option("--dtype", WHERE, "TYPE", "auto, float64, float32, float16 or bfloat16.")
-    ] = None,
-    device: Annotated[str | None, _option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")] = None,
-    threads: Annotated[int | None, _option("--threads", WHERE, "N", "CPU threads; 1 on shared machines.")] = None,
-    attention: Annotated[
-        str | None, _option("--attention", WHERE, "NAME", "auto, sdpa or plain (the slow, readable one).")
-    ] = None,
-    max_len: Annotated[int | None, _option("--max-len", WHERE, "N", "Tokens of cache per sequence.")] = None,
-    trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")
-    ] = False,
+    dtype: options.TargetDtype = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    attention: options.Attention = None,
+    max_len: Annotated[int | None, option("--max-len", WHERE, "N", "Tokens of cache per sequence.")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     data: options.DataDirs = None,
     store: options.Store = None,
     methods_dir: options.MethodsDirs = None,
-    resume: Annotated[str | None, _option("--resume", WHAT, "RUN_ID", "Continue a run; needs nothing else.")] = None,
+    resume: Annotated[str | None, option("--resume", WHAT, "RUN_ID", "Continue a run; needs nothing else.")] = None,
     fail_under: Annotated[
         float | None,
-        _option("--fail-under", OUTPUT, "X", "Exit 1 when a ranked method's speed-up is below X."),
+        option("--fail-under", OUTPUT, "X", "Exit 1 when a ranked method's speed-up is below X."),
     ] = None,
-    dry_run: Annotated[bool, _option("--dry-run", OUTPUT, "", "Print the plan and the time it would take.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", OUTPUT, "", "Print the plan and the time it would take.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Run methods on a suite, paired question by question, and print who is faster.

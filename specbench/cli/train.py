@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -14,7 +14,7 @@ from specbench.bench.request import Dtype
 from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
-from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE
+from specbench.cli.options import HOW, OUTPUT, WHAT, option
 from specbench.cli.progress import duration
 from specbench.cli.text import show, show_json, visible
 from specbench.cli.train_progress import open_train_progress
@@ -22,10 +22,6 @@ from specbench.training.request import Learn, LossName, Precision, Schedule, Tra
 
 app = new_app()
 DATA, LOSS, EVALUATION = "Data", "Loss", "Evaluation"
-
-
-def _option(name: str, panel: str, metavar: str, text: str) -> Any:
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
 
 
 @app.command(
@@ -40,87 +36,89 @@ def _option(name: str, panel: str, metavar: str, text: str) -> Any:
     ),
 )
 def train(
-    method: Annotated[str | None, _option("--method", WHAT, "M", "A method with a train.py.")] = None,
-    target: Annotated[str | None, _option("--target", WHAT, "MODEL", "Hub id, folder, or `demo` (default).")] = None,
+    method: Annotated[str | None, option("--method", WHAT, "M", "A method with a train.py.")] = None,
+    target: options.Target = None,
     set_: options.Settings = None,
-    resume: Annotated[str | None, _option("--resume", WHAT, "RUN_ID", "Continue a training.")] = None,
+    resume: Annotated[str | None, option("--resume", WHAT, "RUN_ID", "Continue a training.")] = None,
     recipe: Annotated[
-        Path | None, _option("--recipe", WHAT, "FILE", "data, train, export, bench as a YAML; nothing else is said.")
+        Path | None,
+        option("--recipe", WHAT, "FILE", "data, train, export, bench as a YAML; nothing else is said."),
     ] = None,
-    skip: Annotated[str | None, _option("--skip", WHAT, "A,B", "Stages of the recipe that are left out.")] = None,
-    out: Annotated[Path | None, _option("--out", OUTPUT, "DIR", "The drafter's folder.")] = None,
+    skip: Annotated[str | None, option("--skip", WHAT, "A,B", "Stages of the recipe that are left out.")] = None,
+    out: Annotated[Path | None, option("--out", OUTPUT, "DIR", "The drafter's folder.")] = None,
     dataset: Annotated[
         str | None,
-        _option("--dataset", DATA, "D", "See `specbench data ls`; `self:D`: the target answers D's prompts itself."),
+        option("--dataset", DATA, "D", "See `specbench data ls`; `self:D`: the target answers D's prompts itself."),
     ] = None,
-    columns: Annotated[str | None, _option("--columns", DATA, "SPEC", "Which columns hold what.")] = None,
-    documents: Annotated[int | None, _option("--documents", DATA, "N", "A seeded subset of N rows.")] = None,
+    columns: Annotated[str | None, option("--columns", DATA, "SPEC", "Which columns hold what.")] = None,
+    documents: Annotated[int | None, option("--documents", DATA, "N", "A seeded subset of N rows.")] = None,
     assistant_only: Annotated[
         bool | None,
         typer.Option("--assistant-only/--no-assistant-only", help="Learn answers only.", rich_help_panel=DATA),
     ] = None,
     response_tokens: Annotated[
-        int | None, _option("--response-tokens", DATA, "N", "Longest answer under `self`.")
+        int | None, option("--response-tokens", DATA, "N", "Longest answer under `self`.")
     ] = None,
     response_temperature: Annotated[
-        float | None, _option("--response-temperature", DATA, "T", "Of answers under `self`; default 0.")
+        float | None, option("--response-temperature", DATA, "T", "Of answers under `self`; default 0.")
     ] = None,
-    max_length: Annotated[int | None, _option("--max-length", DATA, "N", "Tokens of a packed row.")] = None,
+    max_length: Annotated[int | None, option("--max-length", DATA, "N", "Tokens of a packed row.")] = None,
     learn: Annotated[
         str | None,
-        _option("--learn", LOSS, "gt|kd|seq", "Text, target's laws (default), its continuations."),
+        option("--learn", LOSS, "gt|kd|seq", "Text, target's laws (default), its continuations."),
     ] = None,
-    loss: Annotated[str | None, _option("--loss", LOSS, "ce|kd|tv|lk", "Default: what --learn implies.")] = None,
-    kd_temperature: Annotated[float | None, _option("--kd-temperature", LOSS, "T", "Of both laws; default 1.")] = None,
-    kd_alpha: Annotated[float | None, _option("--kd-alpha", LOSS, "A", "A x kd + (1 - A) x ce; default 1.")] = None,
-    depth_decay: Annotated[float | None, _option("--depth-decay", LOSS, "D", "Depth i weighs D ** i.")] = None,
-    lr: Annotated[float | None, _option("--lr", HOW, "X", "Highest learning rate; default 1e-3.")] = None,
-    schedule: Annotated[str | None, _option("--schedule", HOW, "S", "cosine (default), linear or constant.")] = None,
-    warmup: Annotated[float | None, _option("--warmup", HOW, "SHARE", "Of the training; default 0.05.")] = None,
-    weight_decay: Annotated[float | None, _option("--weight-decay", HOW, "X", "Default 0.")] = None,
-    beta1: Annotated[float | None, _option("--beta1", HOW, "X", "Default 0.9.")] = None,
-    beta2: Annotated[float | None, _option("--beta2", HOW, "X", "Default 0.95.")] = None,
-    clip: Annotated[float | None, _option("--clip", HOW, "X", "Largest gradient norm; default 1, 0 = off.")] = None,
-    batch_size: Annotated[int | None, _option("--batch-size", HOW, "N", "Rows of a step, of all devices.")] = None,
+    loss: Annotated[str | None, option("--loss", LOSS, "ce|kd|tv|lk", "Default: what --learn implies.")] = None,
+    kd_temperature: Annotated[float | None, option("--kd-temperature", LOSS, "T", "Of both laws; default 1.")] = None,
+    kd_alpha: Annotated[float | None, option("--kd-alpha", LOSS, "A", "A x kd + (1 - A) x ce; default 1.")] = None,
+    depth_decay: Annotated[float | None, option("--depth-decay", LOSS, "D", "Depth i weighs D ** i.")] = None,
+    lr: Annotated[float | None, option("--lr", HOW, "X", "Highest learning rate; default 1e-3.")] = None,
+    schedule: Annotated[str | None, option("--schedule", HOW, "S", "cosine (default), linear or constant.")] = None,
+    warmup: Annotated[float | None, option("--warmup", HOW, "SHARE", "Of the training; default 0.05.")] = None,
+    weight_decay: Annotated[float | None, option("--weight-decay", HOW, "X", "Default 0.")] = None,
+    beta1: Annotated[float | None, option("--beta1", HOW, "X", "Default 0.9.")] = None,
+    beta2: Annotated[float | None, option("--beta2", HOW, "X", "Default 0.95.")] = None,
+    clip: Annotated[float | None, option("--clip", HOW, "X", "Largest gradient norm; default 1, 0 = off.")] = None,
+    batch_size: Annotated[int | None, option("--batch-size", HOW, "N", "Rows of a step, of all devices.")] = None,
     micro_batch: Annotated[
-        int | None, _option("--micro-batch", HOW, "N", "Rows of a forward on one device; memory only.")
+        int | None, option("--micro-batch", HOW, "N", "Rows of a forward on one device; memory only.")
     ] = None,
-    max_steps: Annotated[int | None, _option("--max-steps", HOW, "N", "Ends the training.")] = None,
-    epochs: Annotated[float | None, _option("--epochs", HOW, "X", "Ends the training.")] = None,
-    max_tokens: Annotated[int | None, _option("--max-tokens", HOW, "N", "Ends the training.")] = None,
-    max_minutes: Annotated[float | None, _option("--max-minutes", HOW, "X", "Ends the training.")] = None,
-    seed: Annotated[int | None, _option("--seed", HOW, "N", "Default 0.")] = None,
-    precision: Annotated[str | None, _option("--precision", HOW, "fp32|bf16", "Of the drafter's arithmetic.")] = None,
+    max_steps: Annotated[int | None, option("--max-steps", HOW, "N", "Ends the training.")] = None,
+    epochs: Annotated[float | None, option("--epochs", HOW, "X", "Ends the training.")] = None,
+    max_tokens: Annotated[int | None, option("--max-tokens", HOW, "N", "Ends the training.")] = None,
+    max_minutes: Annotated[float | None, option("--max-minutes", HOW, "X", "Ends the training.")] = None,
+    seed: Annotated[int | None, option("--seed", HOW, "N", "Default 0.")] = None,
+    precision: Annotated[str | None, option("--precision", HOW, "fp32|bf16", "Of the drafter's arithmetic.")] = None,
     cache_states: Annotated[
-        bool, _option("--cache-states", HOW, "", "Write the target's states to disk once; the plan says bytes first.")
+        bool,
+        option("--cache-states", HOW, "", "Write the target's states to disk once; the plan says bytes first."),
     ] = False,
     teacher_top_k: Annotated[
-        int | None, _option("--teacher-top-k", HOW, "K", "Laws in the cache: K entries and the tail; 0 = recomputed.")
+        int | None,
+        option("--teacher-top-k", HOW, "K", "Laws in the cache: K entries and the tail; 0 = recomputed."),
     ] = None,
-    eval_every: Annotated[int | None, _option("--eval-every", EVALUATION, "N", "Steps.")] = None,
-    eval_documents: Annotated[int | None, _option("--eval-documents", EVALUATION, "N", "Held out.")] = None,
+    eval_every: Annotated[int | None, option("--eval-every", EVALUATION, "N", "Steps.")] = None,
+    eval_documents: Annotated[int | None, option("--eval-documents", EVALUATION, "N", "Held out.")] = None,
     eval_prompts: Annotated[
-        int | None, _option("--eval-prompts", EVALUATION, "N", "For the simulated acceptance; 0 = best by loss.")
+        int | None, option("--eval-prompts", EVALUATION, "N", "For the simulated acceptance; 0 = best by loss.")
     ] = None,
-    eval_new_tokens: Annotated[int | None, _option("--eval-new-tokens", EVALUATION, "N", "Per prompt.")] = None,
+    eval_new_tokens: Annotated[int | None, option("--eval-new-tokens", EVALUATION, "N", "Per prompt.")] = None,
     patience: Annotated[
-        int | None, _option("--patience", EVALUATION, "N", "Stop after N evaluations without a better one; 0 = never.")
+        int | None,
+        option("--patience", EVALUATION, "N", "Stop after N evaluations without a better one; 0 = never."),
     ] = None,
-    save_every: Annotated[int | None, _option("--save-every", HOW, "N", "Steps between resumable states.")] = None,
+    save_every: Annotated[int | None, option("--save-every", HOW, "N", "Steps between resumable states.")] = None,
     report_to: Annotated[
-        list[str] | None, _option("--report-to", OUTPUT, "T", "tensorboard, wandb, … Repeatable.")
+        list[str] | None, option("--report-to", OUTPUT, "T", "tensorboard, wandb, … Repeatable.")
     ] = None,
-    dtype: Annotated[str | None, _option("--dtype", WHERE, "TYPE", "Of the target; auto by device.")] = None,
-    device: Annotated[str | None, _option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")] = None,
-    threads: Annotated[int | None, _option("--threads", WHERE, "N", "CPU threads.")] = None,
-    attention: Annotated[str | None, _option("--attention", WHERE, "NAME", "auto, sdpa or reference.")] = None,
-    trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")
-    ] = False,
+    dtype: options.TargetDtype = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    attention: options.Attention = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     data: options.DataDirs = None,
     store: options.Store = None,
     methods_dir: options.MethodsDirs = None,
-    dry_run: Annotated[bool, _option("--dry-run", OUTPUT, "", "Print the plan: bytes, tokens, time.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", OUTPUT, "", "Print the plan: bytes, tokens, time.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a method's drafter on a target, and print the command that runs it.

@@ -7,30 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from training.small import METHODS
 
-from specbench.cli import main
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def specbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def run(*args: str) -> Ran:
-        with pytest.raises(SystemExit) as ended:
-            main(args)
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ran(ended.value.code, captured.out, captured.err)
-
-    return run
+from tests.conftest import Ran
 
 
 @pytest.fixture
