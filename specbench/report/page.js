@@ -39,19 +39,24 @@ function leadSentence(scope) {
   const plainRow = scope.rows.find(isBaseline);
   const strong = (text) => el("b", {}, text);
   const n = questions(scope.num_questions);
-  if (!ranked.length) return [`No method can be ranked on ${scope.suite} under these conditions; the table says why.`];
+  // Too wide an interval takes the rank away, not the finding that all of it lies above 1.
+  const wide = scope.rows.filter((row) => row.standing === "noisy" && row.speedup_ci && row.speedup_ci[0] > 1);
+  const noisy = wide.length
+    ? [" Too noisy to rank, yet faster by the whole of their intervals: ", ...wide.flatMap((row, i) => [i ? ", " : "", strong(row.method), ` ${times(row.speedup)} ${interval(row.speedup_ci)}`]), "."]
+    : [];
+  if (!ranked.length) return [`No method can be ranked on ${scope.suite} under these conditions; the table says why.`, ...noisy];
   const [first, ...others] = [...ranked].sort((a, b) => a.order - b.order);
   const ties = others.filter((row) => row.rank === first.rank);
   const words = (row) => `${times(row.speedup)} ${interval(row.speedup_ci)}`;
   const where = `On ${scope.suite} (${n}) with ${scope.target}, `;
   if (plainRow && plainRow.rank !== null && plainRow.rank <= first.rank) {
-    return [where, strong("no method was faster than plain decoding beyond doubt"), "; the nearest, ", strong(first.method), `, ran at ${words(first)} its speed.`];
+    return [where, strong("no ranked method was faster than plain decoding beyond doubt"), "; the nearest, ", strong(first.method), `, ran at ${words(first)} its speed.`, ...noisy];
   }
   const parts = [where, strong(first.method), ` ran at `, strong(words(first)), ` the speed of plain decoding`];
   if (ties.length) parts.push(`, tied with `, ...ties.flatMap((row, i) => [i ? " and " : "", strong(row.method), ` (${words(row)})`]));
   const rest = others.filter((row) => row.rank !== first.rank).slice(0, 2);
   if (rest.length) parts.push("; ", ...rest.flatMap((row, i) => [i ? "; " : "", strong(row.method), ` ${words(row)}`]));
-  parts.push(".");
+  parts.push(".", ...noisy);
   return parts;
 }
 

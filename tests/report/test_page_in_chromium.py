@@ -188,6 +188,22 @@ def test_on_a_phone_a_name_stands_on_the_line_of_its_mark(browser: Browser, tmp_
     assert heights and max(heights) < 24, heights
 
 
+def test_the_first_sentence_keeps_what_is_too_noisy_to_rank_but_above_one(browser: Browser, tmp_path: Path) -> None:
+    """A page must not say that nothing was faster while a row's whole interval lies above plain decoding."""
+    slow = method_row("lstm", speedup=0.8, rank=2)
+    fast = method_row("suffix", speedup=1.6, half=0.4, rank=None, too_noisy=True)
+    unclear = method_row("prompt_lookup", speedup=1.1, half=0.4, rank=None, too_noisy=True)
+    found = summary(slow, fast, unclear)
+    rows = tuple(
+        dataclasses.replace(row, rank=1, ranked=True) if row.kind == "baseline" and not row.is_control else row
+        for row in found.rows
+    )
+    browser.open(_write(tmp_path, dataclasses.replace(found, rows=rows)))
+    lead = browser.evaluate("document.getElementById('lead').textContent")
+    assert "no ranked method was faster" in lead and "the nearest, lstm, ran at 0.80×" in lead
+    assert "faster by the whole of their intervals: suffix 1.60×" in lead and "prompt_lookup" not in lead
+
+
 def test_hostile_names_run_nothing_and_link_nowhere(browser: Browser, tmp_path: Path) -> None:
     row = method_row(HOSTILE, title=HOSTILE, notes=(HOSTILE,))
     url = _write(tmp_path, summary(row, suite=HOSTILE, target=HOSTILE, notes=(HOSTILE,)))
