@@ -122,6 +122,13 @@ def _scope(key: str, group: Sequence[RunRecord]) -> dict[str, Any]:
         "remarks": [r for r in (text.control(newest), *map(text.printable, newest.notes)) if r],
         "runs": [record.summary.run_id for record in shown if record.summary.run_id in used],
         "rows": [_row(entry, place, order, num_runs=len(used)) for order, (entry, place) in enumerate(ordered)],
+        # Paired inside their own run; of runs that left no row here nothing is said.
+        "contrasts": [
+            _rounded(to_json(each))
+            for record in shown
+            if record.summary.run_id in used
+            for each in record.summary.contrasts
+        ],
     }
 
 

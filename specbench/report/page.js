@@ -144,6 +144,25 @@ function drawRanking(scope) {
   });
 }
 
+// ---- competitors that differ in one option
+
+function drawContrasts(scope) {
+  byId("contrasts").hidden = !scope.contrasts.length;
+  if (!scope.contrasts.length) return;
+  const text = (id, head) => ({ id, head, kind: "text", key: (r) => r[id], cell: (r) => r[id] });
+  const name = (id, head) => ({ ...text(id, head), class: "wrapped" });
+  const ratio = (id, head, title) => [
+    { id, head, title, first: "descending", key: (r) => r[id], cell: (r) => times(r[id]), class: "main" },
+    { id: id + "_ci", head: "95 % interval", first: "descending", key: (r) => r[id + "_ci"] && r[id + "_ci"][0], cell: (r) => interval(r[id + "_ci"]), class: "soft" },
+  ];
+  sortableTable(byId("contrast-table"), [
+    name("method", "Method"), text("option", "Option"), text("value", "Value"), text("base_value", "Instead of"),
+    ...ratio("acceptance_ratio", "τ", "Acceptance length ÷ that of the other, both pooled over steps"),
+    ...ratio("speed_ratio", "Speed", "End-to-end speed ÷ that of the other, geometric mean over questions"),
+    { id: "num_units", head: "Questions", first: "descending", key: (r) => r.num_units, cell: (r) => whole(r.num_units), class: "soft" },
+  ], scope.contrasts, { caption: "What one option is worth", quiet: true, sticky: true });
+}
+
 // ---- the numbers behind each figure
 
 function drawNumbers(scope) {
@@ -288,6 +307,7 @@ function drawBoard() {
   byId("scope").value = scope.key;
   drawScope(scope);
   drawRanking(scope);
+  drawContrasts(scope);
   drawNumbers(scope);
   drawRuns(scope);
   drawWaterfallChoice(scope);

@@ -102,6 +102,19 @@ def remarks(summary: RunSummary) -> list[str]:
     return [line for line in (text.control(summary), text.meter(summary), *notes) if line]
 
 
+def contrast_lines(summary: RunSummary) -> list[str]:
+    """What one option is worth, a sentence for each pair that differs in nothing else."""
+    found = []
+    for each in summary.contrasts:
+        acceptance = f"τ {text.times(each.acceptance_ratio)} {text.interval(each.acceptance_ratio_ci)}, "
+        found.append(
+            f"{text.printable(each.method)}: {text.printable(each.option)}={text.printable(each.value)} instead of "
+            f"{text.printable(each.base_value)} is worth {acceptance}"
+            f"speed {text.times(each.speed_ratio)} {text.interval(each.speed_ratio_ci)}"
+        )
+    return found
+
+
 def print_summary(summary: RunSummary, console: Console) -> None:
     """Write the table: fitted to a terminal's width in colour, every column as plain text where the output is none."""
     from rich.text import Text  # 30 ms, only where a table is shown
@@ -130,6 +143,8 @@ def styled(summary: RunSummary, *, width: int | None) -> list[Styled]:
     for line in table_lines:
         style = "red" if line.is_broken else "dim"
         found += [Styled(p, style) for note in line.notes for p in wrap_words(f"{line.cells['method']}: {note}", room)]
+    for line in contrast_lines(summary):
+        found += [Styled(part) for part in wrap_words(line, room)]
     for remark in remarks(summary):
         found += [Styled(part, "red" if "failed" in remark else "dim") for part in wrap_words(remark, room)]
     if dropped:
@@ -189,7 +204,7 @@ def to_markdown(summary: RunSummary) -> str:
     body = [[_escaped(line.cells[name]) for name in columns] for line in table_lines]
     rows = ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *body)]
     notes = [f"- {_escaped(line.cells['method'])}: {_escaped(note)}" for line in table_lines for note in line.notes]
-    notes += [f"- {_escaped(remark)}" for remark in remarks(summary)]
+    notes += [f"- {_escaped(line)}" for line in (*contrast_lines(summary), *remarks(summary))]
     head = "  \n".join(_escaped(line) for line in conditions(summary))
     return "\n".join([head, "", *rows, "", *notes]) + "\n"
 

@@ -17,6 +17,7 @@ _FIELDS = {
     "base_seconds_UK": "base_total_s",
     "base_tokens_UK": "base_num_new_tokens",
     "decode_s_UK": "decode_s",
+    "decode_tokens_UK": "num_decode_tokens",
     "num_steps_UK": "num_steps",
     "base_decode_s_UK": "base_decode_s",
     "base_decode_tokens_UK": "base_num_decode_tokens",
@@ -43,6 +44,7 @@ class PairTable:
     base_seconds_UK: FloatArray
     base_tokens_UK: FloatArray
     decode_s_UK: FloatArray
+    decode_tokens_UK: FloatArray
     num_steps_UK: FloatArray
     base_decode_s_UK: FloatArray
     base_decode_tokens_UK: FloatArray

@@ -181,6 +181,27 @@ class Control:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Two competitors of one run that differ in one option alone: what that option is worth."""
+
+    method: str
+    """Label of the one with `value`."""
+    base: str
+    """Label of the first one in the plan, with `base_value`."""
+    option: str
+    value: str
+    base_value: str
+    num_units: int
+    """Questions (groups at batch > 1) both finished."""
+    acceptance_ratio: float | None
+    """tau of `method` / tau of `base`, each pooled over steps; None where one made no step."""
+    acceptance_ratio_ci: Interval | None
+    speed_ratio: float
+    """Speed-up of `method` / speed-up of `base`, end to end, geometric mean over the questions."""
+    speed_ratio_ci: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """What `specbench run --json` prints."""
 
@@ -218,6 +239,8 @@ class RunSummary:
     control: Control | None
     """None where the run has no control."""
     notes: tuple[str, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    """Pairs that differ in one option, in the order of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)

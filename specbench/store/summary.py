@@ -10,6 +10,7 @@ import dataclasses
 import duckdb
 
 from specbench.metrics import standings
+from specbench.store.contrasts import contrasts
 from specbench.store.control import REMEDY, failure
 from specbench.store.facts import Facts, Row, load_run, run_ids
 from specbench.store.pairs import fetch
@@ -17,6 +18,7 @@ from specbench.store.records import (
     SUMMARY_SCHEMA,
     BaselineMeter,
     CategoryRow,
+    Contrast,
     Control,
     Equality,
     ExternalRow,
@@ -35,6 +37,7 @@ __all__ = [
     "SUMMARY_SCHEMA",
     "BaselineMeter",
     "CategoryRow",
+    "Contrast",
     "Control",
     "Equality",
     "ExternalRow",
@@ -63,6 +66,7 @@ def summarise(connection: duckdb.DuckDBPyConnection, run_id: str) -> RunSummary:
         rows=tuple(rows),
         control=facts.control,
         notes=tuple(_run_notes(connection, run, facts)),
+        contrasts=tuple(contrasts(facts)),
         **given,
     )
 

@@ -10,6 +10,7 @@ from specbench.report.board import RunRecord
 from specbench.store.records import (
     BaselineMeter,
     CategoryRow,
+    Contrast,
     Control,
     Equality,
     ExternalRow,
@@ -131,6 +132,23 @@ def baseline_row(**changes: Any) -> MethodRow:
         ),
     )
     return dataclasses.replace(row, speedup_ci=None, **changes)
+
+
+def contrast(**changes: Any) -> Contrast:
+    """A draft with the target's noise beside one without."""
+    found = Contrast(
+        method="redrafter[draft=shared-noise]",
+        base="redrafter[draft=plain]",
+        option="draft",
+        value="shared-noise",
+        base_value="plain",
+        num_units=80,
+        acceptance_ratio=1.213,
+        acceptance_ratio_ci=Interval(1.181, 1.247),
+        speed_ratio=1.14,
+        speed_ratio_ci=Interval(1.09, 1.19),
+    )
+    return dataclasses.replace(found, **changes)
 
 
 def control_row() -> MethodRow:

@@ -12,7 +12,7 @@ import pytest
 from specbench.report.page import render_page
 from tests.conftest import find_chromium
 from tests.report.browser import Browser
-from tests.report.samples import external_row, method_row, record, summary
+from tests.report.samples import contrast, external_row, method_row, record, summary
 
 pytestmark = pytest.mark.chromium
 
@@ -202,6 +202,23 @@ def test_the_first_sentence_keeps_what_is_too_noisy_to_rank_but_above_one(browse
     lead = browser.evaluate("document.getElementById('lead').textContent")
     assert "no ranked method was faster" in lead and "the nearest, lstm, ran at 0.80×" in lead
     assert "faster by the whole of their intervals: suffix 1.60×" in lead and "prompt_lookup" not in lead
+
+
+def test_what_an_option_is_worth_stands_in_a_table_of_its_own_where_there_is_a_pair(
+    browser: Browser, tmp_path: Path
+) -> None:
+    cells = (
+        "[...document.querySelectorAll('#contrast-table tr.row')].map(tr => [...tr.cells].map(td => td.textContent))"
+    )
+    with_pair = summary(contrasts=(contrast(), contrast(acceptance_ratio=None, acceptance_ratio_ci=None)))
+    browser.open(_write(tmp_path, with_pair), width=390)
+    first, second = browser.evaluate(cells)
+    assert first[1:] == ["draft", "shared-noise", "plain", "1.21×", "[1.18, 1.25]", "1.14×", "[1.09, 1.19]", "80"]
+    assert second[4:6] == ["–", "–"]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    browser.open(_write(tmp_path, summary()))
+    assert browser.evaluate("document.getElementById('contrasts').hidden")
+    assert browser.problems == []
 
 
 def test_hostile_names_run_nothing_and_link_nowhere(browser: Browser, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from specbench.metrics import Interval
 from specbench.report import table
 from specbench.report.layout import wrap_label, wrap_words
 from specbench.store.records import Control, Equality
-from tests.report.samples import baseline_row, method_row, summary
+from tests.report.samples import baseline_row, contrast, method_row, summary
 
 GRID = "redrafter[beam_width=4,beam_length=6]"
 BROKEN = Equality(identical=400, tie=2, numeric=0, bug=78)
@@ -183,6 +183,15 @@ def test_a_stream_without_unicode_gets_ascii() -> None:
     table.print_summary(_race(), Console(file=stream, force_terminal=False))
     stream.flush()
     assert b"1.60x" in raw.getvalue() and b" tau " in raw.getvalue()
+
+
+def test_what_an_option_is_worth_is_said_below_the_table() -> None:
+    told = "draft=shared-noise instead of plain is worth τ 1.21× [1.18, 1.25], speed 1.14× [1.09, 1.19]"
+    found = summary(contrasts=(contrast(), contrast(speed_ratio_ci=None, acceptance_ratio=None)))
+    assert told in table.to_text(found)
+    assert "τ – [1.18, 1.25], speed 1.14× –" in table.to_text(found)
+    assert told.replace("_", "\\_") in table.to_markdown(found).replace("\\", "")
+    assert all(cell_len(line) <= 80 for line in table.to_text(found, width=80).splitlines())
 
 
 def test_markdown_cells_cannot_be_broken_out_of() -> None:

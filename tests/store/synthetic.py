@@ -57,6 +57,8 @@ class Competitor:
     siblings: int = 1
     """Children per node: above 1 a tree, whose accepted ranks vary."""
     is_control: bool = False
+    options: tuple[tuple[str, object], ...] = ()
+    """Beside `depth`."""
 
 
 AUTOREGRESSIVE = Competitor(label="autoregressive", kind="baseline")
@@ -130,10 +132,10 @@ def make_manifest(
         methods=tuple(
             MethodRecord(
                 label=method.label,
-                name=method.label.partition("#")[0],
+                name=method.label.partition("#")[0].partition("[")[0],
                 title=method.label.replace("_", " ").title(),
                 kind=method.kind,
-                options={"depth": method.depth},
+                options={"depth": method.depth} | dict(method.options),
                 num_parameters=0 if method.kind == "baseline" else 100_000,
                 is_control=method.is_control,
             )
