@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specbench.errors import UsageError
+from specbench.linear import FrozenLinear, input_major, is_reordered
 from specbench.losses import Law
 from specbench.method import TargetView
 from specbench.sampling import process
@@ -136,8 +136,9 @@ def frequent_ids(counts_V: Tensor, size: int, *, always: tuple[int, ...] = ()) -
     return ranked.topk(min(size, counts_V.shape[0])).indices.sort().values
 
 
-class _TargetHead:
-    """The target's head, rows gathered by a trimmed vocabulary's words, and again when those were chosen anew."""
+class TargetHead:
+    """The target's own, frozen head over a drafter's vocabulary: (..., D) -> (..., W). Not a module: its weights are
+    never trained, saved or counted. It follows the vocabulary when its words are chosen or loaded."""
 
     def __init__(self, target: TargetView, vocabulary: DraftVocabulary) -> None:
         weight: Tensor = target.lm_head.weight  # type: ignore[assignment]
@@ -149,22 +150,24 @@ class _TargetHead:
 
     def _gather(self) -> None:
         ids, self._version = self._vocabulary.ids, self._vocabulary.version
-        self._weight, self._bias = self._whole, self._whole_bias
+        weight, bias = self._whole, self._whole_bias
         if ids is not None:
-            ids = ids.to(self._whole.device)
-            self._weight = self._whole[ids].contiguous()
-            self._bias = None if self._whole_bias is None else self._whole_bias[ids]
+            ids = ids.to(weight.device)
+            weight = weight[ids]
+            weight = input_major(weight) if is_reordered(weight) else weight.contiguous()
+            bias = None if bias is None else bias[ids]
+        self._weight, self._bias, self._linear = weight, bias, FrozenLinear(weight, bias)
+
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (W, D) and bias (W,) as they are now."""
+        if self._version != self._vocabulary.version:
+            self._gather()
+        return self._weight, self._bias
 
     def __call__(self, states: Tensor) -> Tensor:
         if self._version != self._vocabulary.version:
             self._gather()
-        return F.linear(states.to(self._weight.dtype), self._weight, self._bias)
-
-
-def target_head(target: TargetView, vocabulary: DraftVocabulary) -> Callable[[Tensor], Tensor]:
-    """The target's own, frozen head over the drafter's vocabulary: (..., D) -> (..., W). Not a module: its weights are
-    never trained, saved or counted. It follows the vocabulary when its words are chosen or loaded."""
-    return _TargetHead(target, vocabulary)
+        return self._linear(states.to(self._weight.dtype))
 
 
 def check_width(name: str, *, wanted: int, width: int, option: str) -> None:

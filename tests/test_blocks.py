@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from specbench.blocks import DraftVocabulary, check_width, frequent_ids, laws_at, parameter_report, target_head
+from specbench.blocks import DraftVocabulary, TargetHead, check_width, frequent_ids, laws_at, parameter_report
 from specbench.engine.decode import Engine
 from specbench.errors import UsageError
 from specbench.losses import Law, kl, top_law, whole_law
@@ -105,9 +105,9 @@ def test_a_borrowed_head_is_the_targets_over_the_words_that_can_be_said() -> Non
     view = Engine(lm, sampling=Sampling(), max_len=8).view()
     states = torch.randn(2, 3, 32, dtype=torch.float64)
     wanted = F.linear(states, lm.lm_head.weight)
-    torch.testing.assert_close(target_head(view, DraftVocabulary(64))(states), wanted)
-    torch.testing.assert_close(target_head(view, DraftVocabulary(64, IDS))(states), wanted[..., IDS])
-    assert not target_head(view, DraftVocabulary(64))(states).requires_grad
+    torch.testing.assert_close(TargetHead(view, DraftVocabulary(64))(states), wanted)
+    torch.testing.assert_close(TargetHead(view, DraftVocabulary(64, IDS))(states), wanted[..., IDS])
+    assert not TargetHead(view, DraftVocabulary(64))(states).requires_grad
 
 
 def test_a_borrowed_head_follows_words_that_are_chosen_or_loaded_later() -> None:
@@ -115,7 +115,7 @@ def test_a_borrowed_head_follows_words_that_are_chosen_or_loaded_later() -> None
     view = Engine(tiny_lm("llama"), sampling=Sampling(), max_len=8).view()
     states = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     vocabulary = DraftVocabulary(64, num=3)
-    head = target_head(view, vocabulary)
+    head = TargetHead(view, vocabulary)
     counts = torch.zeros(64, dtype=torch.long)
     counts[[5, 40, 9]] = 7
     vocabulary.choose(counts, replace(view, stop_ids=(9,)))

@@ -24,6 +24,7 @@ from methods.ctc.transform import collapse_tree
 from specbench import checkpoint
 from specbench.beams import Expansion, expand, grown_tree
 from specbench.errors import UsageError
+from specbench.linear import lay_out_linears
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
 from specbench.sampling import process
 
@@ -337,6 +338,7 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     network = CtcNetwork(Architecture.read(found.architecture, where=str(folder / checkpoint.CONFIG)))
     checkpoint.load_state(network, found.state, folder=folder)
     checkpoint.as_dtype(network, target)
+    lay_out_linears(network)
     drafter = make(network, target, options)
     drafter.weights_hash, drafter.trained_on = found.weights_hash, found.target.weights_hash
     return drafter

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.ctc.architecture import Architecture
-from specbench.blocks import DraftVocabulary, check_width, target_head
+from specbench.blocks import DraftVocabulary, TargetHead, check_width
 from specbench.method import TargetView
 
 _STD = 0.02
@@ -179,12 +179,12 @@ class CtcNetwork(nn.Module):
             return z + F.linear(z, self.maps[0])
         return z[..., None, :] + torch.einsum("...d,ued->...ue", z, self.maps) + self.frame
 
-    def borrowed_head(self, target: TargetView) -> Callable[[Tensor], Tensor] | None:
+    def borrowed_head(self, target: TargetView) -> TargetHead | None:
         """The target's head over this vocabulary, or None where the network has its own."""
         if self.head is not None:
             return None
         check_width("ctc", wanted=self.architecture.hidden_size, width=target.hidden_size, option="ctc.head")
-        return target_head(target, self.vocabulary)
+        return TargetHead(target, self.vocabulary)
 
     def token_logits(self, states: Tensor, borrowed: Callable[[Tensor], Tensor] | None) -> Tensor:
         """f (..., D) -> (..., W)."""

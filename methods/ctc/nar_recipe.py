@@ -162,7 +162,9 @@ class NarRecipe(Recipe):
                 assert teacher is not None, "this loss needs the target's laws"
                 law = vocabulary.restrict(teacher.law(found.state_AF[where, : self.depth].flatten()))
             logits = self._network.logits(states_nUD, head)
-            return tuple(self._score(logits, labels_AL[where], length_A[where], law, objective))
+            # Sums over alignments are not for half precision; under autocast their products would be.
+            with torch.autocast(logits.device.type, enabled=False):
+                return tuple(self._score(logits, labels_AL[where], length_A[where], law, objective))
 
         parts = []
         for start in range(0, max(num_anchors, 1), each):

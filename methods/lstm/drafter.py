@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from methods.lstm.architecture import Architecture
-from methods.lstm.module import Head, Speculator, SumLSTM, make_speculator
+from methods.lstm.laid_out import Cell, lay_out
+from methods.lstm.module import Speculator, make_speculator
 from specbench import checkpoint
 from specbench.beams import expand, grown_tree
 from specbench.errors import UsageError
@@ -43,6 +44,7 @@ class SpeculatorDrafter(Drafter):
         network: Speculator,
         target: TargetView,
         *,
+        cell: Cell | None = None,
         num_tokens: int = 0,
         beam_width: int = 1,
         branch: int = 0,
@@ -51,6 +53,7 @@ class SpeculatorDrafter(Drafter):
     ) -> None:
         arch = network.architecture
         self._network, self._target = network, target
+        self._cell: Cell = cell or network
         self._num_tokens = num_tokens or arch.num_heads
         if self._num_tokens > arch.num_heads and not (arch.tie_weights and arch.num_heads > 1):
             raise UsageError(
@@ -112,13 +115,13 @@ class SpeculatorDrafter(Drafter):
         return self._chain(noise) if self._is_chain else self._tree(noise)
 
     def _chain(self, noise: DraftNoise | None) -> DraftTree:
-        network, vocabulary = self._network, self._network.vocabulary
-        tokens_B, state = self._root_B, network.start(self._hidden_BH)
+        cell, vocabulary = self._cell, self._network.vocabulary
+        tokens_B, state = self._root_B, cell.start(self._hidden_BH)
         seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
         drafted, laws = [], []
         for depth in range(self._num_tokens):
-            state = network.step(depth, tokens_B, state)
-            scores_BW = network.logits(depth, state)
+            state = cell.step(depth, tokens_B, state)
+            scores_BW = cell.logits(depth, state)
             if self._needs_scores:
                 scores_BW = vocabulary.scores(scores_BW, self._target, seen_BV)
             if self._records_law:
@@ -135,15 +138,15 @@ class SpeculatorDrafter(Drafter):
         return chain(torch.stack(drafted, 1), logq_BMV=torch.stack(laws, 1) if laws else None)
 
     def _tree(self, noise: DraftNoise | None) -> DraftTree:
-        network, vocabulary = self._network, self._network.vocabulary
+        cell, vocabulary = self._cell, self._network.vocabulary
         num_rows, num_beams = self._root_B.shape[0], 1
-        tokens, state = self._root_B, network.start(self._hidden_BH)
+        tokens, state = self._root_B, cell.start(self._hidden_BH)
         seen, first_B1 = self._seen_BV, self._rows[:num_rows, None]
         priority_BW = state.hidden_ND.new_zeros(num_rows, 1)
         levels = []
         for depth in range(self._num_tokens):
-            state = network.step(depth, tokens, state)
-            scores = vocabulary.scores(network.logits(depth, state), self._target, seen)
+            state = cell.step(depth, tokens, state)
+            scores = vocabulary.scores(cell.logits(depth, state), self._target, seen)
             noise_BV = None if noise is None else vocabulary.noise(noise.at_depth(depth + 1))
             scores_BWV = scores.unflatten(0, (num_rows, num_beams))
             grown = expand(priority_BW, scores_BWV, noise_BV, width=self._beam_width, branch=self._branch)
@@ -204,11 +207,13 @@ def _num_nodes(num_tokens: int, beam_width: int, branch: int, size: int) -> int:
     return total
 
 
-def over(network: Speculator, target: TargetView, options: Options) -> SpeculatorDrafter:
-    """A drafter over these weights, which it shares. options: the card's, `weights` unread."""
+def over(network: Speculator, target: TargetView, options: Options, *, cell: Cell | None = None) -> SpeculatorDrafter:
+    """A drafter over these weights, which it shares. options: the card's, `weights` unread. cell: the same network,
+    laid out; None while it is still learning."""
     return SpeculatorDrafter(
         network,
         target,
+        cell=cell,
         num_tokens=cast("int", options["num_tokens"]),
         beam_width=cast("int", options["beam_width"]),
         branch=cast("int", options["branch"]),
@@ -226,19 +231,6 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     checkpoint.load_state(network, loaded.state, folder=folder)
     checkpoint.as_dtype(network, target)
     network.borrow(target)
-    if target.device.type == "cpu" and target.max_batch == 1:
-        _lay_out_by_column(network)
-    drafter = over(network, target, options)
+    drafter = over(network, target, options, cell=lay_out(network, target))
     drafter.weights_hash, drafter.trained_on = loaded.weights_hash, loaded.target.weights_hash
     return drafter
-
-
-def _lay_out_by_column(network: Speculator) -> None:
-    """Large matrices stored transposed, values unchanged: one state times a head of 4096 x 256 takes 80 to 120 us
-    instead of 130 to 220 on a CPU (torch 2.13, micro-benchmark); four states are slower that way."""
-    matrices = [module.weight for module in network.modules() if isinstance(module, Head)]
-    if isinstance(network, SumLSTM):
-        matrices += list(network.projections)
-    for matrix in matrices:
-        if matrix is not None:
-            matrix.data = matrix.data.t().contiguous().t()

@@ -14,7 +14,6 @@ N positions, H target's width, d state's width, V target's vocabulary, W drafter
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.lstm.architecture import Architecture
-from specbench.blocks import DraftVocabulary, check_width, target_head
+from specbench.blocks import DraftVocabulary, TargetHead, check_width
 from specbench.method import TargetView
 
 EPSILON = 1e-6
@@ -115,11 +114,19 @@ class Head(nn.Module):
         is_own = architecture.head == "own"
         self.weight = nn.Parameter(torch.empty(size, width)) if is_own else None
         self.map = None if is_own else nn.Parameter(torch.empty(architecture.hidden_size, width))
-        self._borrowed: Callable[[Tensor], Tensor] | None = None
+        self._borrowed: TargetHead | None = None
 
-    def borrow(self, head: Callable[[Tensor], Tensor]) -> None:
+    def borrow(self, head: TargetHead) -> None:
         """The target's head over the drafter's vocabulary."""
         self._borrowed = head
+
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """All of it as one matrix (W, d) and its bias (W,), as it is now."""
+        if self.weight is not None:
+            return self.weight.detach(), None
+        assert self.map is not None and self._borrowed is not None, "a borrowed head is read before `borrow`"
+        weight, bias = self._borrowed.matrix()
+        return weight.to(self.map.dtype) @ self.map.detach(), bias
 
     def reset_parameters(self) -> None:
         """As all matrices of the published drafters."""
@@ -168,7 +175,7 @@ class Speculator(nn.Module):
     def borrow(self, target: TargetView) -> None:
         """Hand in what is the target's, after building. Raises UsageError where the target's embedding has another
         width than the one the map was made for."""
-        head = target_head(target, self.vocabulary) if self.architecture.head == "target" else None
+        head = TargetHead(target, self.vocabulary) if self.architecture.head == "target" else None
         table: Tensor = target.embed_tokens.weight  # type: ignore[assignment]
         for module in self.modules():
             if isinstance(module, Head) and head is not None:
@@ -200,8 +207,8 @@ class SumLSTM(Speculator):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         width = architecture.inner_dim[0]
-        self._width = width
-        self._token_weight = architecture.token_weight
+        self.width = width
+        self.token_weight = architecture.token_weight
         self.embedding = Table(architecture, width=width, num=architecture.num_gate_tables)
         self.projections = nn.ParameterList(
             [
@@ -217,17 +224,17 @@ class SumLSTM(Speculator):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         for projection in self.projections:
-            nn.init.normal_(projection, std=min(self._width, projection.shape[1]) ** -0.5)
+            nn.init.normal_(projection, std=min(self.width, projection.shape[1]) ** -0.5)
 
     def step(self, depth: int, tokens_N: Tensor, state: State) -> State:
-        projection, width = self.projections[min(depth, 1)], self._width
+        projection, width = self.projections[min(depth, 1)], self.width
         # There is nothing to forget at depth 0: those rows are neither read nor taught.
         num_gates = len(GATES) if state.cell_ND is not None else len(GATES) - 1
         projected = F.linear(state.hidden_ND, projection[-num_gates * width :]).unflatten(-1, (num_gates, width))
         tokens = self.embedding(tokens_N).unflatten(-1, (-1, width))
         if tokens.shape[1] > 1:
             tokens = tokens[:, -num_gates:]
-        gates_NGd = torch.add(projected, tokens, alpha=self._token_weight)
+        gates_NGd = torch.add(projected, tokens, alpha=self.token_weight)
         *forget, admit, emit = torch.sigmoid(gates_NGd[:, :-1]).unbind(1)
         cell = admit * F.gelu(self.cell_norm(gates_NGd[:, -1]))
         if state.cell_ND is not None:

@@ -47,7 +47,7 @@ class ReDrafter(Drafter):
         self._budget = budget
         self._num_parameters = sum(parameter.numel() for parameter in network.parameters())
         table = cast("Table", options["table"])
-        self._net = LaidOut(network, target, table=table, num_rows=self._width * target.max_batch, live=live)
+        self._net = LaidOut(network, target, table=table, live=live)
         num_all = self._depth * self._width
         self.max_nodes = min(num_all, budget) if budget else num_all
         sampling = target.sampling

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from specbench.blocks import DraftVocabulary, HeadKind, check_width, target_head
+from specbench.blocks import DraftVocabulary, HeadKind, TargetHead, check_width
 from specbench.errors import EnvironmentFailed
 from specbench.method import TargetView
 
@@ -109,7 +109,7 @@ class ReDrafterNetwork(nn.Module):
 
         return logits
 
-    def borrowed_head(self, target: TargetView) -> Callable[[Tensor], Tensor] | None:
+    def borrowed_head(self, target: TargetView) -> TargetHead | None:
         """The target's head over this vocabulary, or None where the network has its own. Raises UsageError where
         exit_dim is not the head's width."""
         if self.head is not None:
@@ -117,7 +117,7 @@ class ReDrafterNetwork(nn.Module):
         check_width(
             "redrafter", wanted=self.architecture.exit_dim, width=target.hidden_size, option="redrafter.exit_dim"
         )
-        return target_head(target, self.vocabulary)
+        return TargetHead(target, self.vocabulary)
 
 
 def parameter_dtype(network: nn.Module) -> torch.dtype:

@@ -25,9 +25,9 @@ from transformers import (
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
+from specbench.linear import lay_out_linears
 from specbench.lm import attention
 from specbench.lm.cached_lm import CachedLM
-from specbench.lm.layout import lay_out
 from specbench.provenance import hash_weights
 
 PROVEN = frozenset(
@@ -217,7 +217,7 @@ def load_lm(
         del probe
     model = _load_model(folder, config, name=name, dtype=dtype, attention_name=attention_name, remote=trust_remote_code)
     nn.Module.to(model, device)  # in place; transformers' own .to() is wrapped and loses its types
-    lay_out(model)
+    lay_out_linears(model)
     return CachedLM(
         model,
         name=name,

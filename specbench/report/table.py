@@ -143,8 +143,8 @@ def styled(summary: RunSummary, *, width: int | None) -> list[Styled]:
     for line in table_lines:
         style = "red" if line.is_broken else "dim"
         found += [Styled(p, style) for note in line.notes for p in wrap_words(f"{line.cells['method']}: {note}", room)]
-    for line in contrast_lines(summary):
-        found += [Styled(part) for part in wrap_words(line, room)]
+    for sentence in contrast_lines(summary):
+        found += [Styled(part) for part in wrap_words(sentence, room)]
     for remark in remarks(summary):
         found += [Styled(part, "red" if "failed" in remark else "dim") for part in wrap_words(remark, room)]
     if dropped:

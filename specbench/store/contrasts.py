@@ -16,7 +16,7 @@ from specbench.store.records import Contrast
 def contrasts(facts: Facts) -> list[Contrast]:
     """Every competitor beside the first one in the plan that has the same method and all but one option in common:
     `--grid redrafter.draft=plain,shared-noise` says what the noise gains over `plain`."""
-    found = []
+    found: list[Contrast] = []
     options = {row["method"]: _options(row) for row in facts.methods}
     for place, row in enumerate(facts.methods):
         for base in facts.methods[:place]:

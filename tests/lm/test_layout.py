@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import tiny_model
 
-from specbench.lm.layout import lay_out
+from specbench.linear import lay_out_linears
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
 
@@ -15,7 +15,7 @@ needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="th
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_float32_weights_keep_their_values_and_ties_and_change_their_strides(is_tied: bool) -> None:
     model, same = (tiny_model(dtype=torch.float32, tie_word_embeddings=is_tied) for _ in range(2))
-    lay_out(model)
+    lay_out_linears(model)
     for (name, now), before in zip(model.named_parameters(), same.parameters(), strict=True):
         assert torch.equal(now, before), name
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
@@ -32,5 +32,5 @@ def test_float32_weights_keep_their_values_and_ties_and_change_their_strides(is_
 def test_other_dtypes_are_left_alone(dtype: torch.dtype) -> None:
     model = tiny_model(dtype=dtype)
     strides = [parameter.stride() for parameter in model.parameters()]
-    lay_out(model)
+    lay_out_linears(model)
     assert [parameter.stride() for parameter in model.parameters()] == strides

@@ -54,7 +54,7 @@ def test_an_imported_checkpoint_says_what_the_equations_say_in_training_and_in_d
     h, tokens = _inputs(view)
     embedded = view.embed_tokens(tokens).detach()
     for live in (False, True):
-        drafting = LaidOut(network, view, table=table, num_rows=1, live=live)
+        drafting = LaidOut(network, view, table=table, live=live)
         context = drafting.context(h[None])
         training, state = network.initial_state(1, embedded), None
         for depth in range(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,3 +37,23 @@ def test_a_trimmed_drafter_learns_the_words_that_its_data_uses_most(method: str,
     missing = torch.ones(VOCAB, dtype=torch.bool)
     missing[ids] = False
     assert len(ids) == 12 and int(counts[missing].max()) <= int(least)
+
+
+@pytest.mark.parametrize(
+    ("method", "form"), [*((name, None) for name in TRIMMED), ("ctc", "eagle")], ids=lambda value: value or ""
+)
+@pytest.mark.parametrize("loss", ["ce", "kd", "lk"])
+def test_every_loss_learns_in_half_precision(
+    method: str, form: str | None, loss: str, target: Path, tmp_path: Path
+) -> None:
+    corpus, progress = make_corpus(), Quiet()
+    request = make_request(target, tmp_path, learn="kd", max_steps=6, method=method, precision="bf16", loss=loss)
+    settings = tuple(Setting(method, name, value) for name, value in TRIMMED[method].items())
+    if form is not None:
+        settings = (*settings, Setting(method, "form", form))
+    outcome = train(replace(request, settings=settings, methods_dirs=()), progress, corpus=corpus)
+    assert outcome.folder is not None and all(math.isfinite(each) for each in progress.losses)
+    if loss != "lk":  # which wanders in so few steps, in float32 as well
+        assert progress.losses[-1] < progress.losses[0]
+    state = checkpoint.load(outcome.folder, method=method).state
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
