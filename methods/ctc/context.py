@@ -98,6 +98,24 @@ class FeatureCache:
         unfolded: Tensor = mixed.unflatten(2, (group, num_queries)).permute(0, 3, 1, 2, 4).flatten(2)
         return unfolded
 
+    def advance(self, heads_BXd: Tensor, place_B: Tensor) -> Tensor:
+        """One new feature a row: its queries, keys and values (B, H + 2 G, d), not yet turned -> what its queries see
+        of all slots up to its own, (B, H * d)."""
+        num_rows, kv_heads = heads_BXd.shape[0], self._key.shape[2]
+        cos, sin = (part.index_select(0, place_B)[:, None] for part in (self._table.cos, self._table.sin))
+        turned = self._table.rotate(heads_BXd[:, :-kv_heads], cos, sin)
+        where = (self._rows_B1[:num_rows, 0], place_B)
+        self._key[where] = turned[:, -kv_heads:]
+        self._value[where] = heads_BXd[:, -kv_heads:]
+        num_read = self.num_read
+        mixed = F.scaled_dot_product_attention(
+            turned[:, :-kv_heads].unflatten(1, (kv_heads, -1)),
+            self._key[:num_rows, :num_read].transpose(1, 2),
+            self._value[:num_rows, :num_read].transpose(1, 2),
+            attn_mask=(self._slots_S[:num_read] <= place_B[:, None])[:, None, None],
+        )
+        return mixed.flatten(1)
+
     def keep(self, rows: list[int]) -> None:
         """Rows leave: new row i is old row rows[i] (increasing)."""
         for buffer in (self._key, self._value):

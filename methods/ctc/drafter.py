@@ -18,6 +18,7 @@ from torch import Tensor
 
 from methods.ctc.architecture import Architecture
 from methods.ctc.context import FeatureCache
+from methods.ctc.laid_out import LaidOutLayer, fits
 from methods.ctc.module import CtcNetwork
 from methods.ctc.prefix_search import Levels, frames_of, independent, search
 from methods.ctc.transform import collapse_tree
@@ -27,6 +28,7 @@ from specbench.errors import UsageError
 from specbench.linear import lay_out_linears
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
 from specbench.sampling import process
+from specbench.tree import chain
 
 NAME = "ctc"
 EAGLE_DEPTH = 4
@@ -266,8 +268,44 @@ class EagleDrafter(CtcDrafter):
         self._scratch = self._width * self._depth
         self._cache = self._make_cache(self._scratch)
         self._own_NN = torch.eye(self._scratch, dtype=torch.bool, device=target.device)
+        self._laid_out: LaidOutLayer | None = None
+
+    def lay_out(self) -> None:
+        """A chain runs on weights in another order from now on; the network must not learn any more."""
+        network, layer, cache = self._network, self._network.layer, self._cache
+        if self._width > 1 or self._collapses or layer is None or cache is None:
+            return
+        if fits(network, self._target):
+            self._laid_out = LaidOutLayer(network, layer, self._target, cache)
 
     def _grow(self, noise: DraftNoise | None) -> DraftTree:
+        if self._laid_out is not None and self._cache is not None:
+            return self._chain(self._laid_out, self._cache.len_B - 1, noise)
+        return self._paths(noise)
+
+    def _chain(self, layer: LaidOutLayer, place_B: Tensor, noise: DraftNoise | None) -> DraftTree:
+        vocabulary, noise_at = self._network.vocabulary, self._noise(noise)
+        seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
+        # The anchor's keys and values stand there already; they are written again.
+        state_BD = layer.follow(self._anchor_BD, place_B)
+        drafted: list[Tensor] = []
+        for depth in range(1, self._depth + 1):
+            scores_BV = self._network.token_logits(state_BD, self._head)
+            if not self._is_plain:
+                scores_BV = vocabulary.scores(scores_BV, self._target, seen_BV)
+            if noise_at is not None:
+                scores_BV = scores_BV + noise_at(depth)
+            token_B = vocabulary.to_target(scores_BV.argmax(-1))
+            drafted.append(token_B)
+            if depth == self._depth:
+                break
+            if seen_BV is not None:
+                seen_BV.scatter_(1, token_B[:, None], True)
+            place_B = place_B + 1
+            state_BD = layer.follow(layer.features(token_B, state_BD), place_B)
+        return chain(torch.stack(drafted, 1))
+
+    def _paths(self, noise: DraftNoise | None) -> DraftTree:
         network, noise_at = self._network, self._noise(noise)
         num_rows = self._root_B.shape[0]
         rows_B1 = self._rows_B[:num_rows, None]
@@ -340,5 +378,7 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     checkpoint.as_dtype(network, target)
     lay_out_linears(network)
     drafter = make(network, target, options)
+    if isinstance(drafter, EagleDrafter):
+        drafter.lay_out()
     drafter.weights_hash, drafter.trained_on = found.weights_hash, found.target.weights_hash
     return drafter
