@@ -58,11 +58,11 @@ def competitors(request: RunRequest) -> tuple[Competitor, ...]:
         if name == BASELINE:
             continue
         for varied in _combinations(name, request.grid):
-            own = _choose(name, said, varied, request, is_demo=is_demo)
-            # A wrapped method's axes are varied inside what wraps it.
-            inner_axes = _combinations(own.inner.card.name, request.grid) if own.inner else [{}]
+            # A wrapped method's axes are varied inside what wraps it, and it may need one of them to be ready.
+            first = _choose(name, said, _firsts(request.grid) | varied, request, is_demo=is_demo)
+            inner_axes = _combinations(first.inner.card.name, request.grid) if first.inner else [{}]
             for more in inner_axes:
-                choice = _choose(name, said, varied | more, request, is_demo=is_demo) if more else own
+                choice = _choose(name, said, varied | more, request, is_demo=is_demo)
                 shown = [
                     f"{option if method == name else f'{method}.{option}'}={value}"
                     for (method, option), value in (varied | more).items()
@@ -83,6 +83,10 @@ def _combinations(method: str, grid: Sequence[GridAxis]) -> list[_Varied]:
         {(method, axis.option): value for axis, value in zip(axes, values, strict=True)}
         for values in itertools.product(*(axis.values for axis in axes))
     ]
+
+
+def _firsts(grid: Sequence[GridAxis]) -> _Varied:
+    return {(axis.method, axis.option): axis.values[0] for axis in grid}
 
 
 def _choose(

@@ -138,6 +138,21 @@ def test_a_wrapped_methods_options_vary_inside_what_wraps_it(tiny_suite: Path, t
     assert [options["prompt_lookup.num_tokens"] for options in found.values()] == [2, 4]
 
 
+def test_what_a_wrapped_method_cannot_do_without_may_come_from_the_grid(tiny_suite: Path, tiny_target: Path) -> None:
+    asked = RunRequest(
+        suite=str(tiny_suite),
+        target=str(tiny_target),
+        methods=("draft_model", "hybrid"),
+        grid=(GridAxis("draft_model", "model", ("a", "b")),),
+    )
+    assert [each.label for each in competitors(asked)[2:]] == [
+        "draft_model[model=a]",
+        "draft_model[model=b]",
+        "hybrid(draft_model)[draft_model.model=a]",
+        "hybrid(draft_model)[draft_model.model=b]",
+    ]
+
+
 def test_options_of_a_method_that_nothing_wraps_are_still_refused(tiny_suite: Path) -> None:
     with pytest.raises(UsageError, match="not among the methods"):
         RunRequest(
