@@ -1,4 +1,4 @@
-"""`specbench eval`: accuracy by depth and simulated acceptance of a trained drafter on any data set."""
+"""`specbench eval`: simulated acceptance of any method on any data set, and accuracy by depth of a trained one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ app = new_app()
     epilog=examples(
         "specbench eval --method redrafter --set redrafter.weights=results/drafters/NAME --dataset gsm8k",
         "specbench eval --method lstm --set lstm.weights=demo --documents 100 --json",
+        "specbench eval --method prompt_lookup --dataset gsm8k",
     ),
 )
 def evaluate(
@@ -47,6 +48,7 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """How often a drafter is right, by depth, and how many tokens a step it would commit; nothing is timed."""
+    given = options.settings(set_)
     request = TrainRequest(
         method=method,
         target=target,
@@ -62,7 +64,7 @@ def evaluate(
         dtype=cast("Dtype | None", dtype),
         device=device,
         threads=threads,
-        settings=options.settings(set_),
+        settings=tuple(item for item in given if item.method == method),
         data=tuple(data or ()),
         methods_dirs=tuple(cast("list[Path]", methods_dir or [])),
     )
@@ -70,7 +72,7 @@ def evaluate(
     from specbench.training.measure import evaluate as measure
 
     with open_train_progress() as progress:
-        found = measure(request, progress)
+        found = measure(request, progress, wrapped=tuple(item for item in given if item.method != method))
     for line in found.notes:
         note(visible(line))
     if as_json:
@@ -94,5 +96,5 @@ def evaluate(
     if found.acceptance_length is not None:
         show(
             f"simulated acceptance length {found.acceptance_length:.3f} on {found.num_prompts} prompts "
-            f"({found.num_steps:,} steps), bonus included"
+            f"({found.num_steps:,} steps, {found.num_nodes / max(found.num_steps, 1):.1f} nodes each), bonus included"
         )
