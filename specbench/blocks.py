@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from specbench.errors import UsageError
-from specbench.linear import FrozenLinear, input_major, is_reordered
+from specbench.linear import FrozenLinear, stored
 from specbench.losses import Law
 from specbench.method import TargetView
 from specbench.sampling import process
@@ -153,8 +153,7 @@ class TargetHead:
         weight, bias = self._whole, self._whole_bias
         if ids is not None:
             ids = ids.to(weight.device)
-            weight = weight[ids]
-            weight = input_major(weight) if is_reordered(weight) else weight.contiguous()
+            weight = stored(weight[ids])
             bias = None if bias is None else bias[ids]
         self._weight, self._bias, self._linear = weight, bias, FrozenLinear(weight, bias)
 

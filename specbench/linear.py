@@ -42,6 +42,11 @@ def input_major(weight_OI: Tensor) -> Tensor:
     return weight_OI.detach().t().contiguous().t()
 
 
+def stored(weight_OI: Tensor) -> Tensor:
+    """A finished weight as it is best stored: input-major where `is_reordered`, else in rows without gaps."""
+    return input_major(weight_OI) if is_reordered(weight_OI) else weight_OI.detach().contiguous()
+
+
 class FrozenLinear:
     """x (..., I) -> x @ weight.T + bias (..., O). The weight may be replaced or written to; a product that needs
     a gradient, and weights that `is_reordered` does not name, go torch's own way."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.ctc.context import FeatureCache
 from methods.ctc.module import CtcNetwork, Layer
-from specbench.linear import FrozenLinear, input_major, is_reordered
+from specbench.linear import FrozenLinear, stored
 from specbench.method import TargetView
 
 TABLE_BYTES = 64 << 20
@@ -44,13 +44,13 @@ class LaidOutLayer:
         )
         if network.fc.bias is not None:
             self._table_VD += network.fc.bias
-        self._from_state_DD = _laid(from_state).t()
+        self._from_state_DD = stored(from_state).t()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self._qkv = FrozenLinear(_laid(torch.cat([each.weight for each in projections])))
+        self._qkv = FrozenLinear(stored(torch.cat([each.weight for each in projections])))
         self._head_dim = arch.head_dim
-        self._out = FrozenLinear(_laid(attention.o_proj.weight))
-        self._gate_up = FrozenLinear(_laid(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])))
-        self._down = FrozenLinear(_laid(mlp.down_proj.weight))
+        self._out = FrozenLinear(stored(attention.o_proj.weight))
+        self._gate_up = FrozenLinear(stored(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])))
+        self._down = FrozenLinear(stored(mlp.down_proj.weight))
         weight = layer.post_attention_layernorm.weight.detach()
         self._norm_2D, self._eps, self._width = torch.cat([weight, weight]), arch.norm_eps, width
         self._cache = cache
@@ -67,8 +67,3 @@ class LaidOutLayer:
         normed = F.layer_norm(both, (2 * self._width,), self._norm_2D, None, self._eps)[:, : self._width]
         gate, up = self._gate_up(normed).chunk(2, dim=1)
         return self._down(F.silu(gate) * up).add_(r_BD)
-
-
-def _laid(weight_OI: Tensor) -> Tensor:
-    weight = weight_OI.detach()
-    return input_major(weight) if is_reordered(weight) else weight.contiguous()

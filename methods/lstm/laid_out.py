@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.lstm.module import EPSILON, GATES, BiasedRMSNorm, Speculator, State, SumLSTM
-from specbench.linear import FrozenLinear, input_major, is_reordered
+from specbench.linear import FrozenLinear, stored
 from specbench.method import TargetView
 
 TABLE_BYTES = 64 << 20
@@ -69,7 +69,7 @@ class LaidOut:
         self._projections = [_Plus(matrix) for matrix in projections]
         self._cell_norm, self._state_norm = _doubled(network.cell_norm), _doubled(network.state_norm)
         weight, bias = network.head_of(0).matrix()
-        self._head = FrozenLinear(input_major(weight) if is_reordered(weight) else weight, bias)
+        self._head = FrozenLinear(stored(weight), bias)
 
     def start(self, hidden_NH: Tensor) -> State:
         """As the network's."""
@@ -96,7 +96,7 @@ class _Plus:
     """x @ weight.T + y, y (N, O)."""
 
     def __init__(self, weight_OI: Tensor) -> None:
-        weight = input_major(weight_OI) if is_reordered(weight_OI) else weight_OI.contiguous()
+        weight = stored(weight_OI)
         self._turned_IO, self._linear = weight.t(), FrozenLinear(weight)
 
     def __call__(self, x_NI: Tensor, y_NO: Tensor) -> Tensor:
