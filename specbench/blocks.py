@@ -90,16 +90,16 @@ class DraftVocabulary(nn.Module):
         """
         if self.ids is None or self.index_V is None:
             return law
-        if law.ids_NK is None:
-            kept = law.logp_NK[:, self.ids]
+        if law.ids_RK is None:
+            kept = law.logp_RK[:, self.ids]
             lost = (1 - kept.exp().sum(-1)).clamp(min=1e-30)
-            return Law(kept, None, lost.log())
-        index = self.index_V[law.ids_NK]
+            return Law(kept, None, lost.log(), law.row_N)
+        index = self.index_V[law.ids_RK]
         known = index >= 0
-        logp = law.logp_NK.masked_fill(~known, float("-inf"))
-        lost = (law.logp_NK.exp() * ~known).sum(-1)
-        tail = lost if law.log_tail_N is None else lost + law.log_tail_N.exp()
-        return Law(logp, index.clamp(min=0), tail.clamp(min=1e-30).log())
+        logp = law.logp_RK.masked_fill(~known, float("-inf"))
+        lost = (law.logp_RK.exp() * ~known).sum(-1)
+        tail = lost if law.log_tail_R is None else lost + law.log_tail_R.exp()
+        return Law(logp, index.clamp(min=0), tail.clamp(min=1e-30).log(), law.row_N)
 
     def scores(self, logits: Tensor, target: TargetView, seen_V: Tensor | None = None) -> Tensor:
         """`sampling.process` over the drafter's vocabulary (..., W), as the engine applies it to the target.
@@ -114,17 +114,30 @@ class DraftVocabulary(nn.Module):
         return noise_V if noise_V is None or self.ids is None else noise_V[..., self.ids]
 
 
-def laws_at(law: Callable[[Tensor], Law], state_N: Tensor, vocabulary: DraftVocabulary) -> Callable[[slice], Law]:
-    """For `losses.chunked`: the drafter's share of the target's laws at these flat states. law: `Teacher.law`.
+class SharedLaws:
+    """The drafter's share of the target's laws, for `losses.chunked`: one state's law is asked for by up to n depths
+    and is made once, where all of them together may be kept; otherwise once a chunk.
 
-    n depths ask for each state up to n times; within a chunk its logits are made once.
+    law: `Teacher.law`. state_N: all flat states that will be asked for.
     """
 
-    def of(where: slice) -> Law:
-        distinct, index = state_N[where].unique(return_inverse=True)
-        return vocabulary.restrict(law(distinct)).rows(index)
+    def __init__(
+        self, law: Callable[[Tensor], Law], state_N: Tensor, vocabulary: DraftVocabulary, *, kept: int
+    ) -> None:
+        self._law: Callable[[Tensor], Law] = lambda index_N: vocabulary.restrict(law(index_N))
+        self._distinct = torch.unique(state_N)
+        self._whole = self._law(self._distinct) if self._distinct.shape[0] <= kept else None
 
-    return of
+    def at(self, state_N: Tensor) -> Callable[[slice], Law]:
+        """For these of the states, in this order, by slice."""
+
+        def of(where: slice) -> Law:
+            if self._whole is not None:
+                return self._whole.rows(torch.searchsorted(self._distinct, state_N[where]))
+            distinct, index = torch.unique(state_N[where], return_inverse=True)
+            return self._law(distinct).rows(index)
+
+        return of
 
 
 def frequent_ids(counts_V: Tensor, size: int, *, always: tuple[int, ...] = ()) -> Tensor:

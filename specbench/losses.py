@@ -2,40 +2,71 @@
 
 p is the target's law, q the drafter's. A law is whole, or its top-k and the log-probability of everything else.
 
-N positions, V the drafter's vocabulary, K entries of a law (V when whole), A anchors, n depths, R ranks counted.
+N positions, R rows of a law, V the drafter's vocabulary, K entries of a law (V when whole), A anchors, n depths, of
+whose labels the first `rank` choices are counted (R there).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LossName = Literal["ce", "kd", "tv", "lk"]
 _TINY = 1e-30
 
 
-class Law(NamedTuple):
-    """log p of N positions, float32 or float64."""
+@dataclass(frozen=True, eq=False)
+class Law:
+    """log p of N positions, float32 or float64: R rows, of which a position has one."""
 
-    logp_NK: Tensor
-    ids_NK: Tensor | None = None
+    logp_RK: Tensor
+    ids_RK: Tensor | None = None
     """Which entries of the drafter's vocabulary; None = all of them in order."""
-    log_tail_N: Tensor | None = None
+    log_tail_R: Tensor | None = None
     """log of the mass outside the entries; None = there is none."""
+    row_N: Tensor | None = None
+    """Row of each position; None = position n has row n. n depths ask for one state's law up to n times: it is kept
+    once."""
+    _known: dict[float, _Wanted] = field(default_factory=dict, repr=False)
+    """`wanted` by temperature, computed once for all that share the rows."""
 
     def rows(self, index_M: Tensor) -> Law:
-        """The laws of these positions, any number of times each."""
+        """The laws of these positions, any number of times each; nothing is copied."""
+        return replace(self, row_N=index_M if self.row_N is None else self.row_N[index_M])
+
+    def spread(self) -> Law:
+        """The same, a row for each position."""
+        if self.row_N is None:
+            return self
         return Law(
-            self.logp_NK[index_M],
-            None if self.ids_NK is None else self.ids_NK[index_M],
-            None if self.log_tail_N is None else self.log_tail_N[index_M],
+            self.logp_RK[self.row_N],
+            None if self.ids_RK is None else self.ids_RK[self.row_N],
+            None if self.log_tail_R is None else self.log_tail_R[self.row_N],
         )
+
+    def wanted(self, temperature: float) -> _Wanted:
+        """Of a whole law: p ** (1 / temperature), renormalised over what the drafter can say."""
+        assert self.ids_RK is None, "a cut law lacks most of p"
+        if temperature not in self._known:
+            logp_RV = self.logp_RK
+            if temperature != 1.0 or self.log_tail_R is not None:
+                logp_RV = (logp_RV / temperature).log_softmax(-1)
+            p_RV = logp_RV.exp()
+            self._known[temperature] = _Wanted(p_RV, (p_RV * logp_RV.clamp(min=-1e4)).sum(-1))
+        return self._known[temperature]
+
+
+class _Wanted(NamedTuple):
+    p_RV: Tensor
+    negative_entropy_R: Tensor
+    """sum p log p."""
 
 
 def whole_law(logits_NV: Tensor, temperature: float = 1.0) -> Law:
@@ -46,12 +77,12 @@ def whole_law(logits_NV: Tensor, temperature: float = 1.0) -> Law:
 
 def top_law(law: Law, top_k: int) -> Law:
     """The k most probable entries and the tail, as a cache keeps them. Exact for the entries."""
-    assert law.ids_NK is None, "cut a whole law, not a cut one"
-    if top_k >= law.logp_NK.shape[-1]:
+    assert law.ids_RK is None, "cut a whole law, not a cut one"
+    if top_k >= law.logp_RK.shape[-1]:
         return law
-    logp_NK, ids_NK = law.logp_NK.topk(top_k, dim=-1)
-    rest = (1 - logp_NK.exp().sum(-1)).clamp(min=_TINY)
-    return Law(logp_NK, ids_NK, rest.log())
+    logp_RK, ids_RK = law.logp_RK.topk(top_k, dim=-1)
+    rest = (1 - logp_RK.exp().sum(-1)).clamp(min=_TINY)
+    return Law(logp_RK, ids_RK, rest.log(), law.row_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +102,10 @@ class Objective:
     rank: int = 5
     """Top-1 .. top-rank accuracies are counted."""
     chunk: int = 1024
-    """Positions whose logits exist at one time; where there are more, the backward pass computes them again."""
+    """Positions that go through the head at one time."""
+    kept: int = 1024
+    """Positions whose logits are kept for the backward pass; where there are more, it computes them again, a chunk at
+    a time."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -89,7 +123,7 @@ def per_position(logits_NV: Tensor, label_N: Tensor, law: Law | None, objective:
     assert law is not None, f"loss {objective.loss} needs the target's laws"
     if objective.loss == "kd":
         tau = objective.temperature
-        divergence = kl(logits_NV / tau, _tempered(law, tau)) * tau**2
+        divergence = kl(logits_NV, law, temperature=tau) * tau**2
         if objective.alpha == 1.0:
             return divergence
         return objective.alpha * divergence + (1 - objective.alpha) * _cross_entropy(logits_NV, label_N)
@@ -97,36 +131,63 @@ def per_position(logits_NV: Tensor, label_N: Tensor, law: Law | None, objective:
     return 1 - accepted if objective.loss == "tv" else -accepted.clamp(min=_TINY).log()
 
 
-def kl(logits_NV: Tensor, law: Law) -> Tensor:
-    """KL(p || q) per position (N,); outside a top-k both laws are one bucket. Where the drafter's vocabulary lacks some
-    of p (a whole law with a tail) p is renormalised over what it has."""
+def kl(logits_NV: Tensor, law: Law, *, temperature: float = 1.0) -> Tensor:
+    """KL(p || q) per position (N,), both at a temperature; outside a top-k both laws are one bucket. Where the
+    drafter's vocabulary lacks some of p (a whole law with a tail) p is renormalised over what it has. No gradient flows
+    into p."""
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
+    if law.ids_RK is None:
+        wanted = law.wanted(temperature)
+        found: Tensor = _WholeKL.apply(logits_NV, wanted.p_RV, wanted.negative_entropy_R, law.row_N)  # type: ignore[no-untyped-call]
+        return found
+    law = _tempered(law.spread(), temperature)
+    assert law.ids_RK is not None
     logq_NV = logits_NV.log_softmax(-1)
-    logp = law.logp_NK.to(logq_NV.dtype)
-    if law.ids_NK is None:
-        if law.log_tail_N is not None:
-            logp = logp.log_softmax(-1)
-        return (logp.exp() * (logp.clamp(min=-1e4) - logq_NV)).sum(-1)
-    logq_NK = logq_NV.gather(-1, law.ids_NK)
+    logp = law.logp_RK.to(logq_NV.dtype)
+    logq_NK = logq_NV.gather(-1, law.ids_RK)
     p = logp.exp()
     entries = (p * (logp.clamp(min=-1e4) - logq_NK)).sum(-1)
-    if law.log_tail_N is None:
+    if law.log_tail_R is None:
         return entries
-    log_tail = law.log_tail_N.to(logq_NV.dtype)
-    return entries + log_tail.exp() * (log_tail - _log_rest(logq_NV, law.ids_NK, logp))
+    log_tail = law.log_tail_R.to(logq_NV.dtype)
+    return entries + log_tail.exp() * (log_tail - _log_rest(logq_NV, law.ids_RK, logp))
+
+
+class _WholeKL(torch.autograd.Function):
+    """sum p (log p - log q) with its gradient q - p written out: autograd's own way through the logarithm reads and
+    writes (N, V) numbers twice as often, and this is most of what a small drafter's training does."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, p_RV: Tensor, negative_entropy_R: Tensor, row_N: Tensor | None) -> Tensor:
+        logq_NV = logits_NV.log_softmax(-1)
+        p_NV, negative_entropy_N = p_RV, negative_entropy_R
+        if row_N is not None:
+            p_NV, negative_entropy_N = p_RV[row_N], negative_entropy_R[row_N]
+        p_NV = p_NV.to(logq_NV.dtype)
+        ctx.save_for_backward(logq_NV, p_NV)
+        return negative_entropy_N.to(logq_NV.dtype) - (p_NV * logq_NV).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor, None, None, None]:
+        logq_NV, p_NV = ctx.saved_tensors
+        return logq_NV.exp().sub_(p_NV).mul_(upstream_N[:, None]), None, None, None
 
 
 def overlap(logits_NV: Tensor, law: Law) -> Tensor:
     """sum min(p, q) per position (N,): the chance that one draft token is accepted (Leviathan 2023, Theorem 3.5). With
     a tail an upper bound: the two tails are taken to overlap wholly."""
+    law = law.spread()
     logq_NV = logits_NV.log_softmax(-1)
-    p = law.logp_NK.to(logq_NV.dtype).exp()
-    if law.ids_NK is None:
+    p = law.logp_RK.to(logq_NV.dtype).exp()
+    if law.ids_RK is None:
         return torch.minimum(p, logq_NV.exp()).sum(-1)
-    shared = torch.minimum(p, logq_NV.gather(-1, law.ids_NK).exp()).sum(-1)
-    if law.log_tail_N is None:
+    shared = torch.minimum(p, logq_NV.gather(-1, law.ids_RK).exp()).sum(-1)
+    if law.log_tail_R is None:
         return shared
-    rest = _log_rest(logq_NV, law.ids_NK, law.logp_NK).exp()
-    return shared + torch.minimum(law.log_tail_N.to(logq_NV.dtype).exp(), rest)
+    rest = _log_rest(logq_NV, law.ids_RK, law.logp_RK).exp()
+    return shared + torch.minimum(law.log_tail_R.to(logq_NV.dtype).exp(), rest)
 
 
 def _cross_entropy(logits_NV: Tensor, label_N: Tensor) -> Tensor:
@@ -134,15 +195,15 @@ def _cross_entropy(logits_NV: Tensor, label_N: Tensor) -> Tensor:
 
 
 def _tempered(law: Law, temperature: float) -> Law:
-    """p ** (1 / tau), renormalised. A tail is one entry among the others: exact for whole laws only."""
+    """p ** (1 / tau) of a cut law, renormalised; its tail is one entry among the others, which is not exact."""
     if temperature == 1.0:
         return law
-    scaled = law.logp_NK / temperature
-    if law.log_tail_N is None:
-        return Law(scaled.log_softmax(-1), law.ids_NK)
-    tail = law.log_tail_N / temperature
+    scaled = law.logp_RK / temperature
+    if law.log_tail_R is None:
+        return Law(scaled.log_softmax(-1), law.ids_RK)
+    tail = law.log_tail_R / temperature
     norm = torch.logaddexp(scaled.logsumexp(-1), tail)
-    return Law(scaled - norm[:, None], law.ids_NK, tail - norm)
+    return Law(scaled - norm[:, None], law.ids_RK, tail - norm)
 
 
 def _log_rest(logq_NV: Tensor, ids_NK: Tensor, logp_NK: Tensor) -> Tensor:
@@ -168,7 +229,8 @@ def chunked(
     law_of: Callable[[slice], Law] | None,
     objective: Objective,
 ) -> PositionLoss:
-    """`per_position(head(inputs))` with `objective.chunk` rows of logits at a time: a larger (N, V) never exists.
+    """`per_position(head(inputs))` with `objective.chunk` rows of logits at a time: never more than `objective.kept`
+    (and a chunk) exist.
 
     law_of: the law of inputs[slice]; None for `ce`. head may hold parameters; their gradients are exact.
     """
@@ -183,13 +245,15 @@ def chunked(
             rank = torch.where(label >= 0, (logits > own).sum(-1), logits.shape[-1])
         return loss, rank
 
-    if inputs_NE.shape[0] <= objective.chunk:
-        # All of it fits: nothing is computed twice (a quarter of a training step where the head is the largest part).
-        return PositionLoss(*part(inputs_NE, slice(0, inputs_NE.shape[0])))
+    num = inputs_NE.shape[0]
     losses, ranks = [], []
-    for start in range(0, inputs_NE.shape[0], objective.chunk):
-        where = slice(start, start + objective.chunk)
-        loss, rank = checkpoint(part, inputs_NE[where], where, use_reentrant=False)
+    # One chunk even of no positions: the parameters stay part of the loss.
+    for start in range(0, max(num, 1), objective.chunk):
+        where = slice(start, min(start + objective.chunk, num))
+        if num <= max(objective.kept, objective.chunk):
+            loss, rank = part(inputs_NE[where], where)
+        else:
+            loss, rank = checkpoint(part, inputs_NE[where], where, use_reentrant=False)
         losses.append(loss)
         ranks.append(rank)
     return PositionLoss(torch.cat(losses), torch.cat(ranks))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from specbench.blocks import DraftVocabulary, TargetHead, check_width, frequent_ids, laws_at, parameter_report
+from specbench.blocks import DraftVocabulary, SharedLaws, TargetHead, check_width, frequent_ids, parameter_report
 from specbench.engine.decode import Engine
 from specbench.errors import UsageError
 from specbench.losses import Law, kl, top_law, whole_law
@@ -57,17 +57,17 @@ def test_a_law_restricted_to_a_trimmed_vocabulary_keeps_what_can_be_said_and_the
     logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     law, vocabulary = whole_law(logits), DraftVocabulary(6, IDS)
     whole = vocabulary.restrict(law)
-    assert whole.log_tail_N is not None
-    torch.testing.assert_close(whole.logp_NK, law.logp_NK[:, IDS])
-    torch.testing.assert_close(whole.logp_NK.exp().sum(-1) + whole.log_tail_N.exp(), torch.ones(5, dtype=torch.float64))
+    assert whole.log_tail_R is not None
+    torch.testing.assert_close(whole.logp_RK, law.logp_RK[:, IDS])
+    torch.testing.assert_close(whole.logp_RK.exp().sum(-1) + whole.log_tail_R.exp(), torch.ones(5, dtype=torch.float64))
     cut = vocabulary.restrict(top_law(law, 3))
-    assert cut.ids_NK is not None and cut.log_tail_N is not None
-    mass = cut.logp_NK.exp().sum(-1) + cut.log_tail_N.exp()
+    assert cut.ids_RK is not None and cut.log_tail_R is not None
+    mass = cut.logp_RK.exp().sum(-1) + cut.log_tail_R.exp()
     torch.testing.assert_close(mass, torch.ones(5, dtype=torch.float64))
     for row in range(5):
-        for logp, index in zip(cut.logp_NK[row].tolist(), cut.ids_NK[row].tolist(), strict=True):
+        for logp, index in zip(cut.logp_RK[row].tolist(), cut.ids_RK[row].tolist(), strict=True):
             if logp > float("-inf"):
-                assert logp == pytest.approx(float(law.logp_NK[row, IDS[index]]))
+                assert logp == pytest.approx(float(law.logp_RK[row, IDS[index]]))
 
 
 def test_a_drafter_that_says_what_it_can_in_the_targets_proportions_has_no_divergence() -> None:
@@ -76,21 +76,25 @@ def test_a_drafter_that_says_what_it_can_in_the_targets_proportions_has_no_diver
     assert kl(logits[:, IDS], restricted).abs().max() < 1e-12
 
 
-def test_laws_are_asked_for_once_per_state_and_stand_where_they_are_wanted() -> None:
+@pytest.mark.parametrize(("kept", "calls"), [(3, [[0, 1, 4]]), (2, [[1, 4], [0, 4]])])
+def test_laws_are_made_once_per_state_where_all_may_be_kept_and_else_once_a_chunk(
+    kept: int, calls: list[list[int]]
+) -> None:
     logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    asked: list[list[int]] = []
-
-    def law(index: torch.Tensor) -> Law:
-        asked.append(index.tolist())
-        return whole_law(logits[index])
-
+    state_N = torch.tensor([4, 1, 4, 4, 0])
     for vocabulary in (DraftVocabulary(6), DraftVocabulary(6, IDS)):
-        of = laws_at(law, torch.tensor([4, 1, 4, 4, 0]), vocabulary)
-        wanted = vocabulary.restrict(whole_law(logits[[4, 1, 4]]))
-        torch.testing.assert_close(of(slice(0, 3)).logp_NK, wanted.logp_NK)
-        torch.testing.assert_close(of(slice(0, 3)).log_tail_N, wanted.log_tail_N)
-        of(slice(3, 99))
-    assert asked == [[1, 4], [1, 4], [0, 4]] * 2
+        asked: list[list[int]] = []
+
+        def law(index: torch.Tensor, asked: list[list[int]] = asked) -> Law:
+            asked.append(index.tolist())
+            return whole_law(logits[index])
+
+        of = SharedLaws(law, state_N, vocabulary, kept=kept).at(state_N)
+        for where in (slice(0, 3), slice(3, 99)):
+            found, wanted = of(where).spread(), vocabulary.restrict(whole_law(logits[state_N[where]]))
+            torch.testing.assert_close(found.logp_RK, wanted.logp_RK)
+            torch.testing.assert_close(found.log_tail_R, wanted.log_tail_R)
+        assert asked == calls
 
 
 def test_the_most_frequent_words_are_kept_and_forced_ones_always() -> None:

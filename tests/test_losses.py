@@ -46,6 +46,25 @@ def test_kl_is_the_sum_over_the_vocabulary(tau: float) -> None:
     assert found.tolist() == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+@pytest.mark.parametrize("shares_rows", [False, True])
+def test_the_gradient_of_kl_written_out_is_that_of_finite_differences(tau: float, shares_rows: bool) -> None:
+    law = whole_law(_logits(1))
+    if shares_rows:
+        law = law.rows(torch.tensor([2, 2, 0, 3, 2]))
+    logits = _logits(0, 5 if shares_rows else 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kl(x, law, temperature=tau), (logits,))
+
+
+def test_a_law_the_drafter_can_only_partly_say_is_renormalised_in_kl() -> None:
+    p_logits, q_logits = _logits(1), _logits(0)
+    kept = torch.tensor([0, 2, 5])
+    whole = whole_law(p_logits).logp_RK
+    tail = (1 - whole[:, kept].exp().sum(-1)).log()
+    found = kl(q_logits[:, kept], Law(whole[:, kept], None, tail))
+    torch.testing.assert_close(found, kl(q_logits[:, kept], whole_law(p_logits[:, kept])))
+
+
 def test_kl_of_a_law_with_itself_is_nothing_whole_or_cut() -> None:
     law = whole_law(_logits(0))
     for each in (law, top_law(law, 3)):
@@ -98,11 +117,11 @@ def test_chunks_change_neither_losses_nor_gradients(loss: LossName) -> None:
     torch.manual_seed(0)
     head = nn.Linear(3, V).double()
     seen: list[tuple[Tensor, Tensor, list[Tensor]]] = []
-    for chunk in (100, 4, 1):
+    for chunk, kept in ((100, 0), (4, 100), (4, 0), (1, 0)):
         head.zero_grad()
         moved = inputs.clone().requires_grad_()
         found = chunked(
-            head, moved, label, lambda where: Law(laws.logp_NK[where]), Objective(loss=loss, chunk=chunk)
+            head, moved, label, lambda where: Law(laws.logp_RK[where]), Objective(loss=loss, chunk=chunk, kept=kept)
         )  # fmt: skip
         found.loss_N.sum().backward()  # type: ignore[no-untyped-call]
         assert moved.grad is not None

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from methods.ctc.ctc_loss import ctc, feasible_length, lattice
 from methods.ctc.drafter import make
 from methods.ctc.module import CtcNetwork, RotaryTable
-from specbench.blocks import laws_at
+from specbench.blocks import SharedLaws
 from specbench.errors import UsageError
 from specbench.lm.packed import positions_of
 from specbench.losses import Objective, chunked, count_depths
@@ -80,7 +80,7 @@ class EagleRecipe(Recipe):
         law_of = None
         if objective.needs_teacher:
             assert features.teacher is not None, "this loss needs the target's laws"
-            law_of = laws_at(features.teacher.law, next_A, network.vocabulary)
+            law_of = SharedLaws(features.teacher.law, next_A, network.vocabulary, kept=objective.kept).at(next_A)
         each = chunked(lambda states: network.token_logits(states, self._head), inputs_AD, label_A, law_of, objective)
         wanted_AD = features.states_BTKD[:, :, 0].flatten(0, 1)[next_A].to(inputs_AD.dtype)
         distance_A = F.smooth_l1_loss(inputs_AD, wanted_AD, reduction="none").mean(-1)

@@ -23,6 +23,7 @@ from methods.ctc.ctc_loss import ctc, feasible_length, lattice, next_laws
 from methods.ctc.drafter import make
 from methods.ctc.frame_attention import frames_of_anchors
 from methods.ctc.module import CtcNetwork
+from specbench.blocks import SharedLaws
 from specbench.errors import UsageError
 from specbench.losses import Law, Objective, chunked, count_depths, per_position
 from specbench.method import Drafter, Options, TargetView
@@ -141,6 +142,12 @@ class NarRecipe(Recipe):
             embedded: Tensor = self._target.embed_tokens(tokens)
         return embedded.to(self._network.dtype)
 
+    def _laws(self, state_N: Tensor, features: Features, objective: Objective) -> SharedLaws | None:
+        if not objective.needs_teacher:
+            return None
+        assert features.teacher is not None, "this loss needs the target's laws"
+        return SharedLaws(features.teacher.law, state_N, self._network.vocabulary, kept=objective.kept)
+
     # --- all alignments ----------------------------------------------------------------------------------------------
 
     def _score_alignments(
@@ -152,15 +159,14 @@ class NarRecipe(Recipe):
         features: Features,
         objective: Objective,
     ) -> _Scored:
-        head, vocabulary, teacher = self._head, self._network.vocabulary, features.teacher
+        head = self._head
         num_anchors, num_frames = states_AUD.shape[:2]
         each = max(objective.chunk // num_frames, 1)
+        asked_AL = found.state_AF[:, : self.depth]
+        laws = self._laws(asked_AL.flatten(), features, objective)
 
         def part(states_nUD: Tensor, where: slice) -> tuple[Tensor, ...]:
-            law = None
-            if objective.needs_teacher:
-                assert teacher is not None, "this loss needs the target's laws"
-                law = vocabulary.restrict(teacher.law(found.state_AF[where, : self.depth].flatten()))
+            law = None if laws is None else laws.at(asked_AL[where].flatten())(slice(None))
             logits = self._network.logits(states_nUD, head)
             # Sums over alignments are not for half precision; under autocast their products would be.
             with torch.autocast(logits.device.type, enabled=False):
@@ -213,19 +219,15 @@ class NarRecipe(Recipe):
         features: Features,
         objective: Objective,
     ) -> _Scored:
-        head, vocabulary, teacher = self._head, self._network.vocabulary, features.teacher
+        head = self._head
         anchor_N, depth_N = valid_AL.nonzero(as_tuple=True)
         state_N = found.state_AF[anchor_N, depth_N]
-
-        def law_of(where: slice) -> Law:
-            assert teacher is not None, "this loss needs the target's laws"
-            return vocabulary.restrict(teacher.law(state_N[where]))
-
+        laws = self._laws(state_N, features, objective)
         each = chunked(
             lambda states: self._network.logits(states, head),
             states_AUD[anchor_N, depth_N],
             labels_AL[anchor_N, depth_N],
-            law_of if objective.needs_teacher else None,
+            None if laws is None else laws.at(state_N),
             objective,
         )
         weight_N = objective.depth_decay ** depth_N.to(each.loss_N.dtype)

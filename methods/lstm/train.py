@@ -10,7 +10,6 @@ A anchors, n depths, N positions of a depth that may be learnt, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 from methods.lstm.architecture import Architecture
 from methods.lstm.drafter import over
 from methods.lstm.module import make_speculator
-from specbench.losses import Law, Objective, chunked, count_depths
+from specbench.blocks import SharedLaws
+from specbench.losses import Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, windows
 
@@ -49,6 +49,11 @@ class SpeculatorRecipe(Recipe):
         found = windows(features, depth=self.depth, only_generated=self._only_generated)
         state = network.start(features.states_BTKD.flatten(0, 1)[found.anchor_A, 0])
         num_anchors = found.anchor_A.shape[0]
+        laws = None
+        if objective.needs_teacher:
+            assert features.teacher is not None, "the objective needs the target's laws"
+            asked_N = found.state_AF[:, : self.depth][found.valid_AF[:, 1:]]
+            laws = SharedLaws(features.teacher.law, asked_N, vocabulary, kept=objective.kept)
         losses, ranks, total = [], [], state.hidden_ND.new_zeros(())
         for depth in range(self.depth):
             state = network.step(depth, found.ahead_AF[:, depth], state)
@@ -57,7 +62,7 @@ class SpeculatorRecipe(Recipe):
                 network.head_of(depth),
                 state.hidden_ND[which_N],
                 vocabulary.to_draft(found.ahead_AF[which_N, depth + 1]),
-                self._laws(features, found.state_AF[which_N, depth]) if objective.needs_teacher else None,
+                None if laws is None else laws.at(found.state_AF[which_N, depth]),
                 objective,
             )
             total = total + objective.depth_decay**depth * each.loss_N.sum()
@@ -65,12 +70,6 @@ class SpeculatorRecipe(Recipe):
             ranks.append(each.rank_N.new_zeros(num_anchors).index_copy(0, which_N, each.rank_N))
         counts = count_depths(torch.stack(losses, 1), torch.stack(ranks, 1), found.valid_AF[:, 1:], rank=objective.rank)
         return Loss(total=total, num_anchors=torch.tensor(num_anchors, device=total.device), counts=counts)
-
-    def _laws(self, features: Features, index_N: Tensor) -> Callable[[slice], Law]:
-        teacher = features.teacher
-        assert teacher is not None, "the objective needs the target's laws"
-        restrict = self.network.vocabulary.restrict
-        return lambda where: restrict(teacher.law(index_N[where]))
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:
         return over(self.network, target, options)

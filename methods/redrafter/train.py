@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.redrafter.drafter import ReDrafter
 from methods.redrafter.module import Architecture, ReDrafterNetwork, parameter_dtype
-from specbench.blocks import HeadKind, laws_at
+from specbench.blocks import HeadKind, SharedLaws
 from specbench.errors import UsageError
 from specbench.losses import Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
@@ -53,7 +53,8 @@ class ReDrafterRecipe(Recipe):
         law_of = None
         if objective.needs_teacher:
             assert features.teacher is not None, "this loss needs the target's laws"
-            law_of = laws_at(features.teacher.law, found.state_AF[:, :depth][anchor_N, depth_N], network.vocabulary)
+            state_N = found.state_AF[:, :depth][anchor_N, depth_N]
+            law_of = SharedLaws(features.teacher.law, state_N, network.vocabulary, kept=objective.kept).at(state_N)
         each = chunked(network.logits_with(self._head), joined_NZ, label_N, law_of, objective)
         weight_N = objective.depth_decay ** depth_N.to(each.loss_N.dtype)
         shape = valid_An.shape

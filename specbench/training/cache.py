@@ -160,10 +160,10 @@ class StateCache:
             final_SD = made.teacher.states_SD
             if self._top_k:
                 law = top_laws(self._online.lm, final_SD, self._top_k)
-                assert law.ids_NK is not None and law.log_tail_N is not None
-                kept["logp"] = law.logp_NK.float().view(num_rows, num_tokens, -1)
-                kept["ids"] = law.ids_NK.int().view(num_rows, num_tokens, -1)
-                kept["tail"] = law.log_tail_N.float().view(num_rows, num_tokens)
+                assert law.ids_RK is not None and law.log_tail_R is not None
+                kept["logp"] = law.logp_RK.float().view(num_rows, num_tokens, -1)
+                kept["ids"] = law.ids_RK.int().view(num_rows, num_tokens, -1)
+                kept["tail"] = law.log_tail_R.float().view(num_rows, num_tokens)
             elif len(self._recorded) > made.states_BTKD.shape[2]:
                 final = final_SD.view(num_rows, num_tokens, 1, -1)
                 kept["states"] = torch.cat([made.states_BTKD, final], dim=2)

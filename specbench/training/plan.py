@@ -99,7 +99,7 @@ def _memory(setup: Setup, num_parameters: int) -> int:
     states = rows_tokens * setup.view.hidden_size * (len(setup.recipe.taps) + 1) * element
     if request.learn == "seq":
         states *= setup.recipe.depth + 2
-    logits = 3 * setup.objective.chunk * lm.vocab_size * 4
+    logits = 3 * max(setup.objective.chunk, setup.objective.kept) * lm.vocab_size * 4
     mask = request.micro_batch * request.max_length**2 * (element + 1)
     return lm.num_parameters() * element + _ADAM_COPIES * 4 * num_parameters + states + logits + mask
 

@@ -221,6 +221,7 @@ def make_setup(
             alpha=request.kd_alpha,
             depth_decay=request.depth_decay,
             chunk=chunk_of(lm.vocab_size),
+            kept=kept_of(lm.vocab_size),
         ),
     )
 
@@ -237,6 +238,11 @@ def chunk_of(vocab_size: int) -> int:
     """Positions whose logits exist at one time: a chunk of 64 MB in float32. Larger ones only take memory; many small
     ones cost a small vocabulary's training a quarter of its time."""
     return max(256, 16_000_000 // vocab_size)
+
+
+def kept_of(vocab_size: int) -> int:
+    """Positions whose logits and laws are kept for the backward pass: 256 MB of each in float32."""
+    return 64_000_000 // vocab_size
 
 
 def threads_of(request: Settled) -> int:

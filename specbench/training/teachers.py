@@ -24,8 +24,9 @@ class WholeTeacher:
 
     @torch.no_grad()
     def law(self, index_N: Tensor) -> Law:
-        """Whole laws; see recipe.Teacher."""
-        return whole_law(head_logits(self.lm, self.states_SD[index_N]))
+        """Whole laws in the target's own dtype, whatever the drafter learns in; see recipe.Teacher."""
+        with torch.autocast(self.states_SD.device.type, enabled=False):
+            return whole_law(head_logits(self.lm, self.states_SD[index_N]))
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class TopTeacher:
 def top_laws(lm: CachedLM, states_SD: Tensor, top_k: int, *, chunk: int = 1024) -> Law:
     """The k best entries and the tail of every state's law, float32, `chunk` laws at a time."""
     parts = [top_law(whole_law(head_logits(lm, states)), top_k) for states in states_SD.split(chunk)]
-    logp = torch.cat([part.logp_NK for part in parts])
-    if parts[0].ids_NK is None:
+    logp = torch.cat([part.logp_RK for part in parts])
+    if parts[0].ids_RK is None:
         # k covers the vocabulary: every id is an entry and the tail is empty.
         ids = torch.arange(logp.shape[-1], device=logp.device).expand_as(logp)
         return Law(logp, ids, torch.full(logp.shape[:1], -69.0, device=logp.device))
-    ids = torch.cat([part.ids_NK for part in parts if part.ids_NK is not None])
-    tails = torch.cat([part.log_tail_N for part in parts if part.log_tail_N is not None])
+    ids = torch.cat([part.ids_RK for part in parts if part.ids_RK is not None])
+    tails = torch.cat([part.log_tail_R for part in parts if part.log_tail_R is not None])
     return Law(logp, ids, tails)
