@@ -87,6 +87,9 @@ def train(
     max_tokens: Annotated[int | None, option("--max-tokens", HOW, "N", "Ends the training.")] = None,
     max_minutes: Annotated[float | None, option("--max-minutes", HOW, "X", "Ends the training.")] = None,
     seed: Annotated[int | None, option("--seed", HOW, "N", "Default 0.")] = None,
+    data_seed: Annotated[
+        int | None, option("--data-seed", DATA, "N", "Which documents are held out; default: --seed.")
+    ] = None,
     precision: Annotated[str | None, option("--precision", HOW, "fp32|bf16", "Of the drafter's arithmetic.")] = None,
     cache_states: Annotated[
         bool,
@@ -160,6 +163,7 @@ def train(
         clip=clip,
         precision=cast("Precision | None", precision),
         seed=seed,
+        data_seed=data_seed,
         eval_every=eval_every,
         eval_documents=eval_documents,
         eval_prompts=eval_prompts,

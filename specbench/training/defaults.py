@@ -103,6 +103,7 @@ class Settled:
     clip: float
     precision: Precision
     seed: int
+    data_seed: int
     eval_every: int
     eval_documents: int
     eval_prompts: int
@@ -145,6 +146,8 @@ def with_defaults(request: TrainRequest) -> TrainRequest:
     if request.loss is None:
         filled["loss"] = _LOSS_OF[request.learn or _COMMON["learn"]]
     request = replace(request, **filled)
+    if request.data_seed is None:
+        request = replace(request, data_seed=request.seed)
     if request.precision is None:
         # The CPU has no fast bf16 everywhere; on an accelerator it halves the time of a step.
         is_cpu = request.device == "cpu" or is_demo

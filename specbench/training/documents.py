@@ -34,7 +34,7 @@ def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, acceler
     assert documents is not None and request.eval_documents is not None and request.seed is not None
     # A third at most: a small data set is for learning.
     held_out = min(request.eval_documents, len(documents) // 3)
-    parts = documents.split(held_out, seed=request.seed)
+    parts = documents.split(held_out, seed=request.data_seed)
     for line in (*documents.notes, *documents.counts.lines()):
         progress.say(line)
     return Corpus(
@@ -65,7 +65,7 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
             request.dataset,
             tokenizer=lm.tokenizer,
             max_len=request.max_length,
-            seed=request.seed,
+            seed=request.data_seed,
             columns=request.columns,
             assistant_only=request.assistant_only,
             limit=request.documents,
@@ -83,7 +83,7 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
     from specbench.data.writing import write_responses
 
     found = load_prompts(
-        prompts_of, seed=request.seed, columns=request.columns, limit=request.documents, data_dirs=request.data
+        prompts_of, seed=request.data_seed, columns=request.columns, limit=request.documents, data_dirs=request.data
     )
     progress.say(f"{lm.name} answers {len(found.prompts):,} prompts of {found.name}")
     return write_responses(

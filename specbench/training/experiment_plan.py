@@ -166,6 +166,7 @@ def _settled(
             target=findable(experiment.target),
             settings=settings_of(point),
             seed=seed,
+            data_seed=DATA_SEED,
             data=machine.data,
             store=machine.store,
             methods_dirs=machine.methods_dirs,

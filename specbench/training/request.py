@@ -89,6 +89,10 @@ class TrainRequest:
     precision: Precision | None = None
     """Of the drafter's arithmetic; its parameters are float32 always."""
     seed: int | None = None
+    """Of the first weights, the order of the rows and everything drawn while learning."""
+    data_seed: int | None = None
+    """Of the documents drawn, those held out, and the packing; None = `seed`. Trainings that share it are judged by the
+    same documents and share the states on disk."""
     eval_every: int | None = None
     """Steps between evaluations; one more is made at the end."""
     eval_documents: int | None = None
@@ -142,6 +146,7 @@ class TrainRequest:
         for name in ("beta1", "beta2"):
             check_range(name, getattr(self, name), least=0, below=1)
         check_range("seed", self.seed, least=0, most=2**63 - 1)
+        check_range("data_seed", self.data_seed, least=0, most=2**63 - 1)
         check_choice("--learn", self.learn, get_args(Learn))
         check_choice("--loss", self.loss, get_args(LossName))
         check_choice("--schedule", self.schedule, get_args(Schedule))

@@ -256,7 +256,7 @@ def _cache_of(setup: Setup) -> StateCache | None:
     request = setup.request
     if not request.cache_states:
         return None
-    identity = f"{setup.corpus.digest()}:{request.max_length}:{request.seed}"
+    identity = f"{setup.corpus.digest()}:{request.max_length}:{request.data_seed}"
     return StateCache(setup.online(setup.rows), top_k=request.teacher_top_k, identity=identity)
 
 

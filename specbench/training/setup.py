@@ -188,8 +188,10 @@ def make_setup(
     for documents, what in ((corpus.train, "training"), (corpus.held_out, "held-out")):
         check_learnable(documents, what=what)
         check_ids(documents, vocab_size=lm.vocab_size, target=lm.name)
-    rows = Rows(corpus.train.pack(request.max_length, seed=request.seed))
-    held_out_rows = Rows(corpus.held_out.pack(request.max_length, seed=request.seed))
+    packed = corpus.train.pack(request.max_length, seed=request.data_seed)
+    # The same rows for every seed, each in its own order.
+    rows = Rows(replace(packed, seed=request.seed))
+    held_out_rows = Rows(corpus.held_out.pack(request.max_length, seed=request.data_seed))
     simulator = Simulator(lm, corpus.held_out, num=request.eval_prompts, max_new_tokens=request.eval_new_tokens)
     view = simulator.view()
     seed_everything(request.seed, 0)

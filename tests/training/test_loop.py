@@ -214,6 +214,20 @@ def test_cached_states_train_the_same(target: Path, tmp_path: Path) -> None:
     assert cut.state == "finished" and _losses(tmp_path, cut.run_id)[0] < _losses(tmp_path, online.run_id)[0]
 
 
+def test_seeds_that_share_their_data_share_its_states_and_read_the_rows_in_another_order(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
+    options: dict[str, Any] = {"learn": "kd", "max_steps": 6, "cache_states": True, "data_seed": 7}
+    losses, folders = [], []
+    for seed in (1, 2):
+        done = train(make_request(target, tmp_path, seed=seed, **options), Quiet(), corpus=make_corpus())
+        losses.append(_losses(tmp_path, done.run_id))
+        folders.append(sorted(path.name for path in (tmp_path / "cache" / "states").iterdir()))
+    assert losses[0] != losses[1]
+    assert folders[0] == folders[1] and len(folders[0]) == 1
+
+
 def test_patience_ends_a_training_that_no_longer_improves(target: Path, tmp_path: Path) -> None:
     request = make_request(target, tmp_path, lr=1e-12, eval_every=1, eval_prompts=2, patience=2, max_steps=50)
     outcome = train(request, Quiet(), corpus=make_corpus())
