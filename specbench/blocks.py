@@ -133,7 +133,7 @@ class SharedLaws:
 
         def of(where: slice) -> Law:
             if self._whole is not None:
-                return self._whole.rows(torch.searchsorted(self._distinct, state_N[where]))
+                return self._whole.rows(torch.searchsorted(self._distinct, state_N[where].contiguous()))
             distinct, index = torch.unique(state_N[where], return_inverse=True)
             return self._law(distinct).rows(index)
 

@@ -84,9 +84,12 @@ class FeatureCache:
 
     def read(self, x_BMD: Tensor, places_BM: Tensor, sees_BMS: Tensor) -> Tensor:
         """What queries of x at positions places see: (B, M, H * d). sees_BMS: bool over the first S slots."""
-        num_rows, num_queries, num_read = sees_BMS.shape
         cos, sin = self._table.cos[places_BM][:, :, None], self._table.sin[places_BM][:, :, None]
-        query = self._table.rotate(self._attention.queries(x_BMD), cos, sin)
+        return self._seen(self._table.rotate(self._attention.queries(x_BMD), cos, sin), sees_BMS)
+
+    def _seen(self, query: Tensor, sees_BMS: Tensor) -> Tensor:
+        """Turned queries (B, M, H, d) -> (B, M, H * d)."""
+        num_rows, num_queries, num_read = sees_BMS.shape
         key = self._key[:num_rows, :num_read].transpose(1, 2)
         value = self._value[:num_rows, :num_read].transpose(1, 2)
         kv_heads = key.shape[1]
@@ -97,6 +100,17 @@ class FeatureCache:
         mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
         unfolded: Tensor = mixed.unflatten(2, (group, num_queries)).permute(0, 3, 1, 2, 4).flatten(2)
         return unfolded
+
+    def grow(self, heads_BMXd: Tensor, slots_BM: Tensor, places_BM: Tensor, sees_BMS: Tensor) -> Tensor:
+        """M new nodes a row: their queries, keys and values (B, M, H + 2 G, d), not yet turned, written at slots as of
+        positions places -> what their queries see, (B, M, H * d). sees_BMS: bool over the first S slots."""
+        kv_heads = self._key.shape[2]
+        cos, sin = self._table.cos[places_BM][:, :, None], self._table.sin[places_BM][:, :, None]
+        turned = self._table.rotate(heads_BMXd[:, :, :-kv_heads], cos, sin)
+        where = (self._rows_B1[: heads_BMXd.shape[0]], slots_BM)
+        self._key[where] = turned[:, :, -kv_heads:]
+        self._value[where] = heads_BMXd[:, :, -kv_heads:]
+        return self._seen(turned[:, :, :-kv_heads], sees_BMS)
 
     def advance(self, heads_BXd: Tensor, place_B: Tensor) -> Tensor:
         """One new feature a row: its queries, keys and values (B, H + 2 G, d), not yet turned -> what its queries see

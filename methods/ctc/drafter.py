@@ -11,7 +11,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -271,25 +272,24 @@ class EagleDrafter(CtcDrafter):
         self._laid_out: LaidOutLayer | None = None
 
     def lay_out(self) -> None:
-        """A chain runs on weights in another order from now on; the network must not learn any more."""
-        network, layer, cache = self._network, self._network.layer, self._cache
-        if self._width > 1 or self._collapses or layer is None or cache is None:
-            return
-        if fits(network, self._target):
-            self._laid_out = LaidOutLayer(network, layer, self._target, cache)
+        """Drafts run on weights in another order from now on; the network must not learn any more."""
+        layer = self._network.layer
+        if layer is not None and fits(self._network, self._target):
+            self._laid_out = LaidOutLayer(self._network, layer, self._target)
 
     def _grow(self, noise: DraftNoise | None) -> DraftTree:
-        if self._laid_out is not None and self._cache is not None:
-            return self._chain(self._laid_out, self._cache.len_B - 1, noise)
+        if self._width == 1 and not self._collapses and self._laid_out is not None and self._cache is not None:
+            return self._chain(self._laid_out, self._cache, noise)
         return self._paths(noise)
 
-    def _chain(self, layer: LaidOutLayer, place_B: Tensor, noise: DraftNoise | None) -> DraftTree:
+    def _chain(self, layer: LaidOutLayer, cache: FeatureCache, noise: DraftNoise | None) -> DraftTree:
         vocabulary, noise_at = self._network.vocabulary, self._noise(noise)
         seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
         # The anchor's keys and values stand there already; they are written again.
-        state_BD = layer.follow(self._anchor_BD, place_B)
+        z_BD, place_B = self._anchor_BD, cache.len_B - 1
         drafted: list[Tensor] = []
         for depth in range(1, self._depth + 1):
+            state_BD = layer.follow(z_BD, partial(cache.advance, place_B=place_B))
             scores_BV = self._network.token_logits(state_BD, self._head)
             if not self._is_plain:
                 scores_BV = vocabulary.scores(scores_BV, self._target, seen_BV)
@@ -301,8 +301,7 @@ class EagleDrafter(CtcDrafter):
                 break
             if seen_BV is not None:
                 seen_BV.scatter_(1, token_B[:, None], True)
-            place_B = place_B + 1
-            state_BD = layer.follow(layer.features(token_B, state_BD), place_B)
+            z_BD, place_B = layer.features(token_B, state_BD), place_B + 1
         return chain(torch.stack(drafted, 1))
 
     def _paths(self, noise: DraftNoise | None) -> DraftTree:
@@ -311,12 +310,14 @@ class EagleDrafter(CtcDrafter):
         rows_B1 = self._rows_B[:num_rows, None]
         seen_BWV = None if self._seen_BV is None else self._seen_BV[:, None]
         state_BWD = self._first_state()[:, None]
+        places = None if self._cache is None else _Places.behind(self._cache, self._scratch)
         above_BWN = self._own_NN.new_zeros(num_rows, 1, self._scratch)
         priority_BW = torch.zeros_like(state_BWD[..., 0], dtype=torch.promote_types(state_BWD.dtype, torch.float32))
         index, levels, used = [], [], 0
         for depth in range(1, self._depth + 1):
-            logits = network.token_logits(state_BWD, self._head)
-            scores = network.vocabulary.scores(logits, self._target, seen_BWV)
+            scores = network.token_logits(state_BWD, self._head)
+            if not self._is_plain:
+                scores = network.vocabulary.scores(scores, self._target, seen_BWV)
             noise_BV = None if noise_at is None else noise_at(depth)
             grown = expand(priority_BW, scores, noise_BV, width=self._width, branch=self._branch)
             index.append(grown.index_BW)
@@ -326,10 +327,12 @@ class EagleDrafter(CtcDrafter):
             token_BW, width = network.vocabulary.to_target(grown.index_BW), grown.index_BW.shape[1]
             if seen_BWV is not None:
                 seen_BWV = seen_BWV[rows_B1, grown.parent_BW].scatter(2, token_BW[..., None], True)
-            own_WN = self._own_NN[used : used + width]
-            above_BWN = above_BWN[rows_B1, grown.parent_BW] | own_WN
-            z_BWD = self._features(token_BW, state_BWD[rows_B1, grown.parent_BW])
-            state_BWD = self._next_state(z_BWD, above_BWN, depth, used)
+            state_BWD = state_BWD[rows_B1, grown.parent_BW]
+            if places is None:
+                state_BWD = network.mapped(self._features(token_BW, state_BWD))
+            else:
+                above_BWN = above_BWN[rows_B1, grown.parent_BW] | self._own_NN[used : used + width]
+                state_BWD = self._next_state(token_BW, state_BWD, places, places.seen(above_BWN), depth, used)
             priority_BW, used = grown.priority_BW, used + width
         tree = self._tree(index, levels)
         return collapse_tree(tree) if self._collapses else tree
@@ -339,27 +342,57 @@ class EagleDrafter(CtcDrafter):
         cache, layer = self._cache, self._network.layer
         if cache is None or layer is None:
             return self._network.mapped(self._anchor_BD)
+        if self._laid_out is not None:
+            return self._laid_out.follow(self._anchor_BD, partial(cache.advance, place_B=cache.len_B - 1))
         places_B1 = cache.len_B[:, None] - 1
         sees_B1S = cache.slots(cache.num_read) <= places_B1[..., None]
         anchor_B1D = self._anchor_BD[:, None]
         return layer.after(anchor_B1D, cache.read(anchor_B1D, places_B1, sees_B1S))[:, 0]
 
-    def _next_state(self, z_BWD: Tensor, above_BWN: Tensor, depth: int, used: int) -> Tensor:
-        """f of nodes at `depth`, which see the text and the nodes above them. used: nodes that stand before them."""
+    def _next_state(
+        self, token_BW: Tensor, state_BWD: Tensor, places: _Places, sees_BWS: Tensor, depth: int, used: int
+    ) -> Tensor:
+        """f of nodes at `depth`, of their tokens and their parents' states. used: nodes that stand before them."""
         cache, layer = self._cache, self._network.layer
-        if cache is None or layer is None:
-            return self._network.mapped(z_BWD)
-        num_rows, width = z_BWD.shape[:2]
-        slots_S = cache.slots(cache.num_read)
+        assert cache is not None and layer is not None, "there are places behind a text that is kept"
+        shape = token_BW.shape
+        place_BW = (places.end_B1 + (depth - 1)).expand(shape)
+        slot_BW = places.end_B1 + cache.slots(used + shape[1])[used:]
+        if self._laid_out is None:
+            z_BWD = self._features(token_BW, state_BWD)
+            cache.write(z_BWD, slot_BW, place_BW)
+            return layer.after(z_BWD, cache.read(z_BWD, place_BW, sees_BWS))
+
+        def attend(heads_NXd: Tensor) -> Tensor:
+            heads_BWXd = heads_NXd.view(*shape, *heads_NXd.shape[1:])
+            return cache.grow(heads_BWXd, slot_BW, place_BW, sees_BWS).flatten(0, 1)
+
+        z_ND = self._laid_out.features(token_BW.flatten(), state_BWD.flatten(0, 1))
+        return self._laid_out.follow(z_ND, attend).view(*shape, -1)
+
+
+class _Places(NamedTuple):
+    """Where the nodes of a draft stand, behind the text of each row: the same at every depth."""
+
+    end_B1: Tensor
+    """First slot behind the text."""
+    node_BS: Tensor
+    """Which node stands in a slot; of any where none does."""
+    is_node_BS: Tensor
+    is_text_B1S: Tensor
+
+    @classmethod
+    def behind(cls, cache: FeatureCache, num_nodes: int) -> _Places:
+        """Of the cache as it is now."""
         end_B1 = cache.len_B[:, None]
-        places_BW = (end_B1 + (depth - 1)).expand(num_rows, width)
-        cache.write(z_BWD, end_B1 + slots_S[used : used + width], places_BW)
-        behind_BS = slots_S - end_B1
-        node_BS = behind_BS.clamp(0, self._scratch - 1)
-        is_node_BS = behind_BS == node_BS
-        sees_BWS = above_BWN.gather(2, node_BS[:, None].expand(-1, width, -1)) & is_node_BS[:, None]
-        sees_BWS = sees_BWS | (behind_BS < 0)[:, None]
-        return layer.after(z_BWD, cache.read(z_BWD, places_BW, sees_BWS))
+        behind_BS = cache.slots(cache.num_read) - end_B1
+        node_BS = behind_BS.clamp(0, num_nodes - 1)
+        return cls(end_B1, node_BS, behind_BS == node_BS, (behind_BS < 0)[:, None])
+
+    def seen(self, above_BWN: Tensor) -> Tensor:
+        """above: which nodes each of W nodes sees -> all slots it sees (B, W, S)."""
+        node_BWS = self.node_BS[:, None].expand(-1, above_BWN.shape[1], -1)
+        return (above_BWN.gather(2, node_BWS) & self.is_node_BS[:, None]) | self.is_text_B1S
 
 
 def make(network: CtcNetwork, target: TargetView, options: Options) -> CtcDrafter:

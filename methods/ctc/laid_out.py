@@ -1,4 +1,4 @@
-"""The layer as a chain of states runs it: one row of a sequence at a time, few and large operations.
+"""The layer as drafting runs it: a few rows at a time, few and large operations.
 
     z   = T[x] + F_h h                  T[x] = F_e E[x] + b: a row of a table of all tokens
     q, k, v                             one product; q and k are turned together
@@ -6,16 +6,17 @@
     norm r                              torch's layer norm of [r ; -r], whose mean is 0: one kernel instead of six
 
 Same numbers as `Layer` up to rounding, so it is for finished weights: a network that learns is read as it is.
-B rows, D width, H heads, G key heads, d width of a head.
+N rows (of a batch, and of the paths of each), D width, H heads, G key heads, d width of a head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.ctc.context import FeatureCache
 from methods.ctc.module import CtcNetwork, Layer
 from specbench.linear import FrozenLinear, stored
 from specbench.method import TargetView
@@ -34,7 +35,7 @@ class LaidOutLayer:
     """See the module. Nothing of the network is changed or kept."""
 
     @torch.no_grad()
-    def __init__(self, network: CtcNetwork, layer: Layer, target: TargetView, cache: FeatureCache) -> None:
+    def __init__(self, network: CtcNetwork, layer: Layer, target: TargetView) -> None:
         arch, attention, mlp = network.architecture, layer.self_attn, layer.mlp
         width = arch.hidden_size
         from_token, from_state = network.fc.weight.split([arch.embed_size, width], dim=1)
@@ -53,17 +54,17 @@ class LaidOutLayer:
         self._down = FrozenLinear(stored(mlp.down_proj.weight))
         weight = layer.post_attention_layernorm.weight.detach()
         self._norm_2D, self._eps, self._width = torch.cat([weight, weight]), arch.norm_eps, width
-        self._cache = cache
 
-    def features(self, tokens_B: Tensor, states_BD: Tensor) -> Tensor:
-        """z (B, D) of tokens and the states that predicted them."""
-        return torch.addmm(self._table_VD.index_select(0, tokens_B), states_BD, self._from_state_DD)
+    def features(self, tokens_N: Tensor, states_ND: Tensor) -> Tensor:
+        """z (N, D) of tokens and the states that predicted them."""
+        return torch.addmm(self._table_VD.index_select(0, tokens_N), states_ND, self._from_state_DD)
 
-    def follow(self, z_BD: Tensor, place_B: Tensor) -> Tensor:
-        """f (B, D) of features at these places, whose keys and values are written there."""
-        heads = self._qkv(z_BD).unflatten(1, (-1, self._head_dim))
-        r_BD = self._out(self._cache.advance(heads, place_B)).add_(z_BD)
-        both = torch.cat([r_BD, -r_BD], 1)
+    def follow(self, z_ND: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """f (N, D) of features. attend: their queries, keys and values (N, H + 2 G, d), not yet turned -> what the
+        queries see, (N, H * d); it keeps the keys and values where they belong."""
+        heads = self._qkv(z_ND).unflatten(1, (-1, self._head_dim))
+        r_ND = self._out(attend(heads)).add_(z_ND)
+        both = torch.cat([r_ND, -r_ND], 1)
         normed = F.layer_norm(both, (2 * self._width,), self._norm_2D, None, self._eps)[:, : self._width]
         gate, up = self._gate_up(normed).chunk(2, dim=1)
-        return self._down(F.silu(gate) * up).add_(r_BD)
+        return self._down(F.silu(gate) * up).add_(r_ND)

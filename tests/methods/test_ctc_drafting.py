@@ -188,29 +188,32 @@ def test_parameters_are_counted_without_the_targets() -> None:
     assert recipe.drafter(view, drafting()).num_parameters() == sum(each.numel() for each in recipe.module.parameters())
 
 
-# --- the chain laid out anew -----------------------------------------------------------------------------------------
+# --- drafts on weights laid out anew ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changed", [{}, {"kv_heads": 1}, {"fc_bias": False}, {"vocabulary": 20}], ids=str)
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 3}, {"beams": 3, "transform": "collapse"}], ids=str)
 @torch.no_grad()
-def test_a_chain_on_laid_out_weights_has_the_layer_s_states(changed: dict[str, Any], rows: int) -> None:
+def test_a_draft_on_laid_out_weights_is_that_of_the_layer(
+    changed: dict[str, Any], options: dict[str, Any], rows: int
+) -> None:
     view = view_of(small_lm())
     recipe = recipe_of(view, form="eagle", **changed)
     recipe.see_labels(torch.arange(VOCAB))
     recipe.module.eval()
     before = {name: tensor.clone() for name, tensor in recipe.module.state_dict().items()}
-    drafters = [recipe.drafter(view, drafting(beams=1, num_tokens=5, max_nodes=0)) for _ in range(2)]
+    drafters = [recipe.drafter(view, drafting(num_tokens=5, max_nodes=0, **options)) for _ in range(2)]
     plain, laid_out = drafters
     assert isinstance(plain, EagleDrafter) and isinstance(laid_out, EagleDrafter)
     laid_out.lay_out()
     assert laid_out._laid_out is not None
     walks = [Walk(each, [9, 5, 12][:rows]) for each in drafters]
     for step in range(6):
-        layer, place_B = laid_out._laid_out, laid_out._cache.len_B - 1
-        mine = layer.follow(laid_out._anchor_BD, place_B)
-        torch.testing.assert_close(mine, plain._first_state(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(laid_out._first_state(), plain._first_state(), rtol=1e-9, atol=1e-9)
         found, wanted = laid_out.draft(None), plain.draft(None)
+        if found.score_BN is not None and wanted.score_BN is not None:
+            torch.testing.assert_close(found.score_BN, wanted.score_BN, rtol=1e-9, atol=1e-9)
         assert torch.equal(found.tokens_BN, wanted.tokens_BN)
         assert torch.equal(found.parents_BN, wanted.parents_BN)
         for walk in walks:
@@ -223,14 +226,15 @@ def test_a_chain_on_laid_out_weights_has_the_layer_s_states(changed: dict[str, A
 @pytest.mark.parametrize(
     "sampling", [Sampling(), Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.3)], ids=str
 )
-def test_a_chain_on_laid_out_weights_has_as_much_accepted(sampling: Sampling) -> None:
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_draft_on_laid_out_weights_has_as_much_accepted(sampling: Sampling, beams: int) -> None:
     lm = small_lm()
     engine = Engine(lm, sampling=sampling, max_batch=2, max_len=64, max_nodes=8)
     requests = requests_for([(4, 9, 1), (5, 5, 0, 0, 7)], max_new_tokens=30)
     recipe = recipe_of(engine.view(), form="eagle")
     results = []
     for is_laid_out in (False, True):
-        drafter = recipe.drafter(engine.view(), drafting(beams=1, num_tokens=4))
+        drafter = recipe.drafter(engine.view(), drafting(beams=beams, num_tokens=4))
         assert isinstance(drafter, EagleDrafter)
         if is_laid_out:
             drafter.lay_out()
@@ -240,14 +244,9 @@ def test_a_chain_on_laid_out_weights_has_as_much_accepted(sampling: Sampling) ->
     assert results[0] == results[1]
 
 
-def test_trees_and_networks_without_a_layer_are_read_as_they_are() -> None:
+def test_a_network_without_a_layer_is_read_as_it_is() -> None:
     view = view_of(small_lm())
-    for training, options in (
-        ({"module": "linear"}, {"beams": 1}),
-        ({}, {"beams": 2}),
-        ({}, {"transform": "collapse"}),
-    ):
-        drafter = recipe_of(view, form="eagle", **training).drafter(view, drafting(**options))
-        assert isinstance(drafter, EagleDrafter)
-        drafter.lay_out()
-        assert drafter._laid_out is None
+    drafter = recipe_of(view, form="eagle", module="linear").drafter(view, drafting(beams=1))
+    assert isinstance(drafter, EagleDrafter)
+    drafter.lay_out()
+    assert drafter._laid_out is None
