@@ -26,7 +26,9 @@ TargetDtype = Annotated[
 ]
 Device = Annotated[str | None, option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, option("--threads", WHERE, "N", "CPU threads; 1 on shared machines.")]
-Attention = Annotated[str | None, option("--attention", WHERE, "NAME", "auto, sdpa or plain (the slow, readable one).")]
+Attention = Annotated[
+    str | None, option("--attention", WHERE, "NAME", "auto, sdpa, triton or plain (the slow, readable one).")
+]
 TrustRemoteCode = Annotated[
     bool, option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")
 ]

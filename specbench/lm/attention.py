@@ -1,11 +1,9 @@
 """Tree attention over the cache, handed to unmodified transformers models through their attention interface.
 
 transformers builds no mask for an implementation it has no mask function for; ours come from the forward that is
-under way (`Forward`), so one definition of who sees whom serves every architecture. Two implementations: `plain`, the
-slow
-reference that also knows logit soft-capping and attention sinks, and `sdpa`. What an attention function is handed and
-does not
-understand is an error, never ignored.
+under way (`Forward`), so one definition of who sees whom serves every architecture. Three implementations: `plain`, the
+slow reference; `sdpa`, torch's fused kernel, which lacks logit soft-capping and attention sinks; `triton`, a kernel of
+our own for drafts on GPUs. What an attention function is handed and does not understand is an error, never ignored.
 
 B rows, M query slots, S cache slots, H query heads, G = H / kv_heads queries per key head.
 """
@@ -13,8 +11,8 @@ B rows, M query slots, S cache slots, H query heads, G = H / kv_heads queries pe
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +25,7 @@ PLAIN = "specbench_plain"
 # Not named after sdpa: transformers refuses any name holding that word for families whose soft-capping or sinks
 # torch's kernel lacks (gemma2, gpt_oss); here those layers take the plain path.
 SDPA = "specbench_fused"
+TRITON = "specbench_triton"
 
 # Facts the models pass along for other implementations; they change nothing here because positions, cache and mask
 # are ours.
@@ -36,6 +35,14 @@ _HARMLESS = frozenset(
         "output_attentions", "output_hidden_states", "output_router_logits",
     }
 )  # fmt: skip
+
+
+class KernelShape(NamedTuple):
+    """What the Triton kernel reads of a forward, int32, on the device. bits_BMW: `tree_kernel.ancestor_bits`."""
+
+    length_B: Tensor
+    depth_BM: Tensor
+    bits_BMW: Tensor
 
 
 class Forward:
@@ -63,6 +70,18 @@ class Forward:
         if key not in self._bias:
             self._bias[key] = self._make_bias(window, group)
         return self._bias[key]
+
+    @cached_property
+    def kernel_shape(self) -> KernelShape:
+        """Made once for all layers."""
+        from specbench.lm.tree_kernel import ancestor_bits  # Triton is there where it was picked
+
+        depth_BM = self.topology.depth_BM
+        return KernelShape(
+            torch.tensor(self.lengths, dtype=torch.int32, device=depth_BM.device),
+            depth_BM.to(torch.int32).contiguous(),
+            ancestor_bits(self.topology.sees_BMM),
+        )
 
     def _make_bias(self, window: int | None, group: int) -> Tensor | None:
         num_rows, num_slots = self.topology.depth_BM.shape
@@ -195,8 +214,7 @@ def sdpa_attention(
 ) -> tuple[Tensor, None]:
     """`plain_attention` through torch's fused kernel. Grouped heads are folded into the query rows, so that keys and
     values are read once and never repeated. Layers with soft-capping or sinks, which the kernel lacks, take the plain
-    path
-    and say so in `Forward.implementations`."""
+    path and say so in `Forward.implementations`."""
     if softcap is not None or s_aux is not None:
         return plain_attention(
             module,
@@ -222,11 +240,60 @@ def sdpa_attention(
     return mixed.reshape(num_rows, num_heads, num_slots, -1).transpose(1, 2).contiguous(), None
 
 
+def triton_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """`plain_attention` in Triton (`tree_kernel`), every layer alike. A prompt's chunk, which has more slots than a
+    draft may have, goes through `sdpa_attention`."""
+    from specbench.lm.tree_kernel import MOST_SLOTS, tree_attention
+
+    if query.shape[2] > MOST_SLOTS:
+        return sdpa_attention(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            s_aux=s_aux,
+            **extra,
+        )
+    forward = _checked("triton", dropout, attention_mask, extra)
+    shape = forward.kernel_shape
+    mixed = tree_attention(
+        query,
+        key,
+        value,
+        length_B=shape.length_B,
+        depth_BM=shape.depth_BM,
+        bits_BMW=shape.bits_BMW,
+        scale=query.shape[3] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        cap=softcap,
+        sink_H=s_aux,
+    )
+    return mixed, None
+
+
 _Function = Callable[..., tuple[Tensor, None]]
-_FUNCTIONS: dict[str, _Function] = {PLAIN: plain_attention, SDPA: sdpa_attention}
+_FUNCTIONS: dict[str, _Function] = {PLAIN: plain_attention, SDPA: sdpa_attention, TRITON: triton_attention}
 
 
 def register() -> None:
-    """Make both implementations known to transformers; idempotent."""
+    """Make all implementations known to transformers; idempotent."""
     for name, function in _FUNCTIONS.items():
         AttentionInterface.register(name, function)

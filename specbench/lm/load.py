@@ -5,6 +5,8 @@ safetensors only; remote code only when asked for by flag. The model class is tr
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +92,31 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def pick_attention(name: str) -> str:
-    """`auto` is sdpa, which every device has; `plain` is the reference."""
-    known = {"auto": attention.SDPA, "sdpa": attention.SDPA, "plain": attention.PLAIN}
+def pick_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> str:
+    """`auto` is sdpa, which every device has; `plain` is the reference; `triton` needs a CUDA device. Raises
+    UsageError."""
+    known = {"auto": attention.SDPA, "sdpa": attention.SDPA, "plain": attention.PLAIN, "triton": attention.TRITON}
     if name not in known:
         nearest = did_you_mean(name, known)
         raise UsageError(f"{name!r} is not a choice of --attention", where="--attention", try_=nearest)
+    if name == "triton":
+        _check_triton(device, dtype)
     return known[name]
+
+
+def _check_triton(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UsageError or EnvironmentFailed."""
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not is_interpreted:
+        raise UsageError(
+            f"the Triton kernel runs on CUDA devices, not on {device}",
+            where="--attention",
+            try_="--attention sdpa, or TRITON_INTERPRET=1 to run the kernel in Triton's interpreter (very slow)",
+        )
+    if dtype == torch.float64:
+        raise UsageError("the Triton kernel has no float64", where="--attention", try_="--attention sdpa")
+    if importlib.util.find_spec("triton") is None:
+        raise EnvironmentFailed("Triton is not installed", where="--attention triton", try_="pip install triton")
 
 
 def resolve_folder(name: str) -> Path:
@@ -180,6 +200,7 @@ def load_lm(
     """Load weights and tokenizer. Raises UsageError (unsupported), EnvironmentFailed (missing, pickled or damaged
     weights)."""
     attention.register()
+    picked = pick_attention(attention_name, device=device, dtype=dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr carries our narration
     folder = resolve_folder(name)
     try:
@@ -209,13 +230,11 @@ def load_lm(
         # At least float32, whatever the run's dtype: in 16 bits a wrong mask hides behind rounding. Costs a load of
         # its own.
         wide = torch.promote_types(dtype, torch.float32)
-        probe = _load_model(
-            folder, config, name=name, dtype=wide, attention_name=attention_name, remote=trust_remote_code
-        )
+        probe = _load_model(folder, config, name=name, dtype=wide, attention_name=picked, remote=trust_remote_code)
         nn.Module.to(probe, device)
         self_check(CachedLM(probe, name=name))
         del probe
-    model = _load_model(folder, config, name=name, dtype=dtype, attention_name=attention_name, remote=trust_remote_code)
+    model = _load_model(folder, config, name=name, dtype=dtype, attention_name=picked, remote=trust_remote_code)
     nn.Module.to(model, device)  # in place; transformers' own .to() is wrapped and loses its types
     lay_out_linears(model)
     return CachedLM(
@@ -237,7 +256,7 @@ def _load_model(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=remote,
-            attn_implementation=pick_attention(attention_name),
+            attn_implementation=attention_name,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -103,6 +103,22 @@ def test_one_row_alone_is_verified_too(family: str, name: str) -> None:
     _assert_verifies(lm, rows, TOKENS[:1], PARENTS[:1])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "mistral", "gpt2"])
+def test_a_tree_is_verified_by_the_triton_kernel(family: str) -> None:
+    """Soft caps, sinks, windows shorter than the context, heads of 8 numbers; also after a compaction, and one row."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton (Linux)")
+    lm = tiny_lm(family, attention_name=attention.TRITON, dtype=torch.float32)
+    rows = [tokens_of(1, 21), tokens_of(2, 13)]
+    _open(lm, rows)
+    _assert_verifies(lm, rows, TOKENS, PARENTS)
+    _commit(lm, rows, bonus=[11, 12])
+    _assert_verifies(lm, rows, [[1, 2], [2, 3, 4, 5]], [[-1, -1], [-1, 0, 0, 2]])
+    _open(lm, rows[:1])
+    _assert_verifies(lm, rows[:1], [[]], [[]])
+    _assert_verifies(lm, rows[:1], [[4, 9, 2]], [[-1, 0, 1]])
+    assert lm.attention_used == {"triton"}
+
+
 @pytest.mark.parametrize("name", [attention.PLAIN, attention.SDPA])
 def test_windows_are_honoured_while_a_context_grows_past_them(name: str) -> None:
     """From shorter than the window to three times its length, the mask switches on at the right token."""

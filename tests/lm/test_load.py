@@ -206,8 +206,20 @@ def test_a_wrong_dtype_or_attention_names_the_nearest() -> None:
         pick_dtype("floot32", CPU)
     assert "did you mean 'float32'" in caught.value.try_
     with pytest.raises(UsageError, match="plan") as caught:
-        pick_attention("plan")
+        pick_attention("plan", device=CPU, dtype=torch.float32)
     assert "did you mean 'plain'" in caught.value.try_ and caught.value.where == "--attention"
+
+
+def test_the_triton_kernel_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UsageError, match="runs on CUDA devices, not on cpu"):
+        pick_attention("triton", device=CPU, dtype=torch.float32)
+    with pytest.raises(UsageError, match="no float64"):
+        pick_attention("triton", device=torch.device("cuda"), dtype=torch.float64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFailed, match="not installed") as caught:
+        pick_attention("triton", device=torch.device("cuda"), dtype=torch.bfloat16)
+    assert caught.value.try_ == "pip install triton"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "mps:0", ""])
@@ -227,7 +239,7 @@ def test_automatic_choices_on_a_cpu() -> None:
     assert pick_device("cpu") == CPU
     assert pick_dtype("auto", CPU) == torch.float32
     assert pick_dtype("bf16", CPU) == torch.bfloat16
-    assert pick_attention("auto") == attention.SDPA
+    assert pick_attention("auto", device=CPU, dtype=torch.float32) == attention.SDPA
 
 
 # --- what is loaded ------------------------------------------------------------------------------------------------

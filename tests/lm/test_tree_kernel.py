@@ -1,0 +1,141 @@
+"""The Triton kernel against the definition, in Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from specbench.lm import attention
+from specbench.tree import DraftTree, chain, topology
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install triton (Linux)")
+
+from specbench.lm.tree_kernel import ancestor_bits, num_shares, tree_attention
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def random_tree(num_rows: int, num_nodes: int, generator: torch.Generator) -> DraftTree:
+    """Parents anywhere before their children."""
+    parents = torch.stack(
+        [
+            torch.tensor([int(torch.randint(-1, node, (1,), generator=generator)) for node in range(num_nodes)])
+            for _ in range(num_rows)
+        ]
+    )
+    return DraftTree(tokens_BN=torch.zeros_like(parents), parents_BN=parents, max_depth=num_nodes)
+
+
+def compare(
+    lengths: list[int],
+    tree: DraftTree,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    width: int = 64,
+    dtype: torch.dtype = torch.float32,
+    window: int | None = None,
+    cap: float | None = None,
+    has_sink: bool = False,
+    shares: int | None = None,
+    garbage: float = 1e4,
+) -> None:
+    """Random queries and a cache whose unused slots hold garbage."""
+    generator = torch.Generator().manual_seed(0)
+    shape, num_rows = topology(tree), len(lengths)
+    num_slots = tree.num_nodes + 1
+    room = max(lengths) + num_slots
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).to(dtype)
+
+    query = draw(num_rows, num_slots, heads, width).transpose(1, 2)
+    # Buffers are longer than what is read, as the cache's are.
+    keys, values = (draw(num_rows, kv_heads, room + 7, width)[:, :, :room] for _ in range(2))
+    for row, length in enumerate(lengths):
+        keys[row, :, length + num_slots :] = garbage
+        values[row, :, length + num_slots :] = garbage
+    sink = draw(heads) if has_sink else None
+    forward = attention.Forward(shape, lengths, is_chain=tree.is_chain, max_depth=tree.max_depth, dtype=dtype)
+    with attention.use(forward):
+        wanted, _ = attention.plain_attention(
+            nn.Module(), query.float(), keys.float(), values.float(), None, sliding_window=window, softcap=cap,
+            s_aux=None if sink is None else sink.float(),
+        )  # fmt: skip
+    found = tree_attention(
+        query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE),
+        length_B=torch.tensor(lengths, dtype=torch.int32, device=DEVICE),
+        depth_BM=shape.depth_BM.int().contiguous().to(DEVICE),
+        bits_BMW=ancestor_bits(shape.sees_BMM).to(DEVICE),
+        scale=width**-0.5, window=window, cap=cap, sink_H=None if sink is None else sink.to(DEVICE), shares=shares,
+    )  # fmt: skip
+    assert found.dtype == dtype and found.shape == wanted.shape
+    error = (found.cpu().float() - wanted).norm() / wanted.norm()
+    assert float(error) < TOLERANCE[dtype]
+
+
+TREES: list[tuple[str, Callable[[torch.Generator], DraftTree]]] = [
+    ("nothing drafted", lambda _: chain(torch.zeros(2, 0, dtype=torch.long))),
+    ("a chain", lambda _: chain(torch.zeros(2, 5, dtype=torch.long))),
+    ("a tree", lambda generator: random_tree(2, 20, generator)),
+    ("a tree of more words than one", lambda generator: random_tree(2, 70, generator)),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), TREES, ids=[name for name, _ in TREES])
+@pytest.mark.parametrize("shares", [1, 3])
+def test_it_computes_what_the_plain_reference_does_for_ragged_rows(
+    name: str, make: Callable[[torch.Generator], DraftTree], shares: int
+) -> None:
+    compare([150, 7], make(torch.Generator().manual_seed(1)), shares=shares)
+
+
+@pytest.mark.parametrize("width", [64, 80, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_every_head_size_and_type(width: int, dtype: torch.dtype) -> None:
+    compare([70], random_tree(1, 9, torch.Generator().manual_seed(2)), width=width, dtype=dtype, shares=2)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (8, 2), (12, 1)])
+def test_every_grouping_of_heads(heads: int, kv_heads: int) -> None:
+    compare([33, 64], random_tree(2, 12, torch.Generator().manual_seed(3)), heads=heads, kv_heads=kv_heads, shares=2)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [{"window": 20}, {"window": 3}, {"window": 100}, {"cap": 5.0}, {"has_sink": True}, {"window": 9, "cap": 2.0}],
+    ids=str,
+)
+def test_windows_soft_caps_and_sinks(what: dict[str, Any]) -> None:
+    compare([40, 3], random_tree(2, 10, torch.Generator().manual_seed(4)), shares=3, **what)
+
+
+def test_the_largest_tree_and_an_empty_cache() -> None:
+    compare([0, 90], random_tree(2, 128, torch.Generator().manual_seed(5)), shares=2)
+    with pytest.raises(AssertionError, match="130 slots"):
+        compare([5], random_tree(1, 129, torch.Generator().manual_seed(5)))
+
+
+def test_shares_without_a_token_weigh_nothing() -> None:
+    compare([3], chain(torch.zeros(1, 4, dtype=torch.long)), shares=8)
+
+
+def test_bits_are_the_visibility() -> None:
+    shape = topology(random_tree(2, 100, torch.Generator().manual_seed(6)))
+    bits = ancestor_bits(shape.sees_BMM)
+    for slot in (0, 1, 40, 100):
+        for other in range(101):
+            seen = (int(bits[1, slot, other // 32]) >> (other % 32)) & 1
+            assert bool(seen) == bool(shape.sees_BMM[1, slot, other])
+
+
+def test_shares_fill_the_card_and_are_no_shorter_than_a_block() -> None:
+    assert num_shares(1000, 4096, 132) == 1
+    assert num_shares(8, 4096, 132) == 33
+    assert num_shares(8, 100, 132) == 2
+    assert num_shares(1, 1 << 20, 132) == 64
