@@ -109,6 +109,8 @@ class Card(BaseModel):
     """`reference`: the engine hands it the autoregressive answer (Request.reference)."""
     demo: dict[str, int | float | str | bool] = Field(default_factory=dict)
     """Values that make the method ready for the embedded target."""
+    tune: dict[str, tuple[int | float | str | bool, ...]] = Field(default_factory=dict)
+    """Values of drafting options that `specbench tune` tries, in all combinations."""
     ranked: bool = True
     """False for controls such as `oracle`: shown, never ranked."""
     wraps: bool = False
@@ -131,9 +133,11 @@ class Card(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _demo_values_fit(self) -> Card:
-        for name, value in self.demo.items():
+    def _listed_values_fit(self) -> Card:
+        listed = [("demo", name, value) for name, value in self.demo.items()]
+        listed += [("tune", name, value) for name, values in self.tune.items() for value in values]
+        for section, name, value in listed:
             if name not in self.options:
-                raise ValueError(f"demo sets {name!r}, which is not an option; {did_you_mean(name, self.options)}")
+                raise ValueError(f"{section} sets {name!r}, which is not an option; {did_you_mean(name, self.options)}")
             self.options[name].read(value)
         return self

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from specbench.engine.answer import Generation
 from specbench.engine.clock import clock_for
@@ -26,7 +27,7 @@ from specbench.tree import chain, empty
 
 MAX_TOKENS = 8
 """Longest chain an expectation is given for."""
-_REPEATS = 9
+_REPEATS = 15
 """Verifications timed per length; the median is kept."""
 
 
@@ -98,7 +99,7 @@ def probe(
     steps = [step for each in plain for step in each.steps]
     target_step_s = median(step.verify_s + step.accept_s + step.commit_s for step in steps)
     verify_s = median(step.verify_s for step in steps)
-    costs = _verification_costs(target, prompts[0])
+    costs = verification_costs(target, prompts[0], range(MAX_TOKENS + 1))
     alpha, c = num_accepted / num_tried, draft_token_s / target_step_s
     return Probe(
         alpha=alpha,
@@ -170,17 +171,20 @@ def _read_drafted(generations: Sequence[Generation]) -> tuple[int, int, float]:
     return num_accepted, num_tried, median(step.draft_s / step.num_nodes for step in steps)
 
 
-def _verification_costs(target: CachedLM, prompt: Sequence[int]) -> list[float]:
-    """Seconds of verifying K + 1 tokens behind the prompt / seconds of verifying one, K = 0 .. MAX_TOKENS; medians.
+def verification_costs(
+    target: CachedLM, context: Sequence[int], counts: Sequence[int], *, as_tree: bool = False
+) -> list[float]:
+    """Seconds of verifying each number of draft nodes behind the context / seconds of verifying none; medians.
 
-    The lengths take turns, so that a machine that slows down meanwhile slows all of them.
+    as_tree: nodes with two children each, a mask of their own, instead of a chain. The lengths take turns, so that a
+    machine that slows down meanwhile slows all of them. The target's cache must have room for them.
     """
     clock = clock_for(target.device)
-    ids = torch.tensor(list(prompt), device=target.device)
+    ids = torch.tensor(list(context), device=target.device)
     target.begin(1)
     target.prefill(0, ids)
     root_B = ids[-1:]
-    trees = [chain(root_B[None].expand(1, num)) for num in range(MAX_TOKENS + 1)]
+    trees = [_shape(root_B, num, as_tree=as_tree) for num in (0, *counts)]
     seconds: list[list[float]] = [[] for _ in trees]
     for _ in range(_REPEATS + 1):
         for times, tree in zip(seconds, trees, strict=True):
@@ -189,4 +193,13 @@ def _verification_costs(target: CachedLM, prompt: Sequence[int]) -> list[float]:
             target.verify(root_B, tree)
             times.append(clock.seconds(start, clock.mark()))
     medians = [median(times[1:]) for times in seconds]
-    return [each / medians[0] for each in medians]
+    return [each / medians[0] for each in medians[1:]]
+
+
+def _shape(root_B: Tensor, num_nodes: int, *, as_tree: bool) -> DraftTree:
+    tokens_BN = root_B[None].expand(1, num_nodes)
+    if not as_tree or num_nodes < 2:
+        return chain(tokens_BN)
+    # Nodes 0 and 1 hang on the root, node i on node i // 2 - 1.
+    parents_BN = torch.arange(num_nodes, device=root_B.device)[None] // 2 - 1
+    return DraftTree(tokens_BN=tokens_BN, parents_BN=parents_BN, max_depth=num_nodes.bit_length())

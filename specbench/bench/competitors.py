@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS
-from specbench.bench.request import GridAxis, RunRequest
+from specbench.bench.request import RunRequest
 from specbench.card import Card
 
 BASELINE: Final = "autoregressive"
@@ -57,10 +57,10 @@ def competitors(request: RunRequest) -> tuple[Competitor, ...]:
     for name in request.methods:
         if name == BASELINE:
             continue
-        for varied in _combinations(name, request.grid):
+        for varied in _combinations(name, request):
             # A wrapped method's axes are varied inside what wraps it, and it may need one of them to be ready.
-            first = _choose(name, said, _firsts(request.grid) | varied, request, is_demo=is_demo)
-            inner_axes = _combinations(first.inner.card.name, request.grid) if first.inner else [{}]
+            first = _choose(name, said, _firsts(request) | varied, request, is_demo=is_demo)
+            inner_axes = _combinations(first.inner.card.name, request) if first.inner else [{}]
             for more in inner_axes:
                 choice = _choose(name, said, varied | more, request, is_demo=is_demo)
                 shown = [
@@ -77,16 +77,24 @@ _Varied = dict[tuple[str, str], str]
 """(method, option) -> value, still text."""
 
 
-def _combinations(method: str, grid: Sequence[GridAxis]) -> list[_Varied]:
-    axes = [axis for axis in grid if axis.method == method]
+def _combinations(method: str, request: RunRequest) -> list[_Varied]:
+    """Its variants, each once per combination of its grid axes."""
+    axes = [axis for axis in request.grid if axis.method == method]
+    variants: list[_Varied] = [
+        {(method, option): value for option, value in variant.options}
+        for variant in request.variants
+        if variant.method == method
+    ]
     return [
-        {(method, axis.option): value for axis, value in zip(axes, values, strict=True)}
+        variant | {(method, axis.option): value for axis, value in zip(axes, values, strict=True)}
+        for variant in variants or [{}]
         for values in itertools.product(*(axis.values for axis in axes))
     ]
 
 
-def _firsts(grid: Sequence[GridAxis]) -> _Varied:
-    return {(axis.method, axis.option): axis.values[0] for axis in grid}
+def _firsts(request: RunRequest) -> _Varied:
+    found = {(item.method, option): value for item in reversed(request.variants) for option, value in item.options}
+    return found | {(axis.method, axis.option): axis.values[0] for axis in request.grid}
 
 
 def _choose(

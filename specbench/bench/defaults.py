@@ -36,7 +36,9 @@ _FALLBACKS: Final[dict[str, Any]] = {
     "device": "auto",
     "attention": "auto",
 }
-_NOT_ON_THE_LINE: Final = frozenset({"suite", "command", "settings", "grid", "methods", "data", "methods_dirs", "stop"})
+_NOT_ON_THE_LINE: Final = frozenset(
+    {"suite", "command", "settings", "grid", "variants", "methods", "data", "methods_dirs", "stop"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,8 @@ def ready_methods(request: RunRequest, *, target: str) -> Readiness:
         given.setdefault(item.method, {})[item.option] = item.value
     for axis in request.grid:
         given.setdefault(axis.method, {})[axis.option] = axis.values[0]
+    for variant in reversed(request.variants):
+        given.setdefault(variant.method, {}).update(variant.options)
     for entry in registry.cards(methods_dirs=request.methods_dirs):
         if entry.card is None:
             left_out.append(f"{entry.name}: {entry.error}")
@@ -128,6 +132,7 @@ def full_command(request: RunRequest) -> str:
         words += ["--set", f"{item.method}.{item.option}={item.value}"]
     for axis in request.grid:
         words += ["--grid", f"{axis.method}.{axis.option}={','.join(axis.values)}"]
+    words += [word for variant in request.variants for word in ("--variant", str(variant))]
     words += _folders("--data", request.data) + _folders("--methods-dir", request.methods_dirs)
     words += [word for text in request.stop for word in ("--stop", text)]
     return shlex.join(words)

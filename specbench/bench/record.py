@@ -13,7 +13,7 @@ from typing import Any
 
 from specbench import paths, provenance
 from specbench.bench.competitors import Competitor
-from specbench.bench.request import GridAxis, RunRequest, Setting
+from specbench.bench.request import GridAxis, RunRequest, Setting, Variant
 from specbench.bench.session import Session
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.manifest import (
@@ -57,6 +57,8 @@ def request_as_json(request: RunRequest) -> dict[str, Any]:
             value = [[item.method, item.option, _findable(item.value)] for item in value]
         elif field.name == "grid":
             value = [[axis.method, axis.option, [_findable(text) for text in axis.values]] for axis in value]
+        elif field.name == "variants":
+            value = [[item.method, [[option, _findable(text)] for option, text in item.options]] for item in value]
         elif field.name in ("suite", "target") and value is not None:
             value = _findable(value)
         body[field.name] = list(value) if isinstance(value, tuple) else value
@@ -94,6 +96,11 @@ def request_from(manifest: Manifest, resuming: RunRequest) -> RunRequest:
     values = dict(body)
     values["settings"] = tuple(Setting(*item) for item in values["settings"])
     values["grid"] = tuple(GridAxis(method, option, tuple(axis)) for method, option, axis in values["grid"])
+    # Runs from before there were variants do not name them.
+    values["variants"] = tuple(
+        Variant(method, tuple((option, text) for option, text in options))
+        for method, options in values.get("variants", ())
+    )
     for name in ("methods", "command", "stop"):
         values[name] = None if values[name] is None else tuple(values[name])
     values["data"] = tuple(Path(item) for item in values["data"]) + resuming.data

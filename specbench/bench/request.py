@@ -67,6 +67,28 @@ def parse_grid(text: str) -> GridAxis:
     return GridAxis(method, option, values)
 
 
+class Variant(NamedTuple):
+    """`--variant METHOD:OPTION=V,OPTION=V,...`: the method competes once with these options together."""
+
+    method: str
+    options: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"{self.method}:" + ",".join(f"{option}={value}" for option, value in self.options)
+
+
+def parse_variant(text: str) -> Variant:
+    """`redrafter:beam_width=2,num_tokens=6` -> the variant. Values hold no comma."""
+    method, colon, listed = text.partition(":")
+    where = "--variant"
+    if not colon or not listed.strip():
+        raise UsageError(
+            f"{text!r} is not METHOD:OPTION=VALUE,...", where=where, try_=f"{where} redrafter:beam_width=2,num_tokens=4"
+        )
+    parts = [parse_setting(f"{method.strip()}.{part.strip()}", where=where) for part in listed.split(",")]
+    return Variant(method.strip(), tuple((part.option, part.value) for part in parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
     """One run as asked for. Raises UsageError naming the option that is out of range or contradicts another."""
@@ -101,6 +123,7 @@ class RunRequest:
     """Strings that end an answer, beside the target's own stop ids."""
     settings: tuple[Setting, ...] = ()
     grid: tuple[GridAxis, ...] = ()
+    variants: tuple[Variant, ...] = ()
     resume: str | None = None
     """The run to continue: everything above comes from its manifest and may not be said again."""
     fail_under: float | None = None
@@ -156,7 +179,7 @@ class RunRequest:
         allowed = {"resume", "fail_under", "dry_run", "data", "store", "methods_dirs", "trust_remote_code", "command"}
         for name, field in type(self).__dataclass_fields__.items():
             if name not in allowed and getattr(self, name) != field.default:
-                option = {"settings": "--set"}.get(name, "--" + name.replace("_", "-"))
+                option = {"settings": "--set", "variants": "--variant"}.get(name, "--" + name.replace("_", "-"))
                 raise UsageError(
                     f"{option} cannot be changed on a run that has begun: its manifest decides",
                     where="--resume",
@@ -176,15 +199,19 @@ class RunRequest:
 
     def _check_settings(self) -> None:
         seen: set[tuple[str, str]] = set()
+        varied = {(item.method, name): None for item in self.variants for name, _ in item.options}
+        if len(set(self.variants)) != len(self.variants):
+            raise UsageError("the same variant is given twice", where="--variant", try_="say it once")
         for option, method, name in [
             *(("--set", item.method, item.option) for item in self.settings),
             *(("--grid", item.method, item.option) for item in self.grid),
+            *(("--variant", method, name) for method, name in varied),
         ]:
             if (method, name) in seen:
                 raise UsageError(
                     f"{method}.{name} is given twice",
                     where=option,
-                    try_="say it once, by --set or by --grid",
+                    try_="say it once, by --set, --grid or --variant",
                 )
             seen.add((method, name))
             if self.methods is not None and method not in self.methods and method not in self._wrapped(self.methods):
@@ -204,6 +231,8 @@ class RunRequest:
                 said = {item.value for item in self.settings if (item.method, item.option) == (name, "inner")}
                 for axis in self.grid:
                     said |= set(axis.values) if (axis.method, axis.option) == (name, "inner") else set()
+                for variant in self.variants:
+                    said |= {value for option, value in variant.options if (variant.method, option) == (name, "inner")}
                 found |= said or {str(card.demo.get("inner", card.options["inner"].default))}
         return found
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from specbench import registry
-from specbench.bench.request import GridAxis, Setting, parse_grid, parse_setting
+from specbench.bench.request import GridAxis, Setting, Variant, parse_grid, parse_setting, parse_variant
 from specbench.errors import UsageError
 
 WHAT, HOW, WHERE, OUTPUT = "What", "How", "Where", "Output"
@@ -103,6 +103,11 @@ def _stray(item: Setting, method: str, named_by: str) -> UsageError:
 def grid(texts: list[str] | None) -> tuple[GridAxis, ...]:
     """`--grid` as typed."""
     return tuple(parse_grid(text) for text in texts or ())
+
+
+def variants(texts: list[str] | None) -> tuple[Variant, ...]:
+    """`--variant` as typed."""
+    return tuple(parse_variant(text) for text in texts or ())
 
 
 def names(texts: list[str] | None) -> tuple[str, ...] | None:

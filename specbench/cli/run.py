@@ -44,6 +44,10 @@ def run(
         list[str] | None,
         option("--grid", WHAT, "M.K=1,2,4", "Each value competes, in one paired plan. Repeatable."),
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        option("--variant", WHAT, "M:K=V,K=V", "These options together compete. Repeatable."),
+    ] = None,
     limit: Annotated[int | None, option("--limit", WHAT, "N", "A seeded subset of N questions.")] = None,
     stop: Annotated[
         list[str] | None,
@@ -114,6 +118,7 @@ def run(
         stop=tuple(stop or ()),
         settings=options.settings(set_),
         grid=options.grid(grid),
+        variants=options.variants(variant),
         resume=resume,
         fail_under=fail_under,
         dry_run=dry_run,

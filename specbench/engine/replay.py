@@ -46,6 +46,8 @@ class Replayed:
     """Draft nodes proposed."""
     steps_of: tuple[int, ...] = ()
     """Steps per text."""
+    steps_at: tuple[tuple[int, int], ...] = ()
+    """(nodes, steps that proposed so many), ascending."""
 
     @property
     def acceptance_length(self) -> float:
@@ -70,6 +72,11 @@ class _Counts:
     accepted: dict[int, int] = field(default_factory=dict)
     proposed: dict[int, int] = field(default_factory=dict)
     steps_of: list[int] = field(default_factory=list)
+    steps_at: dict[int, int] = field(default_factory=dict)
+
+
+States = dict[tuple[tuple[int | str, ...], Text], Tensor]
+"""Tapped states (T, K, D) by taps and text, for who replays the same texts again."""
 
 
 @torch.no_grad()
@@ -80,8 +87,10 @@ def replay(
     *,
     sampling: Sampling | None = None,
     max_batch: int = 8,
+    states: States | None = None,
 ) -> Replayed:
-    """All texts, up to max_batch rows at a time. sampling: that of the texts; default greedy.
+    """All texts, up to max_batch rows at a time. sampling: that of the texts; default greedy. states: filled, and read
+    where a text's are there already.
 
     The drafter must have been built for at least max_batch rows and the same sampling. A text whose answer has fewer
     than two tokens has no step and counts as nothing.
@@ -90,7 +99,7 @@ def replay(
     for start in range(0, len(texts), max_batch):
         group = [text for text in texts[start : start + max_batch] if len(text.answer) > 1]
         if group:
-            _replay_group(lm, drafter, group, sampling or Sampling(), counts)
+            _replay_group(lm, drafter, group, sampling or Sampling(), counts, {} if states is None else states)
     deepest = max(counts.proposed, default=0)
     return Replayed(
         num_steps=counts.num_steps,
@@ -99,16 +108,19 @@ def replay(
         proposed_at=tuple(counts.proposed.get(depth, 0) for depth in range(1, deepest + 1)),
         num_nodes=counts.num_nodes,
         steps_of=tuple(counts.steps_of),
+        steps_at=tuple(sorted(counts.steps_at.items())),
     )
 
 
-def _replay_group(lm: CachedLM, drafter: Drafter, texts: Sequence[Text], sampling: Sampling, counts: _Counts) -> None:
+def _replay_group(
+    lm: CachedLM, drafter: Drafter, texts: Sequence[Text], sampling: Sampling, counts: _Counts, states: States
+) -> None:
     noise = None
     if not sampling.is_greedy:
         noise = NoiseStream(
             [text.key for text in texts], vocab_size=lm.vocab_size, device=lm.device, stream=STREAM_ACCEPT
         )
-    rows = [_Row(text, _states(lm, drafter, text)) for text in texts]
+    rows = [_Row(text, _states(lm, drafter, text, states)) for text in texts]
     drafter.begin(
         [Request(key=row.text.key, prompt=row.text.prompt, max_new_tokens=len(row.text.answer)) for row in rows]
     )
@@ -136,11 +148,14 @@ def _replay_group(lm: CachedLM, drafter: Drafter, texts: Sequence[Text], samplin
                     noise.keep(places)
 
 
-def _states(lm: CachedLM, drafter: Drafter, text: Text) -> Tensor | None:
+def _states(lm: CachedLM, drafter: Drafter, text: Text, known: States) -> Tensor | None:
     if not drafter.taps:
         return None
-    ids = torch.tensor([text.prompt + text.answer], device=lm.device)
-    return packed_states(lm, ids, torch.zeros_like(ids), drafter.taps)[0]
+    where = (drafter.taps, text)
+    if where not in known:
+        ids = torch.tensor([text.prompt + text.answer], device=lm.device)
+        known[where] = packed_states(lm, ids, torch.zeros_like(ids), drafter.taps)[0]
+    return known[where]
 
 
 def _walk(tree: DraftTree, live: Sequence[_Row]) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -178,6 +193,7 @@ def _count(
         counts.num_steps += 1
         row.steps += 1
         counts.num_nodes += num_nodes
+        counts.steps_at[num_nodes] = counts.steps_at.get(num_nodes, 0) + 1
         counts.num_tokens += min(len(path) + 1, left)
         for at in range(1, min(depth, left) + 1):
             counts.proposed[at] = counts.proposed.get(at, 0) + 1

@@ -19,7 +19,7 @@ import torch
 from specbench import registry
 from specbench.data.documents import Documents
 from specbench.engine.decode import Engine
-from specbench.engine.replay import Replayed, Text, replay
+from specbench.engine.replay import Replayed, States, Text, replay
 from specbench.engine.stop import Stop
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.stops import stop_ids_of
@@ -153,6 +153,7 @@ class Simulator:
             stop=Stop(ids=stop_ids_of(lm)),
         )
         self._texts: list[Text] = []
+        self._states: States = {}
 
     @property
     def num_prompts(self) -> int:
@@ -190,7 +191,8 @@ class Simulator:
         """The drafter on all texts; None where there are none."""
         if not self._texts:
             return None
-        return replay(self._lm, drafter, self._texts, max_batch=self._engine.max_batch)
+        # The target is frozen: its states over the same texts are computed once for all evaluations.
+        return replay(self._lm, drafter, self._texts, max_batch=self._engine.max_batch, states=self._states)
 
 
 def prompts_of(documents: Documents, *, num: int, lm: CachedLM, max_new_tokens: int) -> tuple[tuple[int, ...], ...]:

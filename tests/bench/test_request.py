@@ -10,7 +10,7 @@ import pytest
 
 from specbench import registry
 from specbench.bench.defaults import full_command, ready_methods, with_defaults
-from specbench.bench.request import GridAxis, RunRequest, Setting, parse_grid, parse_setting
+from specbench.bench.request import GridAxis, RunRequest, Setting, Variant, parse_grid, parse_setting, parse_variant
 from specbench.card import Card
 from specbench.errors import UsageError
 from specbench.suite.schema import Defaults
@@ -112,6 +112,29 @@ def test_the_same_option_by_set_and_by_grid_is_refused() -> None:
         RunRequest(suite="demo", settings=(Setting("m", "k", "1"),), grid=(GridAxis("m", "k", ("1", "2")),))
 
 
+def test_a_variant_holds_options_that_compete_together() -> None:
+    found = parse_variant("redrafter:beam_width=2, num_tokens=6")
+    assert found == Variant("redrafter", (("beam_width", "2"), ("num_tokens", "6")))
+    assert parse_variant(str(found)) == found
+
+
+@pytest.mark.parametrize("text", ["redrafter", "redrafter:", "redrafter:beam_width", ":a=1", "redrafter:a=1,,b=2"])
+def test_a_variant_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_variant(text)
+    assert caught.value.where == "--variant"
+
+
+def test_variants_are_refused_twice_and_beside_the_same_option() -> None:
+    one = Variant("m", (("k", "1"),))
+    with pytest.raises(UsageError, match="same variant"):
+        RunRequest(suite="demo", variants=(one, one))
+    with pytest.raises(UsageError, match=r"m\.k is given twice"):
+        RunRequest(suite="demo", variants=(one,), settings=(Setting("m", "k", "2"),))
+    with pytest.raises(UsageError, match="not among the methods"):
+        RunRequest(suite="demo", methods=("n",), variants=(one,))
+
+
 def entry(name: str, kind: str = "chain", *, needs: bool = False, error: str = "") -> registry.Entry:
     options = {"model": {"type": "str", "default": None, "help": "The draft model."}} if needs else {}
     card = Card.model_validate(
@@ -193,6 +216,7 @@ def test_the_full_command_of_a_full_request_keeps_every_digit_and_every_part() -
         methods=("a", "b"),
         settings=(Setting("a", "k", "x y"),),
         grid=(GridAxis("b", "n", ("1", "2")),),
+        variants=(Variant("a", (("w", "1"), ("d", "3"))),),
         dry_run=True,
         data=(Path("d1"), Path("d2")),
         methods_dirs=(Path("m"),),
@@ -201,6 +225,6 @@ def test_the_full_command_of_a_full_request_keeps_every_digit_and_every_part() -
     words = shlex.split(full_command(request))
     assert words == [
         *("specbench", "run", "demo", "--methods", "a,b", "--temperature", "0.123456789", "--dry-run"),
-        *("--set", "a.k=x y", "--grid", "b.n=1,2"),
+        *("--set", "a.k=x y", "--grid", "b.n=1,2", "--variant", "a:w=1,d=3"),
         *("--data", "d1", "--data", "d2", "--methods-dir", "m", "--stop", "\n\n"),
     ]

@@ -451,6 +451,24 @@ def test_a_grid_makes_one_row_per_value_in_one_plan(go):
     }
 
 
+def test_variants_compete_with_their_options_together_and_survive_a_resume(go, tmp_path):
+    from specbench.bench.request import GridAxis, Variant
+
+    variants = tuple(
+        Variant("prompt_lookup", (("num_tokens", a), ("max_ngram", b))) for a, b in (("2", "1"), ("4", "2"))
+    )
+    outcome, _ = go(
+        methods=("prompt_lookup",), variants=variants, grid=(GridAxis("prompt_lookup", "min_ngram", ("1",)),)
+    )
+    labels = {
+        "prompt_lookup[num_tokens=2,max_ngram=1,min_ngram=1]",
+        "prompt_lookup[num_tokens=4,max_ngram=2,min_ngram=1]",
+    }
+    assert set(rows_of(outcome)) == {"autoregressive", "autoregressive#2"} | labels
+    again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
+    assert set(rows_of(again)) == set(rows_of(outcome))
+
+
 def test_settings_reach_the_method(go):
     outcome, _ = go(settings=(Setting("prompt_lookup", "num_tokens", "1"),), methods=("prompt_lookup",))
     assert len(rows_of(outcome)["prompt_lookup"]["acceptance_by_position"]["proposed"]) <= 1

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from specbench import bench
-from specbench.bench.request import GridAxis, PlanSummary, Progress, RunOutcome, RunRequest, Setting
+from specbench.bench.request import GridAxis, PlanSummary, Progress, RunOutcome, RunRequest, Setting, Variant
 from specbench.store.db import open_store
 from specbench.store.ingest import ingest
 from specbench.store.records import RunSummary
@@ -73,6 +73,7 @@ def test_every_option_reaches_the_bench(specbench: Callable[..., Any], fake: Fak
         *("--repeats", "4", "--carry", "stream", "--dtype", "float64", "--device", "cuda:1", "--threads", "2"),
         *("--attention", "reference", "--set", "draft_model.model=org/small", "--set", "prompt_lookup.num_tokens=3"),
         *("--grid", "draft_model.num_tokens=1,2", "--fail-under", "1.5", "--data", "d", "--store", "s"),
+        *("--variant", "draft_model:adaptive=true"),
         *("--template", "plain", "--trust-remote-code", "--max-len", "99", "--stop", "\n\n"),
     )
     assert ran.code == 0, ran.err
@@ -99,6 +100,7 @@ def test_every_option_reaches_the_bench(specbench: Callable[..., Any], fake: Fak
         attention="reference",
         settings=(Setting("draft_model", "model", "org/small"), Setting("prompt_lookup", "num_tokens", "3")),
         grid=(GridAxis("draft_model", "num_tokens", ("1", "2")),),
+        variants=(Variant("draft_model", (("adaptive", "true"),)),),
         fail_under=1.5,
         data=(Path("d"),),
         store=Path("s"),

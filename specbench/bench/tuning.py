@@ -1,0 +1,405 @@
+"""`specbench tune`: which options make a method fastest on this target, device and prompts.
+
+Three measurements, each once: what the target takes to verify n nodes; what each candidate takes to draft, accept and
+commit; and how many tokens each would commit, exactly, by replaying it on the target's own answers (under `coupled`
+these do not depend on what is drafted). A candidate's prediction is
+
+    tau / (T_verify(n) + T_draft + T_accept + T_commit + T_other), n averaged over its steps,
+
+over the same of autoregression. The best are then measured in an ordinary paired run, and both numbers are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from specbench import registry, suite
+from specbench.bench.competitors import BASELINE, Competitor, competitors
+from specbench.bench.contestants import Contestant, make_contestant
+from specbench.bench.defaults import full_command
+from specbench.bench.request import Progress, RunOutcome, RunRequest, Setting, Variant
+from specbench.bench.runner import run
+from specbench.bench.session import Cell, Session
+from specbench.card import Card
+from specbench.engine.replay import States, Text, replay
+from specbench.errors import UsageError
+from specbench.probe import verification_costs
+
+MOST_CANDIDATES: Final = 200
+_NODES: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_TIMED_TOKENS: Final = 48
+"""Tokens of the short generations that time a candidate's own phases."""
+_TIMED_CELLS: Final = 2
+_BUDGET: Final = "max_nodes"
+"""The option that cuts a tree to its best nodes, where a method has one; 0 = not. A budget that cuts nothing is the
+same candidate again."""
+
+
+Options = tuple[tuple[str, str], ...]
+"""(option, value as typed after --set), in the order of the axes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One combination of options with what was measured of it and what it promises."""
+
+    options: Options
+    """What is varied."""
+    max_nodes: int
+    acceptance_length: float
+    """Simulated, bonus included; exact for the texts."""
+    num_nodes: float
+    """Draft nodes a step, mean."""
+    verify_s: float
+    draft_s: float
+    rest_s: float
+    """Accept, commit and everything else of a step."""
+    predicted: float
+    """Decode speed-up over autoregression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """A candidate beside its measurement in the paired run."""
+
+    options: Options
+    predicted: float
+    decode: float | None
+    """Decode speed-up, measured: what was predicted."""
+    speedup: float | None
+    """End to end."""
+    speedup_ci: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What `specbench tune --json` prints."""
+
+    method: str
+    target: str
+    device: str
+    dtype: str
+    threads: int
+    suite: str
+    temperature: float
+    num_texts: int
+    num_tokens: int
+    """Of the target's answers, which the acceptance is exact for."""
+    step_s: float
+    """An autoregressive step."""
+    verify_cost: tuple[tuple[int, float], ...]
+    """(nodes, seconds of verifying them ÷ seconds of a step of one token)."""
+    candidates: tuple[Candidate, ...]
+    """Best prediction first."""
+    skipped: tuple[str, ...]
+    """Combinations that cannot be, with the reason."""
+    confirmed: tuple[Confirmed, ...]
+    """Fastest measured first; empty where nothing was confirmed."""
+    run_id: str
+    command: str
+    """The `specbench run` line that uses the best."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"schema": 1, **dataclasses.asdict(self)}
+
+
+def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) -> Tuned:
+    """Measure, predict, confirm the best `top` (0 = none).
+
+    request: filled (`with_defaults`); its grid axes of the method replace the card's `tune`. Raises UsageError for a
+    method with nothing to tune, a rule other than `coupled`, and more than one question at a time.
+    """
+    _check(request)
+    card = registry.card(method, methods_dirs=request.methods_dirs, named_by="--method")
+    wanted = combinations(request, card)
+    assert request.suite is not None, "a tuning reads a suite's prompts"
+    loaded = suite.load_suite(request.suite, data_dirs=request.data)
+    if request.limit is not None:
+        assert request.seed is not None
+        loaded = loaded.limited(request.limit, seed=request.seed)
+    session = Session(request, loaded)
+    plain = dataclasses.replace(request, grid=(), variants=(), methods=(BASELINE,))
+    baseline = make_contestant(session, competitors(plain)[0])
+    progress.say("the target's answers")
+    session.make_references(baseline.drafter, progress)
+    cells, texts = _texts(session)
+    found, skipped = _buildable(session, request, method, wanted)
+    progress.say(f"{len(found)} candidates on {len(texts)} answers")
+    progress.plan(num_groups=len(found), num_done=0, title="tune")
+    most = max(found.values())
+    counts = [*(n for n in _NODES if n < most), most]
+    session.engine.reserve(most)
+    cost = verification_costs(session.lm, _context(texts), counts, as_tree=card.kind == "tree")
+    built = (make_contestant(session, _competitor(request, method, options)) for options in found)
+    candidates = _candidates(
+        session, baseline, zip(found, built, strict=True), cells, texts, dict(zip(counts, cost, strict=True)), progress
+    )
+    ranked = tuple(sorted(candidates, key=lambda each: (-each.predicted, each.max_nodes)))
+    best = ranked[: top if top else 1]
+    outcome = _confirm(request, method, best, progress) if top else None
+    confirmed = _confirmed(outcome, request, method, best) if outcome else ()
+    winner = confirmed[0].options if confirmed and confirmed[0].decode is not None else best[0].options
+    return Tuned(
+        method=method,
+        target=request.target or "",
+        device=str(session.lm.device),
+        dtype=str(session.lm.dtype).removeprefix("torch."),
+        threads=session.threads,
+        suite=session.suite.name,
+        temperature=session.sampling.temperature,
+        num_texts=len(texts),
+        num_tokens=sum(len(text.answer) for text in texts),
+        step_s=_phases(session, baseline, cells).step_s,
+        verify_cost=tuple(zip(counts, cost, strict=True)),
+        candidates=ranked,
+        skipped=tuple(skipped),
+        confirmed=confirmed,
+        run_id=outcome.run_id if outcome else "",
+        command=_command(request, method, winner),
+    )
+
+
+def _check(request: RunRequest) -> None:
+    if request.rule not in (None, "coupled"):
+        raise UsageError(
+            f"under rule {request.rule!r} the text depends on what was drafted, so no recorded answer tells a "
+            "candidate's acceptance",
+            where="--rule",
+            try_="--rule coupled",
+        )
+    if request.batch_size not in (None, 1):
+        raise UsageError("one question at a time is tuned", where="--batch-size", try_="--batch-size 1")
+
+
+def combinations(request: RunRequest, card: Card) -> list[Options]:
+    """Every combination to be tried, as text. Raises UsageError: nothing to tune, or too many of them."""
+    said = {item.option for item in request.settings if item.method == card.name}
+    axes = {axis.option: axis.values for axis in request.grid if axis.method == card.name}
+    if not axes:
+        axes = {name: tuple(_spelt(value) for value in values) for name, values in card.tune.items()}
+        axes = {name: values for name, values in axes.items() if name not in said}
+    if not axes:
+        raise UsageError(
+            f"the card of {card.name!r} names nothing to tune" + (" beside what was set" if said and card.tune else ""),
+            where="--method",
+            try_=f"--grid {card.name}.OPTION=V1,V2  (specbench methods show {card.name})",
+        )
+    found = [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if len(found) > MOST_CANDIDATES:
+        raise UsageError(
+            f"{len(found)} combinations; at most {MOST_CANDIDATES} are tried", where="--grid", try_="fewer values"
+        )
+    return found
+
+
+def _spelt(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _texts(session: Session) -> tuple[list[Cell], list[Text]]:
+    """First turns that have an answer of at least two tokens."""
+    cells, texts = [], []
+    for question in session.suite.questions:
+        answer = session.references[question.question_id, 0]
+        if answer.error or len(answer.tokens) < 2:
+            continue
+        cell = session.cell(question, 0)
+        cells.append(cell)
+        texts.append(Text(prompt=cell.prompt, answer=answer.tokens, key=cell.key))
+    if not texts:
+        raise UsageError(
+            f"no answer of {session.lm.name} to {session.suite.name} has two tokens", try_="another suite, or --limit"
+        )
+    return cells, texts
+
+
+def _context(texts: Sequence[Text]) -> tuple[int, ...]:
+    """The text of middling length, cut in the middle of its answer: where a step stands on average."""
+    text = sorted(texts, key=lambda each: len(each.prompt) + len(each.answer))[len(texts) // 2]
+    return text.prompt + text.answer[: len(text.answer) // 2]
+
+
+def _buildable(
+    session: Session, request: RunRequest, method: str, wanted: Sequence[Options]
+) -> tuple[dict[Options, int], list[str]]:
+    """Each combination's largest tree, and why others cannot be. One drafter at a time is held: weights may be
+    large."""
+    sizes: dict[Options, int] = {}
+    found: dict[Options, int] = {}
+    skipped = []
+
+    def size_of(options: Options) -> int:
+        if options not in sizes:
+            sizes[options] = session.build(_competitor(request, method, options)).max_nodes
+        return sizes[options]
+
+    for options in wanted:
+        try:
+            size = size_of(options)
+            without = tuple((name, "0" if name == _BUDGET else value) for name, value in options)
+            if without != options and without in wanted and size_of(without) == size:
+                continue
+        except UsageError as error:
+            skipped.append(f"{Variant(method, options)}: {error.what}")
+            continue
+        found[options] = size
+    if not found:
+        raise UsageError(f"no combination of {method!r} can be built", where="--grid", try_="; ".join(skipped[:3]))
+    return found, skipped
+
+
+def _competitor(request: RunRequest, method: str, options: Options) -> Competitor:
+    one = dataclasses.replace(request, grid=(), variants=(Variant(method, options),), methods=(BASELINE, method))
+    return competitors(one)[-1]
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phases:
+    """Means over the steps of short generations."""
+
+    verify_s: float
+    draft_s: float
+    rest_s: float
+
+    @property
+    def step_s(self) -> float:
+        return self.verify_s + self.draft_s + self.rest_s
+
+
+def _phases(session: Session, contestant: Contestant, cells: Sequence[Cell]) -> _Phases:
+    was, session.max_new_tokens = session.max_new_tokens, min(session.max_new_tokens, _TIMED_TOKENS)
+    verify_s = draft_s = decode_s = 0.0
+    num_steps = 0
+    try:
+        for cell in cells[:_TIMED_CELLS]:
+            contestant.drafter.restore(contestant.snapshot)
+            result = session.generate(contestant.drafter, [cell], with_reference=contestant.wants_reference)
+            num_steps += len(result.generations[0].steps)
+            verify_s, draft_s = verify_s + result.verify_s, draft_s + result.draft_s
+            decode_s += result.decode_s
+    finally:
+        session.max_new_tokens = was
+    num_steps = max(num_steps, 1)
+    return _Phases(
+        verify_s=verify_s / num_steps,
+        draft_s=draft_s / num_steps,
+        rest_s=max(decode_s - verify_s - draft_s, 0.0) / num_steps,
+    )
+
+
+def _candidates(
+    session: Session,
+    baseline: Contestant,
+    found: Iterable[tuple[Options, Contestant]],
+    cells: Sequence[Cell],
+    texts: Sequence[Text],
+    cost: Mapping[int, float],
+    progress: Progress,
+) -> list[Candidate]:
+    states: States = {}
+    candidates = []
+    session.warm_up(baseline.drafter, cells[:1], with_reference=False)
+    for options, contestant in found:
+        contestant.drafter.restore(contestant.snapshot)
+        session.warm_up(contestant.drafter, cells[:1], with_reference=contestant.wants_reference)
+        # Side by side, so that a machine that slows down slows both.
+        own, plain = _phases(session, contestant, cells), _phases(session, baseline, cells)
+        num_steps = num_tokens = num_nodes = 0
+        at: dict[int, int] = defaultdict(int)
+        for text in texts:
+            contestant.drafter.restore(contestant.snapshot)
+            replayed = replay(
+                session.lm, contestant.drafter, [text], sampling=session.sampling, max_batch=1, states=states
+            )
+            num_steps, num_tokens = num_steps + replayed.num_steps, num_tokens + replayed.num_tokens
+            num_nodes += replayed.num_nodes
+            for nodes, steps in replayed.steps_at:
+                at[nodes] += steps
+        verify_s = plain.verify_s * sum(steps * interpolate(cost, nodes) for nodes, steps in at.items()) / num_steps
+        tau = num_tokens / num_steps
+        candidates.append(
+            Candidate(
+                options=options,
+                max_nodes=contestant.drafter.max_nodes,
+                acceptance_length=tau,
+                num_nodes=num_nodes / num_steps,
+                verify_s=verify_s,
+                draft_s=own.draft_s,
+                rest_s=own.rest_s,
+                predicted=tau * plain.step_s / (verify_s + own.draft_s + own.rest_s),
+            )
+        )
+        progress.group_done(
+            method=str(Variant(contestant.competitor.card.name, options)),
+            question=f"{len(texts)} answers",
+            seconds=0.0,
+            num_tokens=num_tokens,
+            failed=False,
+        )
+    return candidates
+
+
+def interpolate(cost: Mapping[int, float], nodes: int) -> float:
+    """The cost of so many nodes, linear between those measured, and beyond them as between the last two."""
+    known = sorted(cost)
+    if nodes in cost or len(known) == 1:
+        return cost.get(nodes, cost[known[0]])
+    right = min(max(bisect_left(known, nodes), 1), len(known) - 1)
+    low, high = known[right - 1], known[right]
+    return cost[low] + (cost[high] - cost[low]) * (nodes - low) / (high - low)
+
+
+# --- confirming ----------------------------------------------------------------------------------------------------
+
+
+def _confirm(request: RunRequest, method: str, best: Sequence[Candidate], progress: Progress) -> RunOutcome:
+    variants = tuple(Variant(method, each.options) for each in best)
+    progress.say(f"the best {len(best)} measured" if len(best) > 1 else "the best measured")
+    return run(dataclasses.replace(request, grid=(), variants=variants, methods=(BASELINE, method)), progress)
+
+
+def _confirmed(
+    outcome: RunOutcome, request: RunRequest, method: str, best: Sequence[Candidate]
+) -> tuple[Confirmed, ...]:
+    rows = {row.method: row for row in outcome.summary.rows} if outcome.summary else {}
+    found = []
+    for each in best:
+        row = rows.get(_competitor(request, method, each.options).label)
+        found.append(
+            Confirmed(
+                options=each.options,
+                predicted=each.predicted,
+                decode=row.speedup_decode if row else None,
+                speedup=row.speedup if row else None,
+                speedup_ci=row.speedup_ci if row else None,
+            )
+        )
+    return tuple(sorted(found, key=lambda each: -(each.speedup or 0.0)))
+
+
+def _command(request: RunRequest, method: str, options: Options) -> str:
+    varied = {name for name, _ in options}
+    kept = tuple(item for item in request.settings if item.method != method or item.option not in varied)
+    return full_command(
+        RunRequest(
+            suite=request.suite,
+            target=request.target,
+            methods=(BASELINE, method),
+            settings=(*kept, *(Setting(method, name, value) for name, value in options)),
+            temperature=request.temperature or None,
+            threads=request.threads,
+            data=request.data,
+            store=request.store,
+            methods_dirs=request.methods_dirs,
+        )
+    )
