@@ -6,14 +6,12 @@ model, without our tree or cache, also yields the method's token; `bug`: neither
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from specbench.lm.cached_lm import CachedLM
 from specbench.sampling import STREAM_ACCEPT, NoiseStream, Sampling, process
@@ -48,7 +46,6 @@ class EqualityCheck:
         self._lm = lm
         self._sampling = sampling
         self._floor = noise_floor / (1.0 if sampling.is_greedy else sampling.temperature)
-        self._fp32: PreTrainedModel | None = None
 
     def verdict(self, prompt: Sequence[int], ours: Sequence[int], reference: Sequence[int], *, key: int) -> Verdict:
         """Class of one output. key: the sequence's noise key."""
@@ -60,37 +57,22 @@ class EqualityCheck:
             return Verdict(verdict="bug", first_difference=place)
         prefix = [*prompt, *reference[:place]]
         ours_token, reference_token = ours[place], reference[place]
-        exact = self._scores(self._full_precision_model(), prefix, key)
+        exact = self._scores(prefix, key, full_precision=True)
         gap = float(exact[reference_token] - exact[ours_token])
         if abs(gap) <= 2 * self._floor:
             return Verdict(verdict="tie", first_difference=place, gap=gap)
-        plain = self._scores(self._lm.model, prefix, key)
+        plain = self._scores(prefix, key, full_precision=False)
         kind: Class = "numeric" if int(plain.argmax()) == ours_token else "bug"
         return Verdict(verdict=kind, first_difference=place, gap=gap)
 
-    def _full_precision_model(self) -> PreTrainedModel:
-        """The target in fp32: itself where it runs in fp32 or fp64, otherwise a copy made once."""
-        if self._lm.dtype in (torch.float32, torch.float64):
-            return self._lm.model
-        if self._fp32 is None:
-            self._fp32 = copy.deepcopy(self._lm.model)
-            nn.Module.float(self._fp32)
-        return self._fp32
-
     @torch.inference_mode()
-    def _scores(self, model: PreTrainedModel, prefix: list[int], key: int) -> Tensor:
+    def _scores(self, prefix: list[int], key: int, *, full_precision: bool) -> Tensor:
         """Processed scores (+ noise) of the token after prefix, from a fresh causal forward: (V,)."""
-        used = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        try:
-            ids = torch.tensor([prefix], device=self._lm.device)
-            logits_V = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        finally:
-            model.set_attn_implementation(used)
+        logits_V = self._lm.fresh_logits(prefix, full_precision=full_precision)
         seen = None
         if self._sampling.needs_context:
             seen = torch.zeros(logits_V.shape[0], dtype=torch.bool, device=logits_V.device)
-            seen[ids[0]] = True
+            seen[torch.tensor(prefix, device=logits_V.device)] = True
         scores = process(logits_V, self._sampling, seen)
         if self._sampling.is_greedy:
             return scores

@@ -159,7 +159,8 @@ def make_manifest(
         ),
         device=DeviceRecord(
             kind=lm.device.type,
-            name=provenance.device_name(lm.device.type, lm.device.index),
+            name=(f"{lm.num_processes} × " if lm.num_processes > 1 else "")
+            + provenance.device_name(lm.device.type, lm.device.index),
             threads=session.threads,
             attention=", ".join(sorted(lm.attention_used)) or (request.attention or "auto"),
             copy_bandwidth=copy_bandwidth,

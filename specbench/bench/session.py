@@ -6,6 +6,7 @@ Built once per command; `bench.run` and `specbench generate` both work on one.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,17 @@ def load_target(request: RunRequest) -> CachedLM:
     """The request's target on its device, with a tokenizer. Raises EnvironmentFailed where it has none."""
     assert request.target is not None and request.device is not None and request.dtype is not None
     device = pick_device(request.device)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes > 1 and device.type == "cuda":
+        # torchrun's processes share the devices of a machine out among them.
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     lm = load_lm(
         request.target,
         device=device,
         dtype=pick_dtype(request.dtype, device),
         attention_name=request.attention or "auto",
         trust_remote_code=request.trust_remote_code,
+        is_split=num_processes > 1,
     )
     if lm.tokenizer is None:
         raise EnvironmentFailed(

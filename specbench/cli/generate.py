@@ -50,6 +50,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt. The text goes to stdout, what it cost to stderr."""
+    options.silence_followers()
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise UsageError("the prompt is empty", where="PROMPT", try_='specbench generate "Hello"')

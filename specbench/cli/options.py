@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,6 +100,12 @@ def _stray(item: Setting, method: str, named_by: str) -> UsageError:
         where="--set",
         try_=f"{named_by} {item.method}, or --set {method.partition('(')[0]}.{item.option}={item.value}",
     )
+
+
+def silence_followers() -> None:
+    """Of the processes that torchrun started for one target, the first speaks."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 
 def grid(texts: list[str] | None) -> tuple[GridAxis, ...]:

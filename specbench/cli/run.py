@@ -93,6 +93,7 @@ def run(
 
     What is left open comes from the suite's defaults; the first line on stderr then says the command in full.
     """
+    options.silence_followers()
     request = RunRequest(
         suite=suite,
         target=target,

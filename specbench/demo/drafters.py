@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ctc": ("form=eagle", "lambda_soft=1", "intermediate=384", "vocabulary=2048"),
 }
 """What keeps each under 1.5 MB: the target's embedding and head are borrowed, not copied."""
-RATES = {"redrafter": 2e-3, "lstm": 2e-3, "ctc": 1e-3}
+RATES = {"redrafter": 5e-3, "lstm": 7e-3, "ctc": 1e-3}
 """Highest learning rate; a transformer layer takes less than a recurrence."""
 
 

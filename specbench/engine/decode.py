@@ -140,7 +140,7 @@ class Engine:
             return _Run(self, drafter, requests, self._clock, sink, self._prefill_chunk).run()
         except NotFinite:
             # Masked slots weigh 0, but 0 times a NaN left in them is NaN: the next question must not inherit it.
-            self.lm.cache.erase()
+            self.lm.erase()
             raise
 
 

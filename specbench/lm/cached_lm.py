@@ -6,7 +6,8 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,12 +53,15 @@ class CachedLM:
         self.device = model.device
         self.dtype = model.dtype
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.num_processes = 1
+        """Over how many the target is split (`lm.parallel`)."""
         self.attention_used: set[str] = set()
         self.known_head: Callable[[Tensor], Tensor] | None = None
         """Final states -> logits, once `packed.head_logits` has found it out."""
         self._taps = TapRecorder(model)
         self._shortcut = Shortcut(model)
         self._cache: KVCache | None = None
+        self._fp32: PreTrainedModel | None = None
         self._max_position = _num_positions(self.config)
 
     # --- room ------------------------------------------------------------------------------------------------------
@@ -171,6 +175,31 @@ class CachedLM:
         self.attention_used |= forward.implementations
         return logits, self._taps.take()
 
+    @torch.inference_mode()
+    def fresh_logits(self, tokens: Sequence[int], *, full_precision: bool) -> Tensor:
+        """Logits (V,) after these tokens from transformers' own attention and no cache: slow, to judge answers by.
+
+        full_precision: in at least fp32, from a copy made once where the target runs in less; a target split over
+        processes has no such copy and answers in its own dtype.
+        """
+        model = self._full_precision_model() if full_precision and self.num_processes == 1 else self.model
+        used = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            ids = torch.tensor([list(tokens)], device=self.device)
+            logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        finally:
+            model.set_attn_implementation(used)
+        return logits
+
+    def _full_precision_model(self) -> PreTrainedModel:
+        if self.dtype in (torch.float32, torch.float64):
+            return self.model
+        if self._fp32 is None:
+            self._fp32 = copy.deepcopy(self.model)
+            nn.Module.float(self._fp32)
+        return self._fp32
+
     # --- rollback --------------------------------------------------------------------------------------------------
 
     def commit(self, num_accepted: list[int], tree: DraftTree, path_BP: Tensor) -> None:
@@ -189,6 +218,10 @@ class CachedLM:
     def keep(self, rows: list[int]) -> None:
         """Rows leave the batch; new row i is old row rows[i]."""
         self.cache.keep(rows)
+
+    def erase(self) -> None:
+        """Zero the whole cache: after a forward that was not finite."""
+        self.cache.erase()
 
     # --- facts -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +271,7 @@ class CachedLM:
         """Key and value bytes of one cached token, all layers; 0 before the first forward."""
         if self._cache is None:
             return 0
-        return self._cache.num_bytes() // (self._cache.max_rows * self._cache.num_slots)
+        return self.num_processes * self._cache.num_bytes() // (self._cache.max_rows * self._cache.num_slots)
 
     def check_positions(self, num_tokens: int) -> None:
         """Raises UsageError for a text longer than the model was built for."""

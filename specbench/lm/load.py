@@ -6,6 +6,7 @@ safetensors only; remote code only when asked for by flag. The model class is tr
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -196,9 +197,14 @@ def load_lm(
     dtype: torch.dtype,
     attention_name: str = "auto",
     trust_remote_code: bool = False,
+    is_split: bool = False,
 ) -> CachedLM:
     """Load weights and tokenizer. Raises UsageError (unsupported), EnvironmentFailed (missing, pickled or damaged
-    weights)."""
+    weights).
+
+    is_split: over the processes that torchrun started (`lm.parallel`). Only rank 0 returns; the others end the program
+    when it ends.
+    """
     attention.register()
     picked = pick_attention(attention_name, device=device, dtype=dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr carries our narration
@@ -234,21 +240,51 @@ def load_lm(
         nn.Module.to(probe, device)
         self_check(CachedLM(probe, name=name))
         del probe
-    model = _load_model(folder, config, name=name, dtype=dtype, attention_name=picked, remote=trust_remote_code)
+    model = _load_model(
+        folder,
+        config,
+        name=name,
+        dtype=dtype,
+        attention_name=picked,
+        remote=trust_remote_code,
+        is_split=is_split,
+    )
+    facts: dict[str, Any] = {
+        "name": name,
+        "tokenizer": load_tokenizer(name, trust_remote_code=trust_remote_code),
+        "weights_hash": hash_weights(folder),
+    }
+    if is_split:
+        from specbench.lm.parallel import lead_or_follow  # torch.distributed comes with it
+
+        return lead_or_follow(model, device=device, facts=facts)
     nn.Module.to(model, device)  # in place; transformers' own .to() is wrapped and loses its types
     lay_out_linears(model)
-    return CachedLM(
-        model,
-        name=name,
-        tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
-        weights_hash=hash_weights(folder),
-    )
+    return CachedLM(model, **facts)
+
+
+def _split_options() -> dict[str, Any]:
+    """How `from_pretrained` is asked for tensor parallelism: older versions of transformers take the plan itself."""
+    try:
+        from transformers.distributed import DistributedConfig  # type: ignore[attr-defined]
+    except ImportError:
+        return {"tp_plan": "auto"}
+    fields = inspect.signature(DistributedConfig).parameters
+    return {"distributed_config": DistributedConfig(tp_plan="auto")} if "tp_plan" in fields else {"tp_plan": "auto"}
 
 
 def _load_model(
-    folder: Path, config: PretrainedConfig, *, name: str, dtype: torch.dtype, attention_name: str, remote: bool
+    folder: Path,
+    config: PretrainedConfig,
+    *,
+    name: str,
+    dtype: torch.dtype,
+    attention_name: str,
+    remote: bool,
+    is_split: bool = False,
 ) -> PreTrainedModel:
-    """The weights, complete, on the CPU. Raises EnvironmentFailed where they are damaged or lack a tensor."""
+    """The weights, complete, on the CPU, or this process's share of them on its device. Raises EnvironmentFailed where
+    they are damaged or lack a tensor."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -258,6 +294,7 @@ def _load_model(
             trust_remote_code=remote,
             attn_implementation=attention_name,
             output_loading_info=True,
+            **(_split_options() if is_split else {}),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EnvironmentFailed(

@@ -66,6 +66,12 @@ def _same_document(document_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _forward(lm: CachedLM, tokens_BS: Tensor, positions_BS: Tensor, sees_BSS: Tensor, taps: tuple[Tap, ...]) -> Tensor:
+    if lm.num_processes > 1:
+        raise UsageError(
+            "texts are read by a target in one process, not by one that is split over several",
+            where="torchrun",
+            try_="the same command without torchrun",
+        )
     lm.check_positions(int(positions_BS.max()) + 1)
     forward = _Visible(sees_BSS, positions_BS, lm.dtype)
     with lm.tapped(taps), attention.use(forward):

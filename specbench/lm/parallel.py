@@ -1,0 +1,238 @@
+"""A target over several processes (transformers' tensor parallelism): one leads, the others mirror it.
+
+`torchrun --nproc-per-node N -m specbench run ...` starts N processes of the same command. All of them load their share
+of the target; then rank 0 alone goes on, drafts, accepts and writes, and tells the others every call of the target
+before it makes it: a header of integers over gloo and the token ids over the target's own device. The others keep the
+same cache, make the same calls, take part in the layers' sums and throw the results away.
+
+Drafters live on rank 0 and read embedding and head as whole copies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from specbench.errors import EnvironmentFailed
+from specbench.lm.cached_lm import CachedLM, Verified
+from specbench.tree import DraftTree
+
+_HEADER: Final = 8
+_STOP, _ALLOCATE, _BEGIN, _PREFILL, _VERIFY, _APPEND, _COMMIT, _TRUNCATE, _KEEP, _ERASE, _FRESH = range(11)
+
+
+def num_processes() -> int:
+    """Processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's place among them."""
+    return int(os.environ.get("RANK", "0"))
+
+
+class Channel:
+    """Calls from the leader to the others. The header is on the host, whose shapes everybody must know first."""
+
+    def __init__(self, device: torch.device) -> None:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self._device = device
+        self._host = dist.new_group(backend="gloo")
+
+    def tell(self, call: int, numbers: Sequence[int] = (), payload: Tensor | None = None) -> None:
+        """Leader: this call comes next. payload: int64, flat, on the device."""
+        size = 0 if payload is None else payload.numel()
+        header = [call, size, *numbers]
+        dist.broadcast(torch.tensor(header + [0] * (_HEADER - len(header))), src=0, group=self._host)
+        if payload is not None and size:
+            dist.broadcast(payload.to(device=self._device, dtype=torch.int64).contiguous(), src=0)
+
+    def listen(self) -> tuple[int, list[int], Tensor]:
+        """The others: (call, numbers, payload)."""
+        header = torch.zeros(_HEADER, dtype=torch.int64)
+        dist.broadcast(header, src=0, group=self._host)
+        call, size, *numbers = header.tolist()
+        payload = torch.zeros(size, dtype=torch.int64, device=self._device)
+        if size:
+            dist.broadcast(payload, src=0)
+        return call, numbers, payload
+
+
+class LeadingLM(CachedLM):
+    """Rank 0's: every call that touches model or cache is told to the others first."""
+
+    def __init__(self, model: PreTrainedModel, *, channel: Channel, **facts: Any) -> None:
+        super().__init__(model, **facts)
+        self.num_processes = num_processes()
+        self._channel = channel
+        self._embed_tokens = _whole(super().embed_tokens)
+        self._lm_head = _whole(super().lm_head)
+        self._is_open = True
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Let the others go; the program ends."""
+        if self._is_open:
+            self._is_open = False
+            self._channel.tell(_STOP)
+            dist.destroy_process_group()
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        return self._embed_tokens
+
+    @property
+    def lm_head(self) -> nn.Module:
+        return self._lm_head
+
+    def allocate(self, *, max_batch: int, max_len: int, max_nodes: int) -> None:
+        self._channel.tell(_ALLOCATE, [max_batch, max_len, max_nodes])
+        super().allocate(max_batch=max_batch, max_len=max_len, max_nodes=max_nodes)
+
+    def begin(self, num_rows: int) -> None:
+        self._channel.tell(_BEGIN, [num_rows])
+        super().begin(num_rows)
+
+    def prefill(self, row: int, tokens_T: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._channel.tell(_PREFILL, [row], tokens_T)
+        return super().prefill(row, tokens_T)
+
+    def verify(self, root_B: Tensor, tree: DraftTree) -> Verified:
+        parts = torch.cat([root_B, tree.tokens_BN.flatten(), tree.parents_BN.flatten()])
+        self._channel.tell(_VERIFY, [root_B.shape[0], tree.num_nodes, tree.max_depth, int(tree.is_chain)], parts)
+        return super().verify(root_B, tree)
+
+    def append(self, tokens_BM: Tensor, num_B: list[int]) -> Tensor:
+        parts = torch.cat([tokens_BM.flatten(), torch.tensor(num_B, device=tokens_BM.device)])
+        self._channel.tell(_APPEND, list(tokens_BM.shape), parts)
+        return super().append(tokens_BM, num_B)
+
+    def commit(self, num_accepted: list[int], tree: DraftTree, path_BP: Tensor) -> None:
+        parts = torch.cat([torch.tensor(num_accepted, device=path_BP.device), path_BP.flatten()])
+        self._channel.tell(_COMMIT, [*path_BP.shape, int(tree.is_chain)], parts)
+        super().commit(num_accepted, tree, path_BP)
+
+    def truncate(self, row: int, length: int) -> None:
+        self._channel.tell(_TRUNCATE, [row, length])
+        super().truncate(row, length)
+
+    def keep(self, rows: list[int]) -> None:
+        self._channel.tell(_KEEP, [len(rows)], torch.tensor(rows, dtype=torch.int64))
+        super().keep(rows)
+
+    def erase(self) -> None:
+        self._channel.tell(_ERASE)
+        super().erase()
+
+    def fresh_logits(self, tokens: Sequence[int], *, full_precision: bool) -> Tensor:
+        self._channel.tell(_FRESH, [int(full_precision)], torch.tensor(list(tokens)))
+        return super().fresh_logits(tokens, full_precision=full_precision)
+
+
+def lead_or_follow(model: PreTrainedModel, *, device: torch.device, facts: dict[str, Any]) -> CachedLM:
+    """This process's share of a target -> the whole of it, on rank 0. The others mirror it until it ends, and end the
+    program. Raises EnvironmentFailed where transformers has no plan for the architecture."""
+    check_can_be_split(model, facts["name"])
+    channel = Channel(device)
+    gather_whole(model)
+    if rank() == 0:
+        return LeadingLM(model, channel=channel, **facts)
+    follow(CachedLM(model, **facts), channel)
+    dist.destroy_process_group()
+    raise SystemExit(0)
+
+
+def follow(lm: CachedLM, channel: Channel) -> None:
+    """The others: do what the leader does until it stops."""
+    while True:
+        call, numbers, payload = channel.listen()
+        if call == _STOP:
+            return
+        _mirror(lm, call, numbers, payload)
+
+
+def _mirror(lm: CachedLM, call: int, numbers: list[int], payload: Tensor) -> None:
+    match call:
+        case 1:  # _ALLOCATE
+            lm.allocate(max_batch=numbers[0], max_len=numbers[1], max_nodes=numbers[2])
+        case 2:  # _BEGIN
+            lm.begin(numbers[0])
+        case 3:  # _PREFILL
+            lm.prefill(numbers[0], payload)
+        case 4:  # _VERIFY
+            rows, nodes, max_depth, is_chain = numbers[:4]
+            root, tokens, parents = payload.split([rows, rows * nodes, rows * nodes])
+            lm.verify(root, _tree(tokens, parents, rows, nodes, max_depth=max_depth, is_chain=bool(is_chain)))
+        case 5:  # _APPEND
+            rows, columns = numbers[:2]
+            lm.append(payload[: rows * columns].view(rows, columns), payload[rows * columns :].tolist())
+        case 6:  # _COMMIT
+            rows, columns, is_chain = numbers[:3]
+            nothing = payload.new_zeros(rows, 0)
+            lm.commit(
+                payload[:rows].tolist(),
+                DraftTree(tokens_BN=nothing, parents_BN=nothing, max_depth=0, is_chain=bool(is_chain)),
+                payload[rows:].view(rows, columns),
+            )
+        case 7:  # _TRUNCATE
+            lm.truncate(numbers[0], numbers[1])
+        case 8:  # _KEEP
+            lm.keep(payload.tolist())
+        case 9:  # _ERASE
+            lm.erase()
+        case 10:  # _FRESH
+            lm.fresh_logits(payload.tolist(), full_precision=bool(numbers[0]))
+        case _:
+            raise AssertionError(f"call {call} is unknown: the processes run different programs")
+
+
+def _tree(tokens: Tensor, parents: Tensor, rows: int, nodes: int, *, max_depth: int, is_chain: bool) -> DraftTree:
+    return DraftTree(
+        tokens_BN=tokens.view(rows, nodes),
+        parents_BN=parents.view(rows, nodes),
+        max_depth=max_depth,
+        is_chain=is_chain,
+    )
+
+
+def gather_whole(model: PreTrainedModel) -> None:
+    """All processes together: embedding and head become whole where they were cut, on rank 0 for good. Must be called
+    by every process, in the same order."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert getattr(module, "bias", None) is None, "a cut head with a bias: drafters would read it without"
+        weight: Any = module.weight
+        if hasattr(weight, "full_tensor"):
+            whole: Tensor = weight.full_tensor().detach()
+            if rank() == 0:
+                module.specbench_whole = whole
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    """The module as drafters read it: alone, with all its rows."""
+    weight: Tensor | None = getattr(module, "specbench_whole", None)
+    if weight is None:
+        return module
+    if isinstance(module, nn.Embedding):
+        table: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=True)
+        return table
+    found = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    found.weight = nn.Parameter(weight, requires_grad=False)
+    return found
+
+
+def check_can_be_split(model: PreTrainedModel, name: str) -> None:
+    """Raises EnvironmentFailed where transformers has no plan for this architecture."""
+    if not getattr(model, "_tp_plan", None):
+        raise EnvironmentFailed(
+            f"transformers has no tensor-parallel plan for {name} ({model.config.model_type})",
+            where="torchrun",
+            try_="specbench run without torchrun, on one device",
+        )

@@ -1,0 +1,79 @@
+"""A target split over two processes on a CPU: the same tokens as in one, for every kind of draft."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from specbench import paths
+from specbench.events import GenerationFinished
+from specbench.store.journal import read_events
+from tests.bench.conftest import save_tiny_target
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROMPTS = ["abc abc abc abc", "0 1 0 1 0 1", "zz", "hello hello"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target in float64, a draft model that differs, and questions."""
+    root = tmp_path_factory.mktemp("split")
+    save_tiny_target(root / "target", dtype=torch.float64)
+    save_tiny_target(root / "draft", seed=1, dtype=torch.float64)
+    (root / "q.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    return root
+
+
+def call(folder: Path, *words: str, processes: int) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launch, "-m", "specbench", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def answers(store: Path, run_id: str) -> dict[tuple[str, str], tuple[int, ...]]:
+    events = [line.event for line in read_events(paths.run_dir(store, run_id))]
+    return {(e.method, e.question_id): e.tokens for e in events if isinstance(e, GenerationFinished)}
+
+
+@pytest.mark.parametrize("how", [("--temperature", "0"), ("--temperature", "1", "--batch-size", "3")], ids=str)
+def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path, how: tuple[str, ...]) -> None:
+    words = (
+        *("run", "q.jsonl", "--target", "target", "--methods", "autoregressive,prompt_lookup,draft_model"),
+        *("--set", "prompt_lookup.continuations=2", "--set", "draft_model.model=draft", "--max-new-tokens", "16"),
+        *("--repeats", "1", "--threads", "1", "--dtype", "float64", "--device", "cpu", "--json", *how),
+    )
+    found = []
+    for processes in (1, 2):
+        store = tmp_path / str(processes)
+        ran = call(folder, *words, "--store", str(store), processes=processes)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        # Only the first process speaks: one JSON object.
+        run = json.loads(ran.stdout)
+        assert all(row["equality"]["identical"] == len(PROMPTS) for row in run["rows"])
+        found.append(answers(store, run["run_id"]))
+        assert ("2 × " in run["device"]) == (processes == 2)
+    assert found[0] == found[1] and len(found[0]) == 4 * len(PROMPTS)
+
+
+def test_what_reads_whole_texts_says_that_one_process_is_wanted(folder: Path, tmp_path: Path) -> None:
+    ran = call(
+        folder,
+        *("tune", "--method", "lstm", "--target", "demo", "--limit", "1", "--max-new-tokens", "6", "--top", "0"),
+        *("--grid", "lstm.num_tokens=2", "--threads", "1", "--device", "cpu", "--store", str(tmp_path)),
+        processes=2,
+    )
+    assert ran.returncode != 0
+    assert "not by one that is split over several" in ran.stderr and "without torchrun" in ran.stderr
