@@ -19,6 +19,9 @@ from specbench.sampling import process
 
 HeadKind = Literal["own", "target"]
 
+TABLE_BYTES = 64 << 20
+"""Most that a drafter's products of all tokens, made once instead of at every draft, may take."""
+
 
 class DraftVocabulary(nn.Module):
     """Which of the target's tokens a drafter can say: all of them, or the `ids` of a trimmed head.

@@ -18,11 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.ctc.module import CtcNetwork, Layer
+from specbench.blocks import TABLE_BYTES
 from specbench.linear import FrozenLinear, stored
 from specbench.method import TargetView
-
-TABLE_BYTES = 64 << 20
-"""Most that the table of all tokens may take."""
 
 
 def fits(network: CtcNetwork, target: TargetView) -> bool:

@@ -19,11 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.lstm.module import EPSILON, GATES, BiasedRMSNorm, Speculator, State, SumLSTM
+from specbench.blocks import TABLE_BYTES
 from specbench.linear import FrozenLinear, stored
 from specbench.method import TargetView
-
-TABLE_BYTES = 64 << 20
-"""Most that the table of all tokens may take; beyond it the network is read as it is."""
 
 
 class Cell(Protocol):

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.redrafter.module import ReDrafterNetwork, parameter_dtype
+from specbench.blocks import TABLE_BYTES
 from specbench.linear import FrozenLinear, input_major
 from specbench.method import TargetView
 
 Table = Literal["auto", "on", "off"]
-TABLE_BYTES = 64 << 20
-"""Most an automatic table may take."""
 
 
 class Context(NamedTuple):
