@@ -99,10 +99,10 @@ class Tuned:
     """Best prediction first."""
     skipped: tuple[str, ...]
     """Combinations that cannot be, with the reason."""
-    confirmed: tuple[Confirmed, ...]
+    confirmed: tuple[Confirmed, ...] = ()
     """Fastest measured first; empty where nothing was confirmed."""
-    run_id: str
-    command: str
+    run_id: str = ""
+    command: str = ""
     """The `specbench run` line that uses the best."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,7 +119,24 @@ def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) 
     _check(request)
     card = registry.card(method, methods_dirs=request.methods_dirs, named_by="--method")
     wanted = combinations(request, card)
+    # The target is let go before the confirming run loads it again.
+    found = _measure(request, card, wanted, progress)
+    best = found.candidates[: top if top else 1]
+    outcome = _confirm(request, method, best, progress) if top else None
+    confirmed = _confirmed(outcome, request, method, best) if outcome else ()
+    winner = confirmed[0].options if confirmed and confirmed[0].decode is not None else best[0].options
+    return dataclasses.replace(
+        found,
+        confirmed=confirmed,
+        run_id=outcome.run_id if outcome else "",
+        command=_command(request, method, winner),
+    )
+
+
+def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progress: Progress) -> Tuned:
+    """All but the confirming run."""
     assert request.suite is not None, "a tuning reads a suite's prompts"
+    method = card.name
     loaded = suite.load_suite(request.suite, data_dirs=request.data)
     if request.limit is not None:
         assert request.seed is not None
@@ -141,11 +158,6 @@ def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) 
     candidates = _candidates(
         session, baseline, zip(found, built, strict=True), cells, texts, dict(zip(counts, cost, strict=True)), progress
     )
-    ranked = tuple(sorted(candidates, key=lambda each: (-each.predicted, each.max_nodes)))
-    best = ranked[: top if top else 1]
-    outcome = _confirm(request, method, best, progress) if top else None
-    confirmed = _confirmed(outcome, request, method, best) if outcome else ()
-    winner = confirmed[0].options if confirmed and confirmed[0].decode is not None else best[0].options
     return Tuned(
         method=method,
         target=request.target or "",
@@ -158,11 +170,8 @@ def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) 
         num_tokens=sum(len(text.answer) for text in texts),
         step_s=_phases(session, baseline, cells).step_s,
         verify_cost=tuple(zip(counts, cost, strict=True)),
-        candidates=ranked,
+        candidates=tuple(sorted(candidates, key=lambda each: (-each.predicted, each.max_nodes))),
         skipped=tuple(skipped),
-        confirmed=confirmed,
-        run_id=outcome.run_id if outcome else "",
-        command=_command(request, method, winner),
     )
 
 
