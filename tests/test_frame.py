@@ -21,6 +21,10 @@ def declared() -> list[str]:
     return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
 
 
+UNPINNED = {"triton"}
+"""CUDA builds of torch demand a version of their own; on a CPU it only interprets kernels for the tests."""
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -30,7 +34,7 @@ def test_every_dependency_is_pinned_without_build_tags_or_hosts() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
     pinned = {normal(line.partition("==")[0]) for line in lines}
     for requirement in declared():
-        assert normal(re.split(r"[<>=\[;! ]", requirement)[0]) in pinned, requirement
+        assert normal(re.split(r"[<>=\[;! ]", requirement)[0]) in pinned | UNPINNED, requirement
 
 
 @pytest.fixture(scope="session")
