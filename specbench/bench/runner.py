@@ -155,6 +155,8 @@ class _Run:
     def _prepare(self, journal: Journal) -> None:
         """Reference pass, noise floor, warm-up: untimed."""
         session = self._session
+        if session.lm.num_processes > 1 and session.lm.dtype.itemsize < 4:
+            self._progress.say(f"differing answers are judged in {session.lm.dtype}: a split target has no fp32 copy")
         self._progress.say("reference pass")
         session.make_references(self._contestants[BASELINE].drafter, self._progress)
         for (question_id, turn), answer in session.references.items():

@@ -6,7 +6,6 @@ Built once per command; `bench.run` and `specbench generate` both work on one.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from specbench.engine.stop import Stop
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
+from specbench.lm.parallel import num_processes, own_device
 from specbench.lm.stops import stop_ids_of
 from specbench.method import Drafter, Request
 from specbench.sampling import Sampling, sequence_key
@@ -69,17 +69,16 @@ def load_target(request: RunRequest) -> CachedLM:
     """The request's target on its device, with a tokenizer. Raises EnvironmentFailed where it has none."""
     assert request.target is not None and request.device is not None and request.dtype is not None
     device = pick_device(request.device)
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_processes > 1 and device.type == "cuda":
-        # torchrun's processes share the devices of a machine out among them.
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    is_split = num_processes() > 1
+    if is_split:
+        device = own_device(device)
     lm = load_lm(
         request.target,
         device=device,
         dtype=pick_dtype(request.dtype, device),
         attention_name=request.attention or "auto",
         trust_remote_code=request.trust_remote_code,
-        is_split=num_processes > 1,
+        is_split=is_split,
     )
     if lm.tokenizer is None:
         raise EnvironmentFailed(

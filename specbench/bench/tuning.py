@@ -29,6 +29,7 @@ from specbench.bench.session import Cell, Session
 from specbench.card import Card
 from specbench.engine.replay import States, Text, replay
 from specbench.errors import UsageError
+from specbench.lm.parallel import num_processes
 from specbench.probe import verification_costs
 
 MOST_CANDIDATES: Final = 200
@@ -182,6 +183,10 @@ def _check(request: RunRequest) -> None:
             "candidate's acceptance",
             where="--rule",
             try_="--rule coupled",
+        )
+    if num_processes() > 1:
+        raise UsageError(
+            "a target that is split over processes is not tuned", where="torchrun", try_="specbench tune without it"
         )
     if request.batch_size not in (None, 1):
         raise UsageError("one question at a time is tuned", where="--batch-size", try_="--batch-size 1")

@@ -205,30 +205,29 @@ def sdpa_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`plain_attention` through torch's fused kernel. Layers with soft-capping or sinks, which the kernel lacks, take
+    the plain path and say so in `Forward.implementations`."""
+    if softcap is not None or s_aux is not None:
+        return plain_attention(module, query, key, value, attention_mask, softcap=softcap, s_aux=s_aux, **options)
+    return _fused(query, key, value, attention_mask, **options)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """`plain_attention` through torch's fused kernel. Grouped heads are folded into the query rows, so that keys and
-    values are read once and never repeated. Layers with soft-capping or sinks, which the kernel lacks, take the plain
-    path and say so in `Forward.implementations`."""
-    if softcap is not None or s_aux is not None:
-        return plain_attention(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            s_aux=s_aux,
-            **extra,
-        )
+    """Grouped heads are folded into the query rows, so that keys and values are read once and never repeated."""
     forward = _checked("sdpa", dropout, attention_mask, extra)
     num_rows, num_heads, num_slots, head_dim = query.shape
     num_kv = key.shape[1]
@@ -241,7 +240,18 @@ def sdpa_attention(
 
 
 def triton_attention(
-    module: nn.Module,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """`plain_attention` in Triton (`tree_kernel`), every layer alike. A prompt's chunk, which has more slots than a
+    draft may have, goes through `sdpa_attention`."""
+    from specbench.lm.tree_kernel import MOST_SLOTS
+
+    if query.shape[2] > MOST_SLOTS:
+        return sdpa_attention(module, query, key, value, attention_mask, **options)
+    return _in_triton(query, key, value, attention_mask, **options)
+
+
+def _in_triton(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -254,24 +264,8 @@ def triton_attention(
     s_aux: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """`plain_attention` in Triton (`tree_kernel`), every layer alike. A prompt's chunk, which has more slots than a
-    draft may have, goes through `sdpa_attention`."""
-    from specbench.lm.tree_kernel import MOST_SLOTS, tree_attention
+    from specbench.lm.tree_kernel import tree_attention
 
-    if query.shape[2] > MOST_SLOTS:
-        return sdpa_attention(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            s_aux=s_aux,
-            **extra,
-        )
     forward = _checked("triton", dropout, attention_mask, extra)
     shape = forward.kernel_shape
     mixed = tree_attention(

@@ -205,6 +205,10 @@ def load_lm(
     is_split: over the processes that torchrun started (`lm.parallel`). Only rank 0 returns; the others end the program
     when it ends.
     """
+    if is_split:
+        from specbench.lm.parallel import check_is_first
+
+        check_is_first()
     attention.register()
     picked = pick_attention(attention_name, device=device, dtype=dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr carries our narration

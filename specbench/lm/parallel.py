@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, Final
 
 import torch
@@ -20,12 +21,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from specbench.errors import EnvironmentFailed
+from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM, Verified
 from specbench.tree import DraftTree
 
 _HEADER: Final = 8
-_STOP, _ALLOCATE, _BEGIN, _PREFILL, _VERIFY, _APPEND, _COMMIT, _TRUNCATE, _KEEP, _ERASE, _FRESH = range(11)
+
+
+class Call(IntEnum):
+    """What the leader does next."""
+
+    STOP = 0
+    ALLOCATE = 1
+    BEGIN = 2
+    PREFILL = 3
+    VERIFY = 4
+    APPEND = 5
+    COMMIT = 6
+    TRUNCATE = 7
+    KEEP = 8
+    ERASE = 9
+    FRESH_LOGITS = 10
 
 
 def num_processes() -> int:
@@ -38,6 +54,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def own_device(device: torch.device) -> torch.device:
+    """The one of a machine's devices that this process takes."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+
+
+def check_is_first() -> None:
+    """Raises UsageError for a second split target: the other processes mirror the first until the program ends."""
+    if dist.is_initialized():
+        raise UsageError(
+            "a program has one target that is split over processes",
+            where="torchrun",
+            try_="one `specbench run` per torchrun",
+        )
+
+
 class Channel:
     """Calls from the leader to the others. The header is on the host, whose shapes everybody must know first."""
 
@@ -47,7 +78,7 @@ class Channel:
         self._device = device
         self._host = dist.new_group(backend="gloo")
 
-    def tell(self, call: int, numbers: Sequence[int] = (), payload: Tensor | None = None) -> None:
+    def tell(self, call: Call, numbers: Sequence[int] = (), payload: Tensor | None = None) -> None:
         """Leader: this call comes next. payload: int64, flat, on the device."""
         size = 0 if payload is None else payload.numel()
         header = [call, size, *numbers]
@@ -55,7 +86,7 @@ class Channel:
         if payload is not None and size:
             dist.broadcast(payload.to(device=self._device, dtype=torch.int64).contiguous(), src=0)
 
-    def listen(self) -> tuple[int, list[int], Tensor]:
+    def listen(self) -> tuple[Call, list[int], Tensor]:
         """The others: (call, numbers, payload)."""
         header = torch.zeros(_HEADER, dtype=torch.int64)
         dist.broadcast(header, src=0, group=self._host)
@@ -63,7 +94,7 @@ class Channel:
         payload = torch.zeros(size, dtype=torch.int64, device=self._device)
         if size:
             dist.broadcast(payload, src=0)
-        return call, numbers, payload
+        return Call(call), numbers, payload
 
 
 class LeadingLM(CachedLM):
@@ -82,7 +113,7 @@ class LeadingLM(CachedLM):
         """Let the others go; the program ends."""
         if self._is_open:
             self._is_open = False
-            self._channel.tell(_STOP)
+            self._channel.tell(Call.STOP)
             dist.destroy_process_group()
 
     @property
@@ -94,46 +125,46 @@ class LeadingLM(CachedLM):
         return self._lm_head
 
     def allocate(self, *, max_batch: int, max_len: int, max_nodes: int) -> None:
-        self._channel.tell(_ALLOCATE, [max_batch, max_len, max_nodes])
+        self._channel.tell(Call.ALLOCATE, [max_batch, max_len, max_nodes])
         super().allocate(max_batch=max_batch, max_len=max_len, max_nodes=max_nodes)
 
     def begin(self, num_rows: int) -> None:
-        self._channel.tell(_BEGIN, [num_rows])
+        self._channel.tell(Call.BEGIN, [num_rows])
         super().begin(num_rows)
 
     def prefill(self, row: int, tokens_T: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._channel.tell(_PREFILL, [row], tokens_T)
+        self._channel.tell(Call.PREFILL, [row], tokens_T)
         return super().prefill(row, tokens_T)
 
     def verify(self, root_B: Tensor, tree: DraftTree) -> Verified:
         parts = torch.cat([root_B, tree.tokens_BN.flatten(), tree.parents_BN.flatten()])
-        self._channel.tell(_VERIFY, [root_B.shape[0], tree.num_nodes, tree.max_depth, int(tree.is_chain)], parts)
+        self._channel.tell(Call.VERIFY, [root_B.shape[0], tree.num_nodes, tree.max_depth, int(tree.is_chain)], parts)
         return super().verify(root_B, tree)
 
     def append(self, tokens_BM: Tensor, num_B: list[int]) -> Tensor:
         parts = torch.cat([tokens_BM.flatten(), torch.tensor(num_B, device=tokens_BM.device)])
-        self._channel.tell(_APPEND, list(tokens_BM.shape), parts)
+        self._channel.tell(Call.APPEND, list(tokens_BM.shape), parts)
         return super().append(tokens_BM, num_B)
 
     def commit(self, num_accepted: list[int], tree: DraftTree, path_BP: Tensor) -> None:
         parts = torch.cat([torch.tensor(num_accepted, device=path_BP.device), path_BP.flatten()])
-        self._channel.tell(_COMMIT, [*path_BP.shape, int(tree.is_chain)], parts)
+        self._channel.tell(Call.COMMIT, [*path_BP.shape, int(tree.is_chain)], parts)
         super().commit(num_accepted, tree, path_BP)
 
     def truncate(self, row: int, length: int) -> None:
-        self._channel.tell(_TRUNCATE, [row, length])
+        self._channel.tell(Call.TRUNCATE, [row, length])
         super().truncate(row, length)
 
     def keep(self, rows: list[int]) -> None:
-        self._channel.tell(_KEEP, [len(rows)], torch.tensor(rows, dtype=torch.int64))
+        self._channel.tell(Call.KEEP, [len(rows)], torch.tensor(rows, dtype=torch.int64))
         super().keep(rows)
 
     def erase(self) -> None:
-        self._channel.tell(_ERASE)
+        self._channel.tell(Call.ERASE)
         super().erase()
 
     def fresh_logits(self, tokens: Sequence[int], *, full_precision: bool) -> Tensor:
-        self._channel.tell(_FRESH, [int(full_precision)], torch.tensor(list(tokens)))
+        self._channel.tell(Call.FRESH_LOGITS, [int(full_precision)], torch.tensor(list(tokens)))
         return super().fresh_logits(tokens, full_precision=full_precision)
 
 
@@ -154,27 +185,33 @@ def follow(lm: CachedLM, channel: Channel) -> None:
     """The others: do what the leader does until it stops."""
     while True:
         call, numbers, payload = channel.listen()
-        if call == _STOP:
+        if call is Call.STOP:
             return
         _mirror(lm, call, numbers, payload)
 
 
-def _mirror(lm: CachedLM, call: int, numbers: list[int], payload: Tensor) -> None:
+def _mirror(lm: CachedLM, call: Call, numbers: list[int], payload: Tensor) -> None:
     match call:
-        case 1:  # _ALLOCATE
+        case Call.ALLOCATE:
             lm.allocate(max_batch=numbers[0], max_len=numbers[1], max_nodes=numbers[2])
-        case 2:  # _BEGIN
+        case Call.BEGIN:
             lm.begin(numbers[0])
-        case 3:  # _PREFILL
+        case Call.PREFILL:
             lm.prefill(numbers[0], payload)
-        case 4:  # _VERIFY
+        case Call.VERIFY:
             rows, nodes, max_depth, is_chain = numbers[:4]
             root, tokens, parents = payload.split([rows, rows * nodes, rows * nodes])
-            lm.verify(root, _tree(tokens, parents, rows, nodes, max_depth=max_depth, is_chain=bool(is_chain)))
-        case 5:  # _APPEND
+            tree = DraftTree(
+                tokens_BN=tokens.view(rows, nodes),
+                parents_BN=parents.view(rows, nodes),
+                max_depth=max_depth,
+                is_chain=bool(is_chain),
+            )
+            lm.verify(root, tree)
+        case Call.APPEND:
             rows, columns = numbers[:2]
             lm.append(payload[: rows * columns].view(rows, columns), payload[rows * columns :].tolist())
-        case 6:  # _COMMIT
+        case Call.COMMIT:
             rows, columns, is_chain = numbers[:3]
             nothing = payload.new_zeros(rows, 0)
             lm.commit(
@@ -182,25 +219,16 @@ def _mirror(lm: CachedLM, call: int, numbers: list[int], payload: Tensor) -> Non
                 DraftTree(tokens_BN=nothing, parents_BN=nothing, max_depth=0, is_chain=bool(is_chain)),
                 payload[rows:].view(rows, columns),
             )
-        case 7:  # _TRUNCATE
+        case Call.TRUNCATE:
             lm.truncate(numbers[0], numbers[1])
-        case 8:  # _KEEP
+        case Call.KEEP:
             lm.keep(payload.tolist())
-        case 9:  # _ERASE
+        case Call.ERASE:
             lm.erase()
-        case 10:  # _FRESH
+        case Call.FRESH_LOGITS:
             lm.fresh_logits(payload.tolist(), full_precision=bool(numbers[0]))
-        case _:
-            raise AssertionError(f"call {call} is unknown: the processes run different programs")
-
-
-def _tree(tokens: Tensor, parents: Tensor, rows: int, nodes: int, *, max_depth: int, is_chain: bool) -> DraftTree:
-    return DraftTree(
-        tokens_BN=tokens.view(rows, nodes),
-        parents_BN=parents.view(rows, nodes),
-        max_depth=max_depth,
-        is_chain=is_chain,
-    )
+        case Call.STOP:
+            raise AssertionError("a stop is not mirrored")
 
 
 def gather_whole(model: PreTrainedModel) -> None:

@@ -154,3 +154,10 @@ def test_a_cost_between_two_measured_ones_lies_on_the_line_between_them() -> Non
 def test_what_cannot_be_simulated_is_refused(ask, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         tune(ask("prompt_lookup", **changed), "prompt_lookup", Silent())
+
+
+def test_a_split_target_is_refused_before_it_is_loaded(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ask("prompt_lookup")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="split over processes is not tuned"):
+        tune(request, "prompt_lookup", Silent())

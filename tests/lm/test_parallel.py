@@ -14,10 +14,11 @@ import torch
 from specbench import paths
 from specbench.errors import UsageError
 from specbench.events import GenerationFinished
+from specbench.lm.load import load_lm
 from specbench.lm.packed import packed_states
 from specbench.store.journal import read_events
 from tests.bench.conftest import save_tiny_target
-from tests.helpers import tiny_lm
+from tests.helpers import CPU, tiny_lm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROMPTS = ["abc abc abc abc", "0 1 0 1 0 1", "zz", "hello hello"]
@@ -79,3 +80,11 @@ def test_what_reads_whole_texts_says_that_one_process_is_wanted() -> None:
     with pytest.raises(UsageError, match="not by one that is split over several") as caught:
         packed_states(lm, ids, torch.zeros_like(ids), ("final",))
     assert "without torchrun" in caught.value.try_
+
+
+def test_a_second_split_target_is_refused_before_it_waits_for_processes_that_mirror_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    with pytest.raises(UsageError, match="one target that is split"):
+        load_lm("demo", device=CPU, dtype=torch.float32, is_split=True)

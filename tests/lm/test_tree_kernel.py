@@ -31,7 +31,7 @@ def random_tree(num_rows: int, num_nodes: int, generator: torch.Generator) -> Dr
     return DraftTree(tokens_BN=torch.zeros_like(parents), parents_BN=parents, max_depth=num_nodes)
 
 
-def compare(
+def assert_as_the_reference(
     lengths: list[int],
     tree: DraftTree,
     *,
@@ -92,18 +92,22 @@ TREES: list[tuple[str, Callable[[torch.Generator], DraftTree]]] = [
 def test_it_computes_what_the_plain_reference_does_for_ragged_rows(
     name: str, make: Callable[[torch.Generator], DraftTree], shares: int
 ) -> None:
-    compare([150, 7], make(torch.Generator().manual_seed(1)), shares=shares)
+    assert_as_the_reference([150, 7], make(torch.Generator().manual_seed(1)), shares=shares)
 
 
 @pytest.mark.parametrize("width", [64, 80, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_every_head_size_and_type(width: int, dtype: torch.dtype) -> None:
-    compare([70], random_tree(1, 9, torch.Generator().manual_seed(2)), width=width, dtype=dtype, shares=2)
+    assert_as_the_reference(
+        [70], random_tree(1, 9, torch.Generator().manual_seed(2)), width=width, dtype=dtype, shares=2
+    )
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (8, 2), (12, 1)])
 def test_every_grouping_of_heads(heads: int, kv_heads: int) -> None:
-    compare([33, 64], random_tree(2, 12, torch.Generator().manual_seed(3)), heads=heads, kv_heads=kv_heads, shares=2)
+    assert_as_the_reference(
+        [33, 64], random_tree(2, 12, torch.Generator().manual_seed(3)), heads=heads, kv_heads=kv_heads, shares=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,17 +116,17 @@ def test_every_grouping_of_heads(heads: int, kv_heads: int) -> None:
     ids=str,
 )
 def test_windows_soft_caps_and_sinks(what: dict[str, Any]) -> None:
-    compare([40, 3], random_tree(2, 10, torch.Generator().manual_seed(4)), shares=3, **what)
+    assert_as_the_reference([40, 3], random_tree(2, 10, torch.Generator().manual_seed(4)), shares=3, **what)
 
 
 def test_the_largest_tree_and_an_empty_cache() -> None:
-    compare([0, 90], random_tree(2, 128, torch.Generator().manual_seed(5)), shares=2)
+    assert_as_the_reference([0, 90], random_tree(2, 128, torch.Generator().manual_seed(5)), shares=2)
     with pytest.raises(AssertionError, match="130 slots"):
-        compare([5], random_tree(1, 129, torch.Generator().manual_seed(5)))
+        assert_as_the_reference([5], random_tree(1, 129, torch.Generator().manual_seed(5)))
 
 
 def test_shares_without_a_token_weigh_nothing() -> None:
-    compare([3], chain(torch.zeros(1, 4, dtype=torch.long)), shares=8)
+    assert_as_the_reference([3], chain(torch.zeros(1, 4, dtype=torch.long)), shares=8)
 
 
 def test_bits_are_the_visibility() -> None:
