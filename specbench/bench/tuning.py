@@ -12,14 +12,13 @@ over the same of autoregression. The best are then measured in an ordinary paire
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from specbench import registry, suite
+from specbench.bench.candidates import Candidate, Confirmed, Options, Tuned, combinations, interpolate
 from specbench.bench.competitors import BASELINE, Competitor, competitors
 from specbench.bench.contestants import Contestant, make_contestant
 from specbench.bench.defaults import full_command
@@ -32,7 +31,6 @@ from specbench.errors import UsageError
 from specbench.lm.parallel import num_processes
 from specbench.probe import verification_costs
 
-MOST_CANDIDATES: Final = 200
 _NODES: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _TIMED_TOKENS: Final = 48
 """Tokens of the short generations that time a candidate's own phases."""
@@ -40,75 +38,6 @@ _TIMED_CELLS: Final = 2
 _BUDGET: Final = "max_nodes"
 """The option that cuts a tree to its best nodes, where a method has one; 0 = not. A budget that cuts nothing is the
 same candidate again."""
-
-
-Options = tuple[tuple[str, str], ...]
-"""(option, value as typed after --set), in the order of the axes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One combination of options with what was measured of it and what it promises."""
-
-    options: Options
-    """What is varied."""
-    max_nodes: int
-    acceptance_length: float
-    """Simulated, bonus included; exact for the texts."""
-    num_nodes: float
-    """Draft nodes a step, mean."""
-    verify_s: float
-    draft_s: float
-    rest_s: float
-    """Accept, commit and everything else of a step."""
-    predicted: float
-    """Decode speed-up over autoregression."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confirmed:
-    """A candidate beside its measurement in the paired run."""
-
-    options: Options
-    predicted: float
-    decode: float | None
-    """Decode speed-up, measured: what was predicted."""
-    speedup: float | None
-    """End to end."""
-    speedup_ci: tuple[float, float] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What `specbench tune --json` prints."""
-
-    method: str
-    target: str
-    device: str
-    dtype: str
-    threads: int
-    suite: str
-    temperature: float
-    num_texts: int
-    num_tokens: int
-    """Of the target's answers, which the acceptance is exact for."""
-    step_s: float
-    """An autoregressive step."""
-    verify_cost: tuple[tuple[int, float], ...]
-    """(nodes, seconds of verifying them ÷ seconds of a step of one token)."""
-    candidates: tuple[Candidate, ...]
-    """Best prediction first."""
-    skipped: tuple[str, ...]
-    """Combinations that cannot be, with the reason."""
-    confirmed: tuple[Confirmed, ...] = ()
-    """Fastest measured first; empty where nothing was confirmed."""
-    run_id: str = ""
-    command: str = ""
-    """The `specbench run` line that uses the best."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"schema": 1, **dataclasses.asdict(self)}
 
 
 def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) -> Tuned:
@@ -190,31 +119,6 @@ def _check(request: RunRequest) -> None:
         )
     if request.batch_size not in (None, 1):
         raise UsageError("one question at a time is tuned", where="--batch-size", try_="--batch-size 1")
-
-
-def combinations(request: RunRequest, card: Card) -> list[Options]:
-    """Every combination to be tried, as text. Raises UsageError: nothing to tune, or too many of them."""
-    said = {item.option for item in request.settings if item.method == card.name}
-    axes = {axis.option: axis.values for axis in request.grid if axis.method == card.name}
-    if not axes:
-        axes = {name: tuple(_spelt(value) for value in values) for name, values in card.tune.items()}
-        axes = {name: values for name, values in axes.items() if name not in said}
-    if not axes:
-        raise UsageError(
-            f"the card of {card.name!r} names nothing to tune" + (" beside what was set" if said and card.tune else ""),
-            where="--method",
-            try_=f"--grid {card.name}.OPTION=V1,V2  (specbench methods show {card.name})",
-        )
-    found = [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if len(found) > MOST_CANDIDATES:
-        raise UsageError(
-            f"{len(found)} combinations; at most {MOST_CANDIDATES} are tried", where="--grid", try_="fewer values"
-        )
-    return found
-
-
-def _spelt(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _texts(session: Session) -> tuple[list[Cell], list[Text]]:
@@ -361,16 +265,6 @@ def _candidates(
             failed=False,
         )
     return candidates
-
-
-def interpolate(cost: Mapping[int, float], nodes: int) -> float:
-    """The cost of so many nodes, linear between those measured, and beyond them as between the last two."""
-    known = sorted(cost)
-    if nodes in cost or len(known) == 1:
-        return cost.get(nodes, cost[known[0]])
-    right = min(max(bisect_left(known, nodes), 1), len(known) - 1)
-    low, high = known[right - 1], known[right]
-    return cost[low] + (cost[high] - cost[low]) * (nodes - low) / (high - low)
 
 
 # --- confirming ----------------------------------------------------------------------------------------------------

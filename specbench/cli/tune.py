@@ -19,7 +19,7 @@ from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from specbench.bench.tuning import Tuned
+    from specbench.bench.candidates import Tuned
 
 app = new_app()
 _LIMIT = 12

@@ -10,9 +10,10 @@ import pytest
 
 from specbench import registry
 from specbench.api import Silent
+from specbench.bench.candidates import combinations, interpolate
 from specbench.bench.defaults import with_defaults
 from specbench.bench.request import GridAxis, RunRequest, Setting
-from specbench.bench.tuning import combinations, interpolate, tune
+from specbench.bench.tuning import tune
 from specbench.card import Card
 from specbench.errors import UsageError
 from specbench.store.db import open_store
