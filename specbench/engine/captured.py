@@ -81,7 +81,11 @@ class CapturedRun(Run):
         self._placed: list[Row] = []
         """Who stands at which place, rows that have ended included."""
         self._span = 0
-        stamp(self._pins.out, 0)
+        self._stamp(0)
+
+    def _stamp(self, index: int) -> None:
+        if self._setting.has_stamps:
+            stamp(self._pins.out, index)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -156,16 +160,16 @@ class CapturedRun(Run):
     def _whole_step(self, num_rows: int, span: int) -> Shape:
         """What is captured. Reads and writes pins alone."""
         pins, drafter_pins, setting = self._pins, self._capture.drafter_pins, self._setting
-        stamp(pins.out, FIRST_STAMP)
+        self._stamp(FIRST_STAMP)
         root_B, length_B = pins.root_R[:num_rows], pins.length_R[:num_rows]
         noise, draft_noise = self._pinned_noise(num_rows)
         before = drafter_pins.before()
         tree = self._drafter.draft(draft_noise)
-        stamp(pins.out, FIRST_STAMP + 1)
+        self._stamp(FIRST_STAMP + 1)
         # Only rows that have ended can stand so far back that their nodes would not fit.
         base_B = length_B.clamp(max=span - tree.num_nodes - 1)
         verified = self._lm.verify_behind(root_B, tree, base_B, span=span)
-        stamp(pins.out, FIRST_STAMP + 2)
+        self._stamp(FIRST_STAMP + 2)
         seen_BV = None if pins.seen_RV is None else pins.seen_RV[:num_rows]
         chosen_BM = choose(
             verified.logits_BMV,
@@ -180,7 +184,7 @@ class CapturedRun(Run):
         verdict = accept.walk(chosen_BM, tree)
         table = step_table(verdict, tree, verified.logits_BMV)
         pins.out[TABLE : TABLE + table.numel()].copy_(table.flatten())
-        stamp(pins.out, FIRST_STAMP + 3)
+        self._stamp(FIRST_STAMP + 3)
         is_alive_B = pins.is_open_R[:num_rows] & (length_B + 1 < pins.limit_R[:num_rows])
         self._lm.commit_behind(tree, verdict.path_BP, base_B)
         if seen_BV is not None:
@@ -199,7 +203,7 @@ class CapturedRun(Run):
         last_B = verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0]
         root_B.copy_(torch.where(is_alive_B, last_B, root_B))
         length_B.add_(torch.where(is_alive_B, verdict.num_accepted_B + 1, 0))
-        stamp(pins.out, FIRST_STAMP + 4)
+        self._stamp(FIRST_STAMP + 4)
         return Shape.of(tree)
 
     def _pinned_noise(self, num_rows: int) -> tuple[PinnedNoise | None, PinnedNoise | None]:

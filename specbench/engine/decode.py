@@ -39,8 +39,10 @@ class Engine:
         prefill_chunk: int = 512,
         stop: Stop | None = None,
         graphs: Backend | None = None,
+        has_stamps: bool = True,
     ) -> None:
-        """graphs: capture steps with it; None runs every step operator by operator.
+        """graphs: capture steps with it; None runs every step operator by operator. has_stamps: False leaves the times
+        of captured phases out, to see what taking them costs.
 
         Raises UsageError when `typical` is asked for at temperature 0, where it has no law to be typical of.
         """
@@ -54,6 +56,7 @@ class Engine:
         self.max_batch = max_batch
         self.max_nodes = max_nodes
         self._prefill_chunk = prefill_chunk
+        self._has_stamps = has_stamps
         self._clock: Clock = clock_for(lm.device)
         self.graphs = None if graphs is None else Graphs(graphs)
         self._pins: EnginePins | None = None
@@ -144,6 +147,7 @@ class Engine:
             stop=self.stop,
             clock=self._clock,
             prefill_chunk=self._prefill_chunk,
+            has_stamps=self._has_stamps,
         )
         if self.graphs is None:
             return Run(setting, drafter, requests, sink)

@@ -82,7 +82,11 @@ class HostDraftedRun(Run):
         self._pins = capture.pins
         self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
         self._unfinished: _Unfinished | None = None
-        stamp(self._pins.out, 0)
+        self._stamp(0)
+
+    def _stamp(self, index: int) -> None:
+        if self._setting.has_stamps:
+            stamp(self._pins.out, index)
 
     def _decode(self, root_B: Tensor) -> None:
         self._settle(root_B)
@@ -102,12 +106,12 @@ class HostDraftedRun(Run):
 
     def _step(self, root_B: Tensor, step: int) -> Tensor:
         pins, num_rows = self._pins, len(self._live)
-        stamp(pins.out, FIRST_STAMP)
+        self._stamp(FIRST_STAMP)
         if self._noise is not None:
             self._seek([row.length for row in self._live])
         tree = self._drafter.draft(self._draft_noise)
         shape = self._put(tree)
-        stamp(pins.out, FIRST_STAMP + 1)
+        self._stamp(FIRST_STAMP + 1)
         span = span_of(max(row.length for row in self._live) + shape.num_nodes, self._lm.cache.num_slots)
         work = partial(self._target_step, num_rows, span, shape, tree.logq_BMV)
         if tree.logq_BMV is None:
@@ -135,7 +139,7 @@ class HostDraftedRun(Run):
             self._lm.cache.advance(place, read.num_accepted[place] + 1)
             num_cut.append(self._extend(row, read.tokens[place]))
         self._commit(tree, outcome, read, num_cut)
-        stamp(pins.out, LATE_STAMP)
+        self._stamp(LATE_STAMP)
         marks = numbers[FIRST_STAMP : FIRST_STAMP + 4]
         self._unfinished = _Unfinished(step, [row.index for row in self._live], read, num_cut, marks)
         return pins.root_R[:num_rows]
@@ -160,7 +164,7 @@ class HostDraftedRun(Run):
         root_B, length_B = pins.root_R[:num_rows], pins.length_R[:num_rows]
         tree = self._pinned_tree(num_rows, shape, logq_BMV)
         verified = self._lm.verify_behind(root_B, tree, length_B, span=span)
-        stamp(pins.out, FIRST_STAMP + 2)
+        self._stamp(FIRST_STAMP + 2)
         seen_BV = None if pins.seen_RV is None else pins.seen_RV[:num_rows]
         noise = None
         if not self._sampling.is_greedy:
@@ -178,7 +182,7 @@ class HostDraftedRun(Run):
         verdict = accept.walk(chosen_BM, tree)
         table = step_table(verdict, tree, verified.logits_BMV)
         pins.out[TABLE : TABLE + table.numel()].copy_(table.flatten())
-        stamp(pins.out, FIRST_STAMP + 3)
+        self._stamp(FIRST_STAMP + 3)
         self._lm.commit_behind(tree, verdict.path_BP, length_B)
         if seen_BV is not None:
             see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)

@@ -36,6 +36,8 @@ class Setting:
     stop: Stop
     clock: Clock
     prefill_chunk: int
+    has_stamps: bool = True
+    """Whether captured steps write down when their phases end."""
 
 
 @dataclass

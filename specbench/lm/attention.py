@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Cache
 
 from specbench.tree import Topology
 
@@ -55,6 +55,8 @@ class Forward(ABC):
         self.max_depth = max_depth
         self.dtype = dtype
         self.implementations: set[str] = set()
+        self.cache: Cache | None = None
+        """Where a compiled forward's keys and values go; an eager one is handed its cache by the model."""
         self._bias: dict[tuple[int | None, int], Tensor | None] = {}
 
     @property
@@ -204,13 +206,17 @@ class use:
 def _checked(name: str, dropout: float, mask: Tensor | None, extra: dict[str, Any]) -> Forward:
     assert _current is not None, "a model loaded by specbench.lm must be run through CachedLM"
     assert mask is None, "transformers built a mask of its own; tree attention would ignore it"
+    _refuse_unknown(name, dropout, extra)
+    _current.implementations.add(name)
+    return _current
+
+
+def _refuse_unknown(name: str, dropout: float, extra: dict[str, Any]) -> None:
     unknown = {key for key, value in extra.items() if value is not None} - _HARMLESS
     if unknown or dropout:
         raise NotImplementedError(
             f"attention was handed {sorted(unknown) or 'dropout'}, which {name} attention does not implement"
         )
-    _current.implementations.add(name)
-    return _current
 
 
 def plain_attention(
@@ -343,7 +349,57 @@ _Function = Callable[..., tuple[Tensor, None]]
 _FUNCTIONS: dict[str, _Function] = {PLAIN: plain_attention, SDPA: sdpa_attention, TRITON: triton_attention}
 
 
+def attend_cached(name: str, query: Tensor, key: Tensor, value: Tensor, *, layer: int, **options: Any) -> Tensor:
+    """One layer of a compiled forward: cache keys and values (B, kv, M, d), then attend -> (B, M, H, d_v)."""
+    assert _current is not None and _current.cache is not None, "a compiled model must be run through CachedLM"
+    keys, values = _current.cache.update(key, value, layer)
+    return _FUNCTIONS[name](_NO_MODULE, query, keys, values, None, **options)[0]
+
+
+_NO_MODULE = nn.Module()
+
+
+def _entry(name: str) -> _Function:
+    """What transformers calls: the function, or where a model is being traced one operator in place of all of it."""
+    function = _FUNCTIONS[name]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        if torch.compiler.is_compiling():
+            return _traced(name, module, query, key, value, attention_mask, **options), None
+        return function(module, query, key, value, attention_mask, **options)
+
+    return attention
+
+
+def _traced(
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **extra: Any,
+) -> Tensor:
+    """`specbench::attend` (`lm.compiled`), which is registered before anything is traced."""
+    assert attention_mask is None, "transformers built a mask of its own; tree attention would ignore it"
+    _refuse_unknown(name, dropout, extra)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    layer: Any = module.layer_idx
+    mixed: Tensor = torch.ops.specbench.attend(
+        query, key, value, s_aux, name, layer, scale, sliding_window or 0, softcap or 0.0
+    )
+    return mixed
+
+
 def register() -> None:
     """Make all implementations known to transformers; idempotent."""
-    for name, function in _FUNCTIONS.items():
-        AttentionInterface.register(name, function)
+    for name in _FUNCTIONS:
+        AttentionInterface.register(name, _entry(name))

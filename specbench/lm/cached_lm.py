@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from specbench.errors import UsageError
 from specbench.lm import attention
+from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
 from specbench.lm.shortcut import Shortcut
 from specbench.lm.taps import TapRecorder, decoder_of
@@ -61,6 +62,7 @@ class CachedLM:
         _silence_padding_warning(model)
         self._taps = TapRecorder(model)
         self._shortcut = Shortcut(model)
+        self._compiled: CompiledDecoder | None = None
         self._cache: KVCache | None = None
         self._fp32: PreTrainedModel | None = None
         self._max_position = _num_positions(self.config)
@@ -97,11 +99,35 @@ class CachedLM:
         """Forget all rows; num_rows empty ones."""
         self.cache.begin(num_rows)
 
+    # --- compiling ---------------------------------------------------------------------------------------------------
+
+    def compile(self, *, backend: str = "inductor") -> None:
+        """Forwards that prefill and verify go through torch.compile from now on; each new shape takes its time once
+        (`compile_s`)."""
+        self._compiled = CompiledDecoder(self.model, backend=backend)
+
+    @property
+    def is_compiled(self) -> bool:
+        """See `compile`."""
+        return self._compiled is not None
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds that forwards of new shapes have taken so far."""
+        return 0.0 if self._compiled is None else self._compiled.compile_s
+
     # --- forwards --------------------------------------------------------------------------------------------------
 
     def tap(self, taps: tuple[int | str, ...]) -> None:
-        """Record these layers' outputs in every forward from now on; () records nothing."""
+        """Record these layers' outputs in every forward from now on; () records nothing. Raises UsageError for layers
+        of a compiled target."""
         self._taps.set(taps)
+        if self.is_compiled and self._taps.has_layers:
+            raise UsageError(
+                "this method reads states between the target's layers, which a compiled target does not show",
+                where="--compile",
+                try_="--compile off",
+            )
 
     @contextmanager
     def tapped(self, taps: tuple[int | str, ...]) -> Iterator[None]:
@@ -203,6 +229,7 @@ class CachedLM:
     def _run(
         self, tokens_BM: Tensor, positions_BM: Tensor, forward: attention.Forward, *, keep: int
     ) -> tuple[Tensor, Tensor | None]:
+        forward.cache = self.cache
         with attention.use(forward):
             logits = self._shortcut.logits(tokens_BM, positions_BM, self.cache, keep=keep)
         self.attention_used |= forward.implementations

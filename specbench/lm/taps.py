@@ -81,6 +81,11 @@ class TapRecorder:
 
         return record
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether any tap is a layer's output."""
+        return any(tap != "final" for tap in self._taps)
+
     def take(self) -> Tensor | None:
         """(B, M, K, D) of the last forward, None without taps."""
         if not self._taps:

@@ -1,0 +1,116 @@
+"""The unmodified transformers forward through torch.compile: pointwise work fused, cache and attention as they are.
+
+A compiled forward must not see what changes from step to step in Python: lengths, masks, slots. So the compiled decoder
+is handed a cache that keeps nothing, and our attention, when it is traced, is one opaque operator, `specbench::attend`:
+at run time it writes keys and values into the real cache and attends as the forward under way says.
+
+B rows, M slots.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from specbench import paths
+from specbench.lm import attention
+from specbench.lm.taps import decoder_of
+
+
+@torch.library.custom_op("specbench::attend", mutates_args=())
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink: Tensor | None,
+    name: str,
+    layer: int,
+    scaling: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """`attention.attend_cached` as an operator. sink: `s_aux`. window, softcap: 0 for none."""
+    return attention.attend_cached(
+        name,
+        query,
+        key,
+        value,
+        layer=layer,
+        scaling=scaling,
+        sliding_window=window or None,
+        softcap=softcap or None,
+        s_aux=sink,
+    )
+
+
+@attend.register_fake
+def _attend_shape(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink: Tensor | None,
+    name: str,
+    layer: int,
+    scaling: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    num_rows, num_heads, num_slots, _ = query.shape
+    return query.new_empty(num_rows, num_slots, num_heads, value.shape[3])
+
+
+class _NoCache(Cache):
+    """Hands keys and values on: `attend` puts them into the real cache."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+
+class CompiledDecoder:
+    """A model's decoder, compiled per shape (from the second number of slots on one graph serves all numbers).
+
+    Only forwards with a cache are compiled, those that prefill and verify; texts read whole, as training reads them, go
+    the old way. Hooks on the decoder itself run as ever; hooks on its layers would be compiled in, so layers must not
+    be tapped. What torch.compile raises comes out of the first call of a shape.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, backend: str = "inductor") -> None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir() / "compiled"))
+        decoder = decoder_of(model)
+        # On a CPU weights are packed for the products they are in; the model keeps its own copy.
+        options: Any = {"freezing": True} if model.device.type == "cpu" and backend == "inductor" else None
+        self._no_cache = _NoCache()
+        self._plain: Callable[..., Any] = decoder.forward
+        self._compiled: Any = torch.compile(decoder.forward, fullgraph=True, backend=backend, options=options)
+        self._shapes: set[tuple[int, ...]] = set()
+        self.compile_s = 0.0
+        """Seconds spent in calls that met a shape for the first time."""
+        decoder.forward = self._forward
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs.get("past_key_values") is None:
+            return self._plain(*args, **kwargs)
+        shape = tuple(kwargs["input_ids"].shape)
+        start = time.perf_counter()
+        output = self._compiled(**{**kwargs, "past_key_values": self._no_cache})
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            self.compile_s += time.perf_counter() - start
+        return output
