@@ -1,0 +1,146 @@
+"""The engine on a GPU, held against the hardware and against transformers: python benchmarks/gpu.py --out results/gpu
+
+Needs torch, transformers and specbench's engine, nothing else. Models are drawn at random in published shapes on the
+device. Every part writes its results as soon as it has them, so that a run cut short loses nothing. `--small` rehearses
+all of it on a CPU with toy shapes and graphs that record operators: it shows that the script runs, never how fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import gpu_parts
+from benchmarks.gpu_models import Bench, free
+from specbench.engine.graphs import CudaGraphs
+from specbench.engine.recorded import RecordedGraphs
+from specbench.lm import attention
+
+PARTS: dict[str, Callable[[Bench, dict[str, Any]], dict[str, Any]]] = {
+    "parity": gpu_parts.parity,
+    "timer": gpu_parts.timer,
+    "copy": gpu_parts.copy_bandwidth,
+    "kernel": gpu_parts.kernel,
+    "autoregressive": gpu_parts.autoregressive,
+    "verify": gpu_parts.verify,
+    "oracle": gpu_parts.oracle,
+    "generate": gpu_parts.transformers_generate,
+    "assisted": gpu_parts.assisted,
+    "long": gpu_parts.long_context,
+    "batch": gpu_parts.batch,
+    "small_targets": gpu_parts.small_targets,
+}
+
+
+def main() -> int:
+    """Runs the parts that were asked for, in order -> 0, or 1 where a part failed."""
+    args = _arguments()
+    bench = _bench(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"conditions": _conditions(bench)}
+    start = time.perf_counter()
+    failed = []
+    for name in args.parts:
+        spent = time.perf_counter() - start
+        if spent > bench.seconds:
+            found[name] = {"left_out": f"{spent:.0f} s were spent before it"}
+            continue
+        began = time.perf_counter()
+        try:
+            found[name] = PARTS[name](bench, found)
+        except Exception as error:  # noqa: BLE001 - the other parts are still worth having
+            failed.append(name)
+            found[name] = {"failed": f"{type(error).__name__}: {error}"}
+            traceback.print_exc()
+        free(bench)
+        found[name]["part_s"] = round(time.perf_counter() - began, 1)
+        _write(args.out, found)
+        print(json.dumps({name: found[name]}), flush=True)
+    print(table(found))
+    return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--attention", choices=["triton", "sdpa"], default="triton")
+    parser.add_argument("--seconds", type=float, default=520.0, help="no part begins after so many")
+    parser.add_argument("--small", action="store_true", help="toy shapes on the CPU, to rehearse")
+    return parser.parse_args()
+
+
+def _bench(args: argparse.Namespace) -> Bench:
+    if args.small:
+        torch.set_num_threads(1)
+        return Bench(
+            device=torch.device("cpu"), dtype=torch.float32, is_small=True, attention_name=attention.SDPA,
+            backend=RecordedGraphs, seconds=args.seconds,
+        )  # fmt: skip
+    device = torch.device(args.device)
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device is visible to torch. Try: python benchmarks/gpu.py --small")
+    name = attention.TRITON if args.attention == "triton" else attention.SDPA
+    return Bench(
+        device=device, dtype=torch.bfloat16, is_small=False, attention_name=name,
+        backend=lambda: CudaGraphs(device), seconds=args.seconds,
+    )  # fmt: skip
+
+
+def _conditions(bench: Bench) -> dict[str, Any]:
+    is_cuda = bench.device.type == "cuda"
+    return {
+        "card": torch.cuda.get_device_name(bench.device) if is_cuda else "none: a rehearsal on a CPU, no measurement",
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "dtype": str(bench.dtype).removeprefix("torch."),
+        "attention": bench.attention_name,
+        "is_rehearsal": bench.is_small,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+    }
+
+
+def _write(out: Path, found: dict[str, Any]) -> None:
+    name = "rehearsal" if found["conditions"]["is_rehearsal"] else "gpu"
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(table(found) + "\n", encoding="utf-8")
+
+
+def table(found: dict[str, Any]) -> str:
+    """What the parts found beside what is asked of the engine, as Markdown."""
+    conditions = found["conditions"]
+    lines = [
+        f"{conditions['card']}; torch {conditions['torch']}, transformers {conditions['transformers']}, "
+        f"{conditions['dtype']}, {conditions['attention']}; {conditions['time']} UTC",
+        "",
+        "| part | measured | asked for |",
+        "|---|---|---|",
+    ]
+    for name, part in found.items():
+        if name == "conditions":
+            continue
+        if "failed" in part or "left_out" in part:
+            lines.append(f"| {name} | {part.get('failed') or part.get('left_out')} | |")
+        for row in part.get("rows", ()):
+            lines.append(f"| {name}: {row['what']} | {row['measured']} | {row.get('asked', '')} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

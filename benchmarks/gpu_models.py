@@ -1,0 +1,175 @@
+"""Random-weight models of published shapes, and drafters that need no training, for `gpu.py`."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+
+from specbench.lm import attention
+from specbench.lm.cached_lm import CachedLM
+from specbench.method import Drafter, DraftNoise, DraftTree
+from specbench.tree import DraftTree as Tree
+from specbench.tree import chain
+
+
+def _rope(theta: float) -> dict[str, object]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+PUBLISHED: dict[str, PretrainedConfig] = {
+    "llama-3.1-8b": LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131072, rope_parameters=_rope(5e5),
+        tie_word_embeddings=False,
+    ),
+    "qwen2.5-7b": Qwen2Config(
+        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4, max_position_embeddings=32768, rope_parameters=_rope(1e6),
+        tie_word_embeddings=False,
+    ),
+    "qwen2.5-0.5b": Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, max_position_embeddings=32768, rope_parameters=_rope(1e6),
+        tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+def small_copy(config: PretrainedConfig) -> PretrainedConfig:
+    """The same family at toy size, to rehearse on a CPU."""
+    small = copy.deepcopy(config)
+    heads = 4 if config.num_attention_heads % config.num_key_value_heads == 0 else 2
+    for name, value in {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": heads, "num_key_value_heads": 2,
+    }.items():  # fmt: skip
+        setattr(small, name, value)
+    if hasattr(small, "head_dim"):
+        small.head_dim = 16
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:4]
+    return small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where and how everything is measured. is_small: the rehearsal's shapes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    is_small: bool
+    attention_name: str
+    backend: Any
+    seconds: float
+    """Given for the whole script."""
+
+    def finish(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def size(self, published: int) -> int:
+        """A number of tokens, cut down for the rehearsal."""
+        return max(published // 32, 8) if self.is_small else published
+
+
+def make_model(bench: Bench, name: str, *, dtype: torch.dtype | None = None, seed: int = 0) -> PreTrainedModel:
+    """Random weights, drawn on the device, on our attention."""
+    config = small_copy(PUBLISHED[name]) if bench.is_small else PUBLISHED[name]
+    attention.register()
+    torch.manual_seed(seed)
+    with torch.device(bench.device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or bench.dtype)
+    model = model.eval().requires_grad_(False)
+    model.set_attn_implementation(bench.attention_name)
+    return model
+
+
+@contextmanager
+def target(bench: Bench, name: str, *, is_compiled: bool = False) -> Iterator[CachedLM]:
+    """A model behind specbench's cache; its memory is given back afterwards."""
+    lm = CachedLM(make_model(bench, name), name=name)
+    if is_compiled:
+        lm.compile()
+    try:
+        yield lm
+    finally:
+        del lm
+        free(bench)
+
+
+def free(bench: Bench) -> None:
+    """Let go of what nothing holds any more."""
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class Plain(Drafter):
+    """Autoregression."""
+
+    capturable = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._num_rows = 0
+
+    def start(self, len_B: list[int], root_B: Tensor) -> None:
+        self._num_rows = len(len_B)
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        return chain(torch.empty(self._num_rows, 0, dtype=torch.long, device=self._device))
+
+    def keep(self, rows: list[int]) -> None:
+        self._num_rows = len(rows)
+
+
+class Guess(Plain):
+    """Always the same `num` tokens: what a verification of that many nodes costs, and nothing else.
+
+    is_tree: all of them children of the root, so that the accepted path is moved.
+    """
+
+    def __init__(self, device: torch.device, *, num: int, is_tree: bool = False) -> None:
+        super().__init__(device)
+        self.max_nodes = num
+        self._tokens_N = torch.arange(7, 7 + num, device=device)
+        self._roots_N = torch.full((num,), -1, dtype=torch.long, device=device)
+        self._is_tree = is_tree
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        tokens_BN = self._tokens_N.expand(self._num_rows, -1)
+        if not self._is_tree:
+            return chain(tokens_BN)
+        return Tree(tokens_BN=tokens_BN, parents_BN=self._roots_N.expand(self._num_rows, -1), max_depth=1)
+
+
+def cut_after(model: PreTrainedModel, num_layers: int, *, scale: float) -> PreTrainedModel:
+    """A draft model of the target's first layers, its final norm and its head, all shared; the skipped layers' output
+    projections are scaled down in the target, so that the two agree more often. Changes `model`."""
+    decoder: Any = model.get_decoder()
+    layers = decoder.layers
+    with torch.no_grad():
+        for layer in layers[num_layers:]:
+            layer.self_attn.o_proj.weight.mul_(scale)
+            layer.mlp.down_proj.weight.mul_(scale)
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+    with torch.device("meta"):
+        draft: PreTrainedModel = type(model)(config)
+    shared: Any = draft.get_decoder()
+    shared.embed_tokens, shared.norm = decoder.embed_tokens, decoder.norm
+    shared.layers = nn.ModuleList(layers[:num_layers])
+    shared.rotary_emb = decoder.rotary_emb
+    draft.set_output_embeddings(model.get_output_embeddings())
+    return draft.eval()

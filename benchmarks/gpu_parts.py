@@ -1,0 +1,401 @@
+"""What `gpu.py` checks and times, part by part: every part gets the results so far, returns numbers and table rows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_models import Bench, Guess, Plain, cut_after, make_model, target
+from methods.oracle.drafter import OracleDrafter
+from specbench.engine import stamps
+from specbench.engine.answer import GroupResult
+from specbench.engine.decode import Engine
+from specbench.lm import attention
+from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import ChainDrafter
+from specbench.method import Drafter, Request
+from specbench.sampling import Sampling, sequence_key
+from specbench.tree import chain, from_lists, topology
+
+BIG = "llama-3.1-8b"
+NEW = 256
+Found = dict[str, Any]
+
+
+def row(what: str, measured: str, asked: str = "") -> dict[str, str]:
+    """One line of the table."""
+    return {"what": what, "measured": measured, "asked": asked}
+
+
+def requests(bench: Bench, *, num: int, prompt: int, new: int, vocab_size: int) -> list[Request]:
+    """Random prompts of one length."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, vocab_size, (num, prompt), generator=generator).tolist()
+    return [
+        Request(key=sequence_key(seed=0, question_id=str(place), turn=0), prompt=tuple(each), max_new_tokens=new)
+        for place, each in enumerate(ids)
+    ]
+
+
+def engine_for(
+    bench: Bench, lm: CachedLM, *, prompt: int, new: int, rows: int = 1, nodes: int = 0, **options: Any
+) -> Engine:
+    """Steps captured, unless graphs=None is among the options."""
+    options = {"graphs": bench.backend(), **options}
+    return Engine(lm, sampling=Sampling(), max_batch=rows, max_len=prompt + new, max_nodes=nodes, **options)
+
+
+def timed(engine: Engine, drafter: Drafter, asked: list[Request], *, rounds: int = 3) -> list[GroupResult]:
+    """Once to capture, then `rounds` times in which nothing is captured."""
+    engine.reserve(drafter.max_nodes)
+    engine.generate(drafter, asked)
+    return [engine.generate(drafter, asked, may_capture=False) for _ in range(rounds)]
+
+
+def step_s(results: list[GroupResult]) -> float:
+    """Seconds of a decode step, median over rounds."""
+    return statistics.median(result.decode_s / max(len(result.generations[0].steps), 1) for result in results)
+
+
+def phase_s(results: list[GroupResult], name: str) -> float:
+    """Median seconds of one phase of a step, over all steps."""
+    return statistics.median(getattr(step, name) for result in results for step in result.generations[0].steps)
+
+
+def tau(results: list[GroupResult]) -> float:
+    """Tokens committed per step, pooled."""
+    steps = [step for result in results for step in result.generations[0].steps]
+    return sum(step.num_committed - step.num_truncated for step in steps) / len(steps)
+
+
+# --- is it right -----------------------------------------------------------------------------------------------------
+
+
+def parity(bench: Bench, found: Found) -> dict[str, Any]:
+    """Captured steps write the tokens of steps run one by one; the picked attention agrees with the readable one."""
+    prompt, new = bench.size(256), bench.size(64) * 4
+    with target(bench, "qwen2.5-0.5b") as lm:
+        asked = requests(bench, num=2, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+        plain = engine_for(bench, lm, prompt=prompt, new=new, rows=2, nodes=8, graphs=None)
+        wanted = [each.tokens for each in plain.generate(Plain(bench.device), asked).generations]
+        same = {}
+        for name, drafter in (
+            ("autoregressive", Plain(bench.device)),
+            ("chain of 8", Guess(bench.device, num=8)),
+            ("tree of 8", Guess(bench.device, num=8, is_tree=True)),
+        ):
+            captured = engine_for(bench, lm, prompt=prompt, new=new, rows=2, nodes=8)
+            result = timed(captured, drafter, asked, rounds=1)[0]
+            pairs = zip(result.generations, wanted, strict=True)
+            same[name] = [_common(each.tokens, tokens) for each, tokens in pairs]
+            assert captured.graphs is not None
+            same[name + ", refused"] = captured.graphs.refusal(drafter)
+        logits = _tree_logits(bench, lm)
+    rows = [
+        row(f"common prefix with steps run one by one, {name}", f"{each} of {new}", str(new))
+        for name, each in same.items()
+        if "refused" not in name
+    ]
+    rows.append(row("largest difference of tree logits to the readable attention in fp32", f"{logits:.2g}", "< 0.1"))
+    return {"rows": rows, "same": same, "logits": logits}
+
+
+def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((place for place, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(left), len(right)))
+
+
+def _tree_logits(bench: Bench, lm: CachedLM) -> float:
+    """A tree behind a prompt, in the run's dtype and attention, and in float32 in the readable one."""
+    tree = from_lists([[3, 5, 7, 9, 4]], [[-1, 0, 1, 2, -1]], device=bench.device)
+    prompt_T = torch.arange(10, 10 + bench.size(512), device=bench.device) % lm.vocab_size
+    wide = CachedLM(make_model(bench, "qwen2.5-0.5b", dtype=torch.float32), name="readable")
+    wide.model.load_state_dict({key: value.float() for key, value in lm.model.state_dict().items()})
+    wide.model.set_attn_implementation(attention.PLAIN)
+    logits = []
+    for each in (lm, wide):
+        each.allocate(max_batch=1, max_len=len(prompt_T) + 8, max_nodes=8)
+        each.begin(1)
+        each.prefill(0, prompt_T)
+        logits.append(each.verify(torch.tensor([6], device=bench.device), tree).logits_BMV.float())
+    return float((logits[0] - logits[1]).abs().max())
+
+
+def timer(bench: Bench, found: Found) -> dict[str, Any]:
+    """The device's timer, and what taking times costs: whole generations with and without stamps."""
+    resolution = stamps.resolution_ns(bench.device)
+    prompt, new = bench.size(512), bench.size(NEW)
+    walls: dict[bool, list[float]] = {True: [], False: []}
+    with target(bench, "qwen2.5-0.5b") as lm:
+        asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+        engines = {has: engine_for(bench, lm, prompt=prompt, new=new, has_stamps=has) for has in (True, False)}
+        drafter = Plain(bench.device)
+        for engine in engines.values():
+            timed(engine, drafter, asked, rounds=1)
+        for _ in range(5):
+            for has_stamps, engine in engines.items():
+                walls[has_stamps].append(engine.generate(drafter, asked, may_capture=False).decode_s)
+    cost = statistics.median(walls[True]) / statistics.median(walls[False]) - 1
+    return {
+        "rows": [
+            row("smallest step of the timer, ns", f"{resolution['smallest_ns']:.0f}"),
+            row("whole generation, times taken against not", f"{cost:+.2%}", "<= 1 %"),
+        ],
+        "resolution": resolution,
+        "walls_s": {str(key): value for key, value in walls.items()},
+    }
+
+
+def copy_bandwidth(bench: Bench, found: Found) -> dict[str, Any]:
+    """Bytes per second of a large copy, read and written: what "memory bandwidth" means below."""
+    num = 1 << (22 if bench.is_small else 31)
+    source = torch.empty(num, dtype=torch.uint8, device=bench.device).random_(0, 255)
+    into = torch.empty_like(source)
+    into.copy_(source)
+    best = min(_seconds(bench, lambda: into.copy_(source)) for _ in range(10))
+    return {"rows": [row("copy, GB/s", f"{2 * num / best / 1e9:.0f}")], "bytes_per_s": 2 * num / best}
+
+
+def _seconds(bench: Bench, run: Callable[[], object]) -> float:
+    bench.finish()
+    start = time.perf_counter()
+    run()
+    bench.finish()
+    return time.perf_counter() - start
+
+
+def kernel(bench: Bench, found: Found) -> dict[str, Any]:
+    """The tree kernel alone: one layer of the 8B shape, B = 1, 64 nodes, growing contexts."""
+    if bench.attention_name != attention.TRITON:
+        return {"rows": [row("tree kernel", "not there: SDPA was asked for")]}
+    from specbench.lm.tree_kernel import ancestor_bits, tree_attention
+
+    rows, raw = [], {}
+    shape = topology(chain(torch.arange(64, device=bench.device)[None]))
+    slots = shape.depth_BM.shape[1]
+    bits_BMW, depth_BM = ancestor_bits(shape.sees_BMM), shape.depth_BM.to(torch.int32).contiguous()
+    for context in (1024, 8192, 32768):
+        query = torch.randn(1, 32, slots, 128, dtype=bench.dtype, device=bench.device)
+        key, value = (torch.randn(1, 8, context + slots, 128, dtype=bench.dtype, device=bench.device) for _ in range(2))
+        length_B = torch.tensor([context], dtype=torch.int32, device=bench.device)
+
+        def run(query: Tensor = query, key: Tensor = key, value: Tensor = value, length_B: Tensor = length_B) -> Tensor:
+            return tree_attention(
+                query, key, value, length_B=length_B, depth_BM=depth_BM, bits_BMW=bits_BMW, scale=128**-0.5
+            )
+
+        run()
+        best = min(_seconds(bench, lambda: [run() for _ in range(20)]) for _ in range(5)) / 20
+        floor = 2 * key.numel() * key.element_size() / found["copy"]["bytes_per_s"]
+        raw[context] = {"seconds": best, "floor_s": floor}
+        rows.append(row(f"tree kernel, {context} tokens, us (bytes alone)", f"{best * 1e6:.0f} ({floor * 1e6:.0f})"))
+    return {"rows": rows, "raw": raw}
+
+
+# --- how fast is it --------------------------------------------------------------------------------------------------
+
+
+def autoregressive(bench: Bench, found: Found) -> dict[str, Any]:
+    """The baseline at 1k tokens, with torch's forward as it is and compiled; the faster one is the engine's."""
+    prompt, new, out = bench.size(1024), bench.size(NEW), {}
+    rows = []
+    for name, is_compiled in (("as it is", False), ("compiled", True)):
+        if bench.is_small and is_compiled:
+            continue  # inductor takes minutes on a CPU; tests hold compiled forwards against plain ones
+        with target(bench, BIG, is_compiled=is_compiled) as lm:
+            asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+            results = timed(engine_for(bench, lm, prompt=prompt, new=new), Plain(bench.device), asked)
+            seconds = step_s(results)
+            num_bytes = lm.weight_bytes_per_token() + lm.cache_bytes_per_token() * (prompt + new // 2)
+            share = num_bytes / seconds / found["copy"]["bytes_per_s"]
+            verify = phase_s(results, "verify_s")
+            rest = 1 - verify / seconds
+            compile_s = lm.compile_s
+        out[name] = {"step_s": seconds, "share": share, "verify_s": verify, "rest": rest, "compile_s": compile_s}
+        rows += [
+            row(f"8B, B = 1, 1k, {name}: tokens/s", f"{1 / seconds:.1f}", "about 240"),
+            row(f"share of the copy's bandwidth, {name}", f"{share:.1%}", ">= 85 %"),
+            row(f"step outside the target's forward, {name}", f"{rest:.1%}", "<= 3 %"),
+        ]
+    return {"rows": rows, "raw": out}
+
+
+def verify(bench: Bench, found: Found) -> dict[str, Any]:
+    """What verifying 16 and 64 nodes costs against decoding one token."""
+    prompt, new = bench.size(1024), bench.size(64)
+    seconds = {}
+    with target(bench, BIG) as lm:
+        asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+        for num in (0, 4, 8, 16, 32, 64):
+            drafter = Guess(bench.device, num=num) if num else Plain(bench.device)
+            results = timed(engine_for(bench, lm, prompt=prompt, new=new, nodes=num), drafter, asked)
+            seconds[num] = {"verify_s": phase_s(results, "verify_s"), "step_s": step_s(results)}
+    asked_for = {16: "<= 1.05", 64: "<= 1.15"}
+    rows = [
+        row(
+            f"verify {num} nodes / decode 1", f"{each['verify_s'] / seconds[0]['verify_s']:.3f}", asked_for.get(num, "")
+        )
+        for num, each in seconds.items()
+        if num
+    ]
+    rows.append(row("step outside the forward, 16 nodes", f"{1 - seconds[16]['verify_s'] / seconds[16]['step_s']:.1%}"))
+    return {"rows": rows, "raw": seconds}
+
+
+def oracle(bench: Bench, found: Found) -> dict[str, Any]:
+    """How much of forced acceptance becomes speed: speed-up / (tau * T_ar / (T_draft + T_verify))."""
+    prompt, new, out, rows = bench.size(512), bench.size(NEW), {}, []
+    with target(bench, BIG) as lm:
+        asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+        base = timed(engine_for(bench, lm, prompt=prompt, new=new), Plain(bench.device), asked)
+        reference = base[0].generations[0].tokens
+        told = [Request(key=1, prompt=asked[0].prompt, max_new_tokens=new, reference=reference)]
+        for depth in (4, 8):
+            engine = engine_for(bench, lm, prompt=prompt, new=new, nodes=depth)
+            for rate in (0.6, 0.75, 0.9):
+                drafter = OracleDrafter(engine.view(), rate=rate, depth=depth)
+                results = timed(engine, drafter, told)
+                speedup = tau(results) * step_s(base) / step_s(results)
+                parts = phase_s(results, "draft_s") + phase_s(results, "verify_s")
+                bound = tau(results) * step_s(base) / parts
+                out[f"{depth}, {rate}"] = {"tau": tau(results), "speedup": speedup, "bound": bound}
+                what = f"depth {depth}, rate {rate}: tau {tau(results):.2f}, speed-up {speedup:.2f}, of what it allows"
+                rows.append(row(what, f"{speedup / bound:.3f}", ">= 0.95"))
+    return {"rows": rows, "raw": out}
+
+
+def transformers_generate(bench: Bench, found: Found) -> dict[str, Any]:
+    """The same model through transformers' own generate, eager and with a compiled static cache."""
+    prompt, new, out = bench.size(1024), bench.size(128), {}
+    with target(bench, BIG) as lm:
+        asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+        ours = timed(engine_for(bench, lm, prompt=prompt, new=new), Plain(bench.device), asked)
+        out["specbench"] = statistics.median(result.total_s for result in ours)
+        lm.model.set_attn_implementation("sdpa")
+        ids = torch.tensor([asked[0].prompt], device=bench.device)
+        out["eager"] = _generate_s(bench, lm.model, ids, new)
+        if not bench.is_small:
+            out["static, compiled"] = _generate_s(bench, lm.model, ids, new, cache_implementation="static")
+    rows = [row("against generate, eager", f"{out['eager'] / out['specbench']:.2f}", ">= 4")]
+    if "static, compiled" in out:
+        rows.append(row("against generate, compiled", f"{out['static, compiled'] / out['specbench']:.2f}", ">= 1.2"))
+    return {"rows": rows, "raw": out}
+
+
+def _generate_s(bench: Bench, model: Any, ids: Tensor, new: int, **options: Any) -> float:
+    common = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0, **options}
+    mask = torch.ones_like(ids)
+    model.generate(ids, attention_mask=mask, **common)
+    times = [_seconds(bench, lambda: model.generate(ids, attention_mask=mask, **common)) for _ in range(3)]
+    return statistics.median(times)
+
+
+def assisted(bench: Bench, found: Found) -> dict[str, Any]:
+    """A draft of the target's first layers and its head, in the engine and in transformers, five tokens at a time."""
+    prompt, new, num = bench.size(512), bench.size(128), 5
+    model = make_model(bench, BIG)
+    draft = cut_after(model, 2 if bench.is_small else 4, scale=0.02)
+    lm, small = CachedLM(model, name=BIG), CachedLM(draft, name="first layers")
+    asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+    engine = engine_for(bench, lm, prompt=prompt, new=new, nodes=num)
+    drafter = ChainDrafter(small, engine.view(), num_tokens=num, num_shared=lm.vocab_size)
+    ours = timed(engine, drafter, asked)
+    acceptance = (tau(ours) - 1) / num
+    for each in (model, draft):
+        each.set_attn_implementation("sdpa")
+    ids = torch.tensor([asked[0].prompt], device=bench.device)
+    calls = _count_calls(model)
+    draft.generation_config.num_assistant_tokens = num
+    draft.generation_config.num_assistant_tokens_schedule = "constant"
+    draft.generation_config.assistant_confidence_threshold = 0.0
+    theirs = _generate_s(bench, model, ids, new, assistant_model=draft)
+    forwards = calls["num"] / 4  # one to warm up, three timed
+    their_acceptance = (new / max(forwards, 1) - 1) / num
+    total = statistics.median(result.total_s for result in ours)
+    return {
+        "rows": [
+            row("acceptance per drafted token, here / transformers", f"{acceptance:.3f} / {their_acceptance:.3f}",
+                "0.6 to 0.9, within 0.02"),
+            row("against assisted generation", f"{theirs / total:.2f}", ">= 3"),
+        ],
+        "raw": {"specbench_s": total, "assisted_s": theirs, "tau": tau(ours), "their_forwards": forwards},
+    }  # fmt: skip
+
+
+def _count_calls(model: Any) -> dict[str, int]:
+    calls = {"num": 0}
+
+    def count(*_: object) -> None:
+        calls["num"] += 1
+
+    model.get_decoder().register_forward_hook(count)
+    return calls
+
+
+def long_context(bench: Bench, found: Found) -> dict[str, Any]:
+    """32k tokens at batch 1 and 4k at batch 16: a step against the bytes it must read; and the memory it takes."""
+    rows, out = [], {}
+    for prompt, num_rows in ((32768, 1), (4096, 16)):
+        prompt, new = bench.size(prompt), bench.size(64)
+        with target(bench, BIG) as lm:
+            asked = requests(bench, num=num_rows, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+            if bench.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            engine = engine_for(bench, lm, prompt=prompt, new=new, rows=num_rows, prefill_chunk=2048)
+            results = timed(engine, Plain(bench.device), asked, rounds=2)
+            cache = lm.cache_bytes_per_token() * (prompt + new // 2) * num_rows
+            floor = (lm.weight_bytes_per_token() + cache) / found["copy"]["bytes_per_s"]
+            seconds = phase_s(results, "verify_s")
+            held = sum(each.numel() * each.element_size() for each in lm.model.parameters()) + lm.cache.num_bytes()
+            peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
+        what = f"{prompt} tokens, B = {num_rows}"
+        out[what] = {"step_s": seconds, "floor_s": floor, "peak_bytes": peak, "held_bytes": held}
+        rows.append(row(f"{what}: step / (bytes / bandwidth)", f"{seconds / floor:.2f}", "<= 1.3"))
+        rows.append(row(f"{what}: peak memory / (weights + cache)", f"{peak / held:.2f}", "<= 1.10"))
+    return {"rows": rows, "raw": out}
+
+
+def batch(bench: Bench, found: Found) -> dict[str, Any]:
+    """Throughput against batch size, plain and with forced acceptance of 0.75: where drafting stops paying."""
+    prompt, new, out, rows = bench.size(512), bench.size(96), {}, []
+    sizes = (1, 2, 4) if bench.is_small else (1, 4, 16, 32, 64)
+    with target(bench, BIG) as lm:
+        for num_rows in sizes:
+            asked = requests(bench, num=num_rows, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+            engine = engine_for(bench, lm, prompt=prompt, new=new, rows=num_rows, nodes=4)
+            base = timed(engine, Plain(bench.device), asked, rounds=1)[0]
+            told = [
+                Request(key=ask.key, prompt=ask.prompt, max_new_tokens=new, reference=each.tokens)
+                for ask, each in zip(asked, base.generations, strict=True)
+            ]
+            drafted = timed(engine, OracleDrafter(engine.view(), rate=0.75, depth=4), told, rounds=1)[0]
+            rate = [num_rows * new / each.decode_s for each in (base, drafted)]
+            out[num_rows] = {"autoregressive_per_s": rate[0], "oracle_per_s": rate[1]}
+            rows.append(row(f"B = {num_rows}: tokens/s plain, drafted", f"{rate[0]:.0f}, {rate[1]:.0f}"))
+    return {"rows": rows, "raw": out}
+
+
+def small_targets(bench: Bench, found: Found) -> dict[str, Any]:
+    """Targets where launches, not bytes, are the time: the graphs' own worth, against steps run one by one."""
+    prompt, new, out, rows = bench.size(512), bench.size(NEW), {}, []
+    for name in ("qwen2.5-0.5b", "qwen2.5-7b"):
+        with target(bench, name) as lm:
+            asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
+            steps = {
+                kind: step_s(
+                    timed(engine_for(bench, lm, prompt=prompt, new=new, **options), Plain(bench.device), asked)
+                )
+                for kind, options in (("captured", {}), ("one by one", {"graphs": None}))
+            }
+            num_bytes = lm.weight_bytes_per_token() + lm.cache_bytes_per_token() * (prompt + new // 2)
+            share = num_bytes / steps["captured"] / found["copy"]["bytes_per_s"]
+        out[name] = {**steps, "share": share}
+        gain = steps["one by one"] / steps["captured"]
+        rows.append(row(f"{name}: captured against one by one", f"{gain:.2f}"))
+        rows.append(row(f"{name}: share of the copy's bandwidth", f"{share:.1%}"))
+    return {"rows": rows, "raw": out}
