@@ -22,7 +22,12 @@ import psutil
 from specbench import paths
 from specbench.errors import EnvironmentFailed
 
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors", "duckdb", "plotly")
+QUANTISERS = ("torchao", "bitsandbytes", "gptqmodel")
+"""Who may have rounded or multiply a target's weights."""
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors", "duckdb", "plotly",
+    *QUANTISERS,
+)  # fmt: skip
 """Whose versions can change a number or the page."""
 
 _VARIABLES = re.compile(
@@ -88,12 +93,15 @@ def versions() -> dict[str, str | None]:
     from specbench import __version__
 
     found: dict[str, str | None] = {"specbench": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: version_of(name) for name in PACKAGES}
+
+
+def version_of(package: str) -> str | None:
+    """As installed, without importing it; None where it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_model() -> str:

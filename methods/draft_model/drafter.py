@@ -11,9 +11,16 @@ from specbench.method import Drafter, Options, TargetView
 
 
 def build(options: Options, target: TargetView, inner: Drafter | None = None) -> Drafter:
-    """Loads `model` on the target's device. Raises UsageError (another vocabulary), EnvironmentFailed (no weights)."""
+    """Loads `model` on the target's device. Raises UsageError (another vocabulary, a quantisation that the device or
+    dtype cannot do), EnvironmentFailed (no weights, no library)."""
     dtype = target.dtype if options["dtype"] == "auto" else pick_dtype(cast("str", options["dtype"]), target.device)
-    lm = load_lm(cast("str", options["model"]), device=target.device, dtype=dtype)
+    lm = load_lm(
+        cast("str", options["model"]),
+        device=target.device,
+        dtype=dtype,
+        quantisation=cast("str", options["quantisation"]),
+        quantisation_said_by="draft_model.quantisation",
+    )
     shared = compare(
         Vocabulary(name=target.name, tokenizer=target.tokenizer, size=target.vocab_size),
         Vocabulary(name=lm.name, tokenizer=lm.tokenizer, size=lm.vocab_size),

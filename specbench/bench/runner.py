@@ -142,6 +142,7 @@ class _Run:
                 ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
                 ("the device", manifest.device.kind, session.lm.device.type),
                 ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
+                ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
             )
             if was != is_now
         ]

@@ -73,6 +73,7 @@ def run(
         option("--carry", HOW, "MODE", "none (default): nothing is remembered; stream: state grows."),
     ] = None,
     dtype: options.TargetDtype = None,
+    quantisation: options.Quantisation = None,
     device: options.Device = None,
     threads: options.Threads = None,
     attention: options.Attention = None,
@@ -112,6 +113,7 @@ def run(
         repeats=repeats,
         carry=cast("Carry | None", carry),
         dtype=cast("Dtype | None", dtype),
+        quantisation=quantisation,
         device=device,
         threads=threads,
         attention=attention,
@@ -181,7 +183,7 @@ def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:
 
 def _print_plan(plan: PlanSummary) -> None:
     show(f"suite       {plan.suite}, {plan.num_questions} questions")
-    show(f"target      {plan.target}, {plan.dtype} on {plan.device}")
+    show(f"target      {plan.target}, {options.precision(plan.dtype, plan.quantisation)} on {plan.device}")
     show(f"methods     {', '.join(plan.methods)}")
     repeats = "1 repeat" if plan.num_repeats == 1 else f"{plan.num_repeats} repeats"
     show(f"plan        {plan.num_groups} timed generations in {repeats}")

@@ -51,6 +51,7 @@ def tune(
     temperature: Annotated[float | None, option("--temperature", HOW, "T", "0 = greedy.")] = None,
     seed: Annotated[int | None, option("--seed", HOW, "N", "Default 0.")] = None,
     dtype: options.TargetDtype = None,
+    quantisation: options.Quantisation = None,
     device: options.Device = None,
     threads: options.Threads = None,
     attention: options.Attention = None,
@@ -77,6 +78,7 @@ def tune(
         repeats=repeats,
         batch_size=1,
         dtype=cast("Dtype | None", dtype),
+        quantisation=quantisation,
         device=device,
         threads=threads,
         attention=attention,
@@ -108,7 +110,8 @@ def tune(
 def _print(found: Tuned) -> None:
     show(
         f"{found.method} on {found.target} · {found.device}, {found.threads} thread{'s' * (found.threads != 1)} · "
-        f"{found.dtype} · T {found.temperature:g} · {found.num_texts} answers of {found.suite}, "
+        f"{options.precision(found.dtype, found.quantisation)} · T {found.temperature:g} · "
+        f"{found.num_texts} answers of {found.suite}, "
         f"{found.num_tokens:,} tokens"
     )
     costs = ", ".join(f"{nodes}: {cost:.2f}" for nodes, cost in found.verify_cost)

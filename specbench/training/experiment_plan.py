@@ -292,6 +292,7 @@ def _evaluations(
             eval_new_tokens=point.get("eval_new_tokens", settled.eval_new_tokens),  # type: ignore[arg-type]
             seed=DATA_SEED,
             dtype=settled.dtype,
+            quantisation=settled.quantisation,
             device=settled.device,
             attention=settled.attention,
             threads=settled.threads,

@@ -119,7 +119,7 @@ def test_a_missing_library_is_named_with_how_to_install_it(
 
 
 def test_8_bit_floats_without_a_gpu_are_refused_before_transformers_widens_them(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="capability 8.9"):
+    with pytest.raises(UsageError, match=r"capability 8\.9"):
         loaded(claiming(tmp_path, quant_method="fp8", activation_scheme="dynamic"), "none")
 
 
