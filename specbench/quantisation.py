@@ -14,6 +14,4 @@ NONE: Final = "none"
 def check_quantisation(name: str | None, *, where: str = "--quantisation") -> None:
     """Raises UsageError naming the nearest; None was not said."""
     if name is not None and name not in CHOICES:
-        raise UsageError(
-            f"{name!r} is not a choice of {where.removeprefix('--')}", where=where, try_=did_you_mean(name, CHOICES)
-        )
+        raise UsageError(f"{name!r} is not a choice of {where}", where=where, try_=did_you_mean(name, CHOICES))

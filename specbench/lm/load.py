@@ -211,7 +211,6 @@ def load_lm(
     """
     said_by = quantisation_said_by
     quantise.check_asked(quantisation, device=device, dtype=dtype, is_split=is_split, where=said_by)
-    quantise.quiet_libraries()
     if is_split:
         from specbench.lm.parallel import check_is_first
 

@@ -191,13 +191,6 @@ def require(library: Library, *, what: str) -> None:
         raise EnvironmentFailed(f"{what} needs {library.module}, which is not installed", try_=library.install)
 
 
-def quiet_libraries() -> None:
-    """Where torchao is installed transformers loads it, for every model, and it complains of CUDA extensions on
-    machines without CUDA."""
-    hush("torchao")
-    hush("torch.utils._pytree")
-
-
 def hush(logger: str) -> None:
     """Errors only from here on: bitsandbytes says at every product, inside timed regions, that it casts the input."""
     logging.getLogger(logger).setLevel(logging.ERROR)
