@@ -22,13 +22,10 @@ import psutil
 from specbench import paths
 from specbench.errors import EnvironmentFailed
 
-QUANTISERS = ("torchao", "bitsandbytes", "gptqmodel")
-"""Who may have rounded or multiply a target's weights."""
-PACKAGES = (
-    "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors", "duckdb", "plotly",
-    *QUANTISERS,
-)  # fmt: skip
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors", "duckdb", "plotly")
 """Whose versions can change a number or the page."""
+QUANTISERS = ("torchao", "bitsandbytes", "gptqmodel")
+"""Who may round and multiply a target's weights; needed by quantised targets only."""
 
 _VARIABLES = re.compile(
     r"(OMP|MKL|OPENBLAS|CUDA|CUBLAS|NVIDIA|HF|TORCH|PYTORCH|TRITON|TOKENIZERS|TRANSFORMERS|SPECBENCH)_"
@@ -89,11 +86,11 @@ def git_revision(folder: Path = paths.PACKAGE) -> Revision | None:
 
 
 def versions() -> dict[str, str | None]:
-    """specbench, Python and PACKAGES as installed, without importing them; None for what is not installed."""
+    """specbench, Python, PACKAGES and QUANTISERS as installed, without importing them; None for what is not."""
     from specbench import __version__
 
     found: dict[str, str | None] = {"specbench": __version__, "python": platform.python_version()}
-    return found | {name: version_of(name) for name in PACKAGES}
+    return found | {name: version_of(name) for name in (*PACKAGES, *QUANTISERS)}
 
 
 def version_of(package: str) -> str | None:

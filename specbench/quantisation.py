@@ -15,3 +15,8 @@ def check_quantisation(name: str | None, *, where: str = "--quantisation") -> No
     """Raises UsageError naming the nearest; None was not said."""
     if name is not None and name not in CHOICES:
         raise UsageError(f"{name!r} is not a choice of {where}", where=where, try_=did_you_mean(name, CHOICES))
+
+
+def precision(dtype: str, quantisation: str) -> str:
+    """A target's numbers in words: `bfloat16`, or `bfloat16, int8`."""
+    return dtype if quantisation == NONE else f"{dtype}, {quantisation}"

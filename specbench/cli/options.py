@@ -12,7 +12,7 @@ import typer
 from specbench import registry
 from specbench.bench.request import GridAxis, Setting, Variant, parse_grid, parse_setting, parse_variant
 from specbench.errors import UsageError
-from specbench.quantisation import CHOICES, NONE
+from specbench.quantisation import CHOICES
 
 WHAT, HOW, WHERE, OUTPUT = "What", "How", "Where", "Output"
 """Sections of a long command's help."""
@@ -102,11 +102,6 @@ def _stray(item: Setting, method: str, named_by: str) -> UsageError:
         where="--set",
         try_=f"{named_by} {item.method}, or --set {method.partition('(')[0]}.{item.option}={item.value}",
     )
-
-
-def precision(dtype: str, quantisation: str) -> str:
-    """A target's, in a line of narration."""
-    return dtype if quantisation == NONE else f"{dtype}, {quantisation}"
 
 
 def silence_followers() -> None:

@@ -18,6 +18,7 @@ from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE, option
 from specbench.cli.progress import duration, open_progress
 from specbench.cli.text import console, show, show_json, visible
+from specbench.quantisation import precision
 
 app = new_app()
 
@@ -183,7 +184,7 @@ def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:
 
 def _print_plan(plan: PlanSummary) -> None:
     show(f"suite       {plan.suite}, {plan.num_questions} questions")
-    show(f"target      {plan.target}, {options.precision(plan.dtype, plan.quantisation)} on {plan.device}")
+    show(f"target      {plan.target}, {precision(plan.dtype, plan.quantisation)} on {plan.device}")
     show(f"methods     {', '.join(plan.methods)}")
     repeats = "1 repeat" if plan.num_repeats == 1 else f"{plan.num_repeats} repeats"
     show(f"plan        {plan.num_groups} timed generations in {repeats}")

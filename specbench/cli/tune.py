@@ -17,6 +17,7 @@ from specbench.cli.options import HOW, WHAT, option
 from specbench.cli.progress import open_progress
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.errors import UsageError
+from specbench.quantisation import precision
 
 if TYPE_CHECKING:
     from specbench.bench.candidates import Tuned
@@ -110,7 +111,7 @@ def tune(
 def _print(found: Tuned) -> None:
     show(
         f"{found.method} on {found.target} · {found.device}, {found.threads} thread{'s' * (found.threads != 1)} · "
-        f"{options.precision(found.dtype, found.quantisation)} · T {found.temperature:g} · "
+        f"{precision(found.dtype, found.quantisation)} · T {found.temperature:g} · "
         f"{found.num_texts} answers of {found.suite}, "
         f"{found.num_tokens:,} tokens"
     )

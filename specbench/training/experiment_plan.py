@@ -30,8 +30,9 @@ DATA_SEED = 0
 _RESULT_BLIND = {
     *("request", "settings", "out", "dry_run", "data", "store", "methods_dirs", "trust_remote_code", "report_to"),
     *("threads", "save_every", "device"),
+    "quantisation",
 }
-"""Fields on which no result depends."""
+"""Fields on which no result depends, and one that is the same in every experiment (none): cells are older than it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +293,6 @@ def _evaluations(
             eval_new_tokens=point.get("eval_new_tokens", settled.eval_new_tokens),  # type: ignore[arg-type]
             seed=DATA_SEED,
             dtype=settled.dtype,
-            quantisation=settled.quantisation,
             device=settled.device,
             attention=settled.attention,
             threads=settled.threads,
