@@ -8,6 +8,7 @@ from specbench.lm.chain import AdaptiveLength, ChainDrafter, Picks
 from specbench.lm.load import load_lm, pick_dtype
 from specbench.lm.vocabulary import Vocabulary, compare
 from specbench.method import Drafter, Options, TargetView
+from specbench.quantisation import NONE
 
 
 def build(options: Options, target: TargetView, inner: Drafter | None = None) -> Drafter:
@@ -30,7 +31,7 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     if options["adaptive"]:
         num_tokens = min(num_tokens, max_tokens)
         adaptive = AdaptiveLength(first=num_tokens, maximum=max_tokens, cost_ratio=cast("float", options["cost_ratio"]))
-    return ChainDrafter(
+    drafter = ChainDrafter(
         lm,
         target,
         num_tokens=num_tokens,
@@ -38,3 +39,6 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         picks=cast("Picks", options["draft"]),
         adaptive=adaptive,
     )
+    if lm.quantisation != NONE:
+        drafter.notes = (f"its draft model's weights are {lm.quantisation}", *lm.notes)
+    return drafter

@@ -190,7 +190,11 @@ def make_manifest(
                 weights_hash=drafter.weights_hash,
                 is_control=competitor.is_control,
                 is_ranked=competitor.card.ranked,
-                notes=(*lm.notes, *notes_on(drafter, target_hash=lm.weights_hash, quantisation=lm.quantisation)),
+                notes=(
+                    *lm.notes,
+                    *drafter.notes,
+                    *notes_on(drafter, target_hash=lm.weights_hash, quantisation=lm.quantisation),
+                ),
             )
             for competitor, drafter in contestants
         ),

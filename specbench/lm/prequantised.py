@@ -6,11 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from specbench.errors import UsageError
-from specbench.lm.quantise import BITSANDBYTES, EAGER, INPUT_ROUNDED, TORCHAO, Library, Scheme, hush, require
-from specbench.lm.quantised import quantised_layers
+from specbench.lm.quantise import BITSANDBYTES, EAGER, INPUT_ROUNDED, TORCHAO, Library, Scheme, hush, require, typed
+from specbench.lm.quantised import is_quantised, quantised_layers
 from specbench.quantisation import NONE
 
 _LIBRARIES = {
@@ -43,7 +44,7 @@ def check_carried(
     if asked != NONE:
         raise UsageError(
             f"{name} comes quantised ({scheme.name}) and cannot be quantised again",
-            where=f"{where} {asked}",
+            where=typed(where, asked),
             try_=f"without {where}",
         )
     method = str(carried.get("quant_method", ""))
@@ -63,7 +64,7 @@ def check_carried(
             raise UsageError(
                 f"the 8-bit floats of {name} need a GPU of capability 8.9; elsewhere transformers widens them",
                 where=f"--device {device}",
-                try_=f"an unquantised checkpoint with {where} int8",
+                try_=f"an unquantised checkpoint with {typed(where, 'int8')}",
             )
     return scheme
 
@@ -83,6 +84,12 @@ def check_loaded(model: PreTrainedModel, scheme: Scheme, *, name: str) -> None:
             f"transformers has widened the {scheme.name} weights of {name} on {model.device}: no quantised target",
             try_="a device that its kernels run on, or an unquantised checkpoint",
         )
+    for what, module in (("head", model.get_output_embeddings()), ("embedding table", model.get_input_embeddings())):
+        if is_quantised(module) or type(getattr(module, "weight", None)) not in (torch.Tensor, nn.Parameter):
+            raise UsageError(
+                f"the {what} of {name} is quantised too, and drafters read it as a plain matrix",
+                try_="a checkpoint whose head and embeddings are not quantised, or an unquantised one",
+            )
     for layer in layers:
         weight = getattr(layer, "weight", None)
         held = getattr(weight, "dtype", model.dtype)

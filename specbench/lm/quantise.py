@@ -66,43 +66,43 @@ def check_asked(name: str, *, device: torch.device, dtype: torch.dtype, is_split
     own_dtype = where.replace("quantisation", "dtype")
 
     def refuse(what: str, try_: str) -> SpecbenchError:
-        return UsageError(what, where=_typed(where, name), try_=try_)
+        return UsageError(what, where=typed(where, name), try_=try_)
 
     if is_split:
         raise refuse("a quantised target is not split over processes", "the same command without torchrun")
     if device.type not in ("cpu", "cuda"):
         raise refuse(f"quantised products have no kernels here for {device.type}", "--device cpu, or without it")
-    require(BITSANDBYTES if name.startswith("bnb-") else TORCHAO, what=_typed(where, name))
+    require(BITSANDBYTES if name.startswith("bnb-") else TORCHAO, what=typed(where, name))
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     shown = str(dtype).removeprefix("torch.")
     if name == "int8" and dtype == torch.float64:
         raise refuse(
             "torchao quantises no float64 weights to 8-bit integers",
-            f"{_typed(own_dtype, 'float32')}, or {_typed(where, 'fp8')}",
+            f"{typed(own_dtype, 'float32')}, or {typed(where, 'fp8')}",
         )
     if name == "int4":
         if capability is None:
-            raise refuse("torchao has no 4-bit product for CPUs (its int4 layouts are CUDA's)", _typed(where, "int8"))
+            raise refuse("torchao has no 4-bit product for CPUs (its int4 layouts are CUDA's)", typed(where, "int8"))
         if capability < (8, 0):
             raise refuse(
                 f"4-bit products need a GPU of capability 8.0, this one has {_version(capability)}",
-                _typed(where, "int8"),
+                typed(where, "int8"),
             )
         if dtype != torch.bfloat16:
-            raise refuse(f"4-bit products are of bfloat16, not {shown}", _typed(own_dtype, "bfloat16"))
+            raise refuse(f"4-bit products are of bfloat16, not {shown}", typed(own_dtype, "bfloat16"))
     if name == "fp8" and capability is not None and capability < (8, 9):
         raise refuse(
-            f"8-bit floats need a GPU of capability 8.9, this one has {_version(capability)}", _typed(where, "int8")
+            f"8-bit floats need a GPU of capability 8.9, this one has {_version(capability)}", typed(where, "int8")
         )
     if name == "bnb-int4" and capability is None:
         raise refuse(
             "bitsandbytes' 4-bit product fails on CPUs for widths that its tiles do not divide",
-            _typed(where, "bnb-int8"),
+            typed(where, "bnb-int8"),
         )
     if name.startswith("bnb-") and dtype.itemsize != 2:
         raise refuse(
             f"bitsandbytes multiplies in 16 bits, whatever the dtype; {shown} would be a pretence",
-            _typed(own_dtype, "bfloat16"),
+            typed(own_dtype, "bfloat16"),
         )
 
 
@@ -129,7 +129,7 @@ def quantise(model: PreTrainedModel, name: str, *, device: torch.device, where: 
     """
     if name == NONE:
         return Scheme(name=NONE)
-    _refuse_other_weights(model, asked=_typed(where, name))
+    _refuse_other_weights(model, asked=typed(where, name))
     if name.startswith("bnb-"):
         assert quantised_layers(model), "bitsandbytes has replaced the linear layers"
         hush("bitsandbytes")
@@ -137,7 +137,7 @@ def quantise(model: PreTrainedModel, name: str, *, device: torch.device, where: 
         return Scheme(name=name, notes=notes, is_capturable=False)
     head = model.get_output_embeddings()
     layers = {id(each): each for each in model.modules() if isinstance(each, nn.Linear) and each is not head}
-    group = _group_for(layers.values(), asked=_typed(where, name)) if name == "int4" else 0
+    group = _group_for(layers.values(), asked=typed(where, name)) if name == "int4" else 0
     from torchao.quantization import quantize_  # 1 s, only for quantised targets
 
     quantize_(model, _torchao_config(name, group), filter_fn=lambda each, _: id(each) in layers, device=device)
@@ -196,7 +196,7 @@ def hush(logger: str) -> None:
     logging.getLogger(logger).setLevel(logging.ERROR)
 
 
-def _typed(option: str, value: str) -> str:
+def typed(option: str, value: str) -> str:
     """The option as it is given a value on the command line: a method's own goes through --set."""
     return f"{option} {value}" if option.startswith("--") else f"--set {option}={value}"
 

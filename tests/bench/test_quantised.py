@@ -59,6 +59,7 @@ def test_every_method_writes_what_the_quantised_target_writes_alone(
     for row in rows_of(outcome).values():
         assert row.num_failed == 0 and row.equality is not None and row.equality.bug == 0, row.notes
         assert row.equality.identical == 5 or dtype != "float64"
+    assert f"its draft model's weights are {quantisation}" in rows_of(outcome)["draft_model"].notes
     if dtype == "float64":
         # A draft that is the target itself, quantised alike, is always right: 11 tokens in steps of 5, 5 and 1.
         assert rows_of(outcome)["draft_model"].acceptance_length == pytest.approx(11 / 3)

@@ -85,6 +85,20 @@ def test_it_is_neither_quantised_again_nor_run_in_another_dtype(tmp_path: Path) 
     assert caught.value.try_ == "--dtype float32"
 
 
+@needs_torchao
+def test_a_checkpoint_whose_embeddings_are_quantised_too_is_refused(tmp_path: Path) -> None:
+    """Drafters copy and index the head's rows."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False), include_input_output_embeddings=True)
+    plain = folder_of(tmp_path / "plain")
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, quantization_config=config)
+    model.save_pretrained(tmp_path / "all")
+    with pytest.raises(UsageError, match="is quantised too"):
+        loaded(str(tmp_path / "all"), "none")
+
+
 def claiming(folder: Path, **claim: Any) -> str:
     """A plain folder whose config says that it is quantised."""
     name = folder_of(folder)
