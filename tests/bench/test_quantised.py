@@ -73,7 +73,8 @@ def test_a_quantised_target_has_its_own_reference_and_bytes_and_stands_in_every_
     plain = run(request_for(tiny_suite, tiny_target, store, repeats=1), Silent()).summary
     own = run(request_for(tiny_suite, tiny_target, store, repeats=1, quantisation="int8"), Silent()).summary
     assert plain is not None and own is not None
-    assert len(list((paths.cache_dir() / "references").iterdir())) == 2
+    run(request_for(tiny_suite, tiny_target, store, repeats=1, quantisation="fp8"), Silent())
+    assert len(list((paths.cache_dir() / "references").iterdir())) == 3
     bytes_of = {
         each.run_id: read_manifest(paths.run_dir(store, each.run_id)).target.weight_bytes_per_token
         for each in (plain, own)
