@@ -137,7 +137,12 @@ class Drafter(ABC):
     carries: Literal["nothing", "stream"] = "nothing"
     """"stream" when state outlives a generation (tries, adapters, adaptive K): then snapshot/restore must be honest."""
     capturable: bool = False
-    """True when draft() and commit() read nothing on the host and allocate nothing: fit for a CUDA graph."""
+    """True when draft() and commit() read nothing on the host and keep nothing in Python: fit for a CUDA graph."""
+    carried: tuple[str, ...] = ()
+    """Of a capturable drafter: the attributes (dotted names) that a step leaves for the next one. Tensors of one row
+    per sequence, or None; draft() and commit() may replace them or write into them. Under capture the engine keeps
+    them in one place and gives rows that have ended their old values back. Caches of which a carried length says how
+    much counts need not be named: what stands behind the length is never read."""
     weights_hash: str = ""
     """sha256 of the drafter's weights, for provenance; empty for methods without any."""
     trained_on: str = ""
@@ -174,6 +179,11 @@ class Drafter(ABC):
         alone; one whose state depends on what it drafted (an own cache, the accepted path) must override it.
         """
         self.commit(commit)
+
+    def hold(self, span: int | None) -> None:
+        """Of a capturable drafter, after `start` or `keep`: draft() and commit() are captured from now on, their Python
+        runs once and not again. No row passes `span` tokens, draft included, while that capture is used, so own caches
+        may be read up to there. None: steps run one by one again."""
 
     def keep(self, rows: list[int]) -> None:
         """Rows leave the batch: gather own per-row state so that new row i is old row rows[i]."""

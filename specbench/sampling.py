@@ -163,7 +163,7 @@ class NoiseStream:
     """
 
     def __init__(self, keys: list[int], *, vocab_size: int, device: torch.device, stream: int, block: int = 32) -> None:
-        self._keys_B = torch.tensor([_stream_key(key, stream) for key in keys], device=device)
+        self._keys_B = torch.tensor(stream_keys(keys, stream), device=device)
         self._vocab_size = vocab_size
         self._block_size = block
         self._block: Tensor | None = None
@@ -208,6 +208,41 @@ class NoiseStream:
         self._roots = [self._roots[row] for row in rows]
         self._roots_B1 = self._roots_B1[rows]
         self._block = self._ahead = None
+
+
+class PinnedNoise:
+    """`NoiseStream` of steps that are captured: keys and positions are read from tensors that never move.
+
+    roots_B: position of each row's root. `renew` at the beginning of each step: until then what was made is kept.
+    """
+
+    def __init__(self, keys_B: Tensor, roots_B: Tensor, *, vocab_size: int) -> None:
+        self._keys_B = keys_B
+        self._roots_B = roots_B
+        self._vocab_size = vocab_size
+        self._ahead: Tensor | None = None
+
+    def renew(self) -> None:
+        """The roots have moved."""
+        self._ahead = None
+
+    def ahead(self, num: int) -> Tensor:
+        """Noise of depths 1 .. num below the roots: float32 (B, num, V)."""
+        known = 0 if self._ahead is None else self._ahead.shape[1]
+        if self._ahead is None or known < num:
+            offsets = torch.arange(known + 1, num + 1, device=self._keys_B.device)
+            more = gumbel(self._keys_B, self._roots_B[:, None] + offsets, self._vocab_size)
+            self._ahead = more if self._ahead is None else torch.cat([self._ahead, more], dim=1)
+        return self._ahead[:, :num]
+
+    def at_depth(self, depth: int) -> Tensor:
+        """Noise for children at `depth` >= 1: float32 (B, V)."""
+        return self.ahead(depth)[:, depth - 1]
+
+
+def stream_keys(keys: list[int], stream: int) -> list[int]:
+    """The keys one stream of these sequences draws with."""
+    return [_stream_key(key, stream) for key in keys]
 
 
 def top_children(scores: Tensor, noise: Tensor | None, num: int) -> Tensor:

@@ -13,6 +13,9 @@ from specbench.method import TargetView
 Form = Literal["nar", "eagle"]
 ModuleKind = Literal["layer", "linear"]
 FrameLoss = Literal["ctc", "ce"]
+FirstFrame = Literal["own", "anchor"]
+"""What frame 1 is: a query of its own behind the anchor, or the layer's output for the anchor's own feature, which is
+what an ordinary decoder layer would say next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Architecture:
     loss: FrameLoss = "ctc"
     """ctc: there is a blank, the class behind the last token."""
     causal_frames: bool = True
+    first_frame: FirstFrame = "own"
     head: HeadKind = "target"
     trimmed: int = 0
     """Tokens that can be said; 0 = all of them."""

@@ -35,19 +35,26 @@ class FeatureCache:
         self._scratch = scratch
         self.len_B = self._slots_S[:0]
         self._num_rows = 0
-        # A captured step must always read the same slots; nothing captures on a CPU, where reading less is faster.
+        # On a CPU reading less is faster; elsewhere whoever launches does not know how far rows may have come.
         self._is_cut = target.device.type == "cpu"
+        self._span: int | None = None
         self._longest = 0
         """At most so many features in any row: known without reading the device."""
 
     def begin(self, num_rows: int) -> None:
         """num_rows empty rows."""
-        self._num_rows, self._longest = num_rows, 0
+        self._num_rows, self._longest, self._span = num_rows, 0, None
         self.len_B = torch.zeros(num_rows, dtype=torch.long, device=self._key.device)
+
+    def hold(self, span: int | None) -> None:
+        """See `Drafter.hold`."""
+        self._span = span
 
     @property
     def num_read(self) -> int:
         """S: slots that the next draft may look at."""
+        if self._span is not None:
+            return min(self._span + self._scratch, int(self._key.shape[1]))
         if not self._is_cut:
             return int(self._key.shape[1])
         blocks = -(-(self._longest + self._scratch) // _BLOCK)
@@ -132,9 +139,10 @@ class FeatureCache:
 
     def keep(self, rows: list[int]) -> None:
         """Rows leave: new row i is old row rows[i] (increasing)."""
+        used = self._longest if self._span is None else self._span
         for buffer in (self._key, self._value):
             for new, old in enumerate(rows):
                 if new != old:
-                    buffer[new, : self._longest] = buffer[old, : self._longest]
+                    buffer[new, :used] = buffer[old, :used]
         self.len_B = self.len_B[rows]
         self._num_rows = len(rows)

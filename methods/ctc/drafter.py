@@ -42,6 +42,7 @@ class CtcDrafter(Drafter):
 
     taps = ("final",)
     capturable = True
+    carried: tuple[str, ...] = ("_root_B", "_anchor_BD", "_seen_BV")
 
     def __init__(self, network: CtcNetwork, target: TargetView, options: Options, *, depth: int) -> None:
         self._network = network
@@ -69,6 +70,7 @@ class CtcDrafter(Drafter):
         layer = self._network.layer
         if layer is None:
             return None
+        self.carried = (*self.carried, "_cache.len_B")
         arch = self._arch
         return FeatureCache(
             layer.self_attn,
@@ -146,6 +148,10 @@ class CtcDrafter(Drafter):
             # Padding repeats column 0, which is always committed.
             self._seen_BV.scatter_(1, torch.where(is_committed, commit.tokens_BC, commit.tokens_BC[:, :1]), True)
 
+    def hold(self, span: int | None) -> None:
+        if self._cache is not None:
+            self._cache.hold(span)
+
     def keep(self, rows: list[int]) -> None:
         self._pending_BD, self._anchor_BD = self._pending_BD[rows], self._anchor_BD[rows]
         self._root_B = self._root_B[rows]
@@ -204,7 +210,9 @@ class NarDrafter(CtcDrafter):
         layer = network.layer
         assert layer is not None
         frames_BUD = network.frames(self._anchor_BD)
-        places_BU = cache.len_B[:, None] + self._frame_U
+        # The anchor's own feature stands in the last slot; as the first frame it is written there again.
+        first_B1 = cache.len_B[:, None] - int(self._arch.first_frame == "anchor")
+        places_BU = first_B1 + self._frame_U
         cache.write(frames_BUD, places_BU)
         last_BU = places_BU if self._arch.causal_frames else places_BU[:, -1:].expand_as(places_BU)
         sees_BUS = cache.slots(cache.num_read) <= last_BU[..., None]

@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from methods.ctc.ctc_loss import ctc, feasible_length, lattice
 from methods.ctc.drafter import make
-from methods.ctc.module import CtcNetwork, RotaryTable
+from methods.ctc.module import CtcNetwork
+from methods.ctc.text_states import text_states
 from specbench.blocks import SharedLaws
 from specbench.errors import UsageError
-from specbench.lm.packed import positions_of
 from specbench.losses import Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, windows
@@ -99,28 +99,14 @@ class EagleRecipe(Recipe):
 
     def _states(self, features: Features) -> Tensor:
         """f (B, T, D). That of a document's last token means nothing: its feature lacks the next token."""
-        network, arch = self._network, self._network.architecture
-        document_BT = features.document_BT
+        network, document_BT = self._network, features.document_BT
         hidden_BTD = features.states_BTKD[:, :, 0].to(network.dtype)
         if self._weights.noise and network.training:
             hidden_BTD = hidden_BTD + self._noise(hidden_BTD, document_BT)
         with torch.no_grad():
             embedded: Tensor = self._target.embed_tokens(features.tokens_BT.roll(-1, 1))
         z_BTD = network.features(embedded.to(network.dtype), hidden_BTD)
-        layer = network.layer
-        if layer is None:
-            return network.mapped(z_BTD)
-        table = RotaryTable(arch.head_dim, arch.rope_theta, document_BT.shape[1], like=z_BTD)
-        place_BT = positions_of(document_BT)
-        cos, sin = table.cos[place_BT][:, :, None], table.sin[place_BT][:, :, None]
-        attention, group = layer.self_attn, arch.heads // arch.kv_heads
-        query = table.rotate(attention.queries(z_BTD), cos, sin).transpose(1, 2)
-        key = table.rotate(attention.keys(z_BTD), cos, sin).transpose(1, 2).repeat_interleave(group, 1)
-        value = attention.values(z_BTD).transpose(1, 2).repeat_interleave(group, 1)
-        causal = torch.ones(place_BT.shape[1], place_BT.shape[1], dtype=torch.bool, device=place_BT.device).tril()
-        sees = causal & (document_BT[:, :, None] == document_BT[:, None, :])
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees[:, None])
-        return layer.after(z_BTD, mixed.transpose(1, 2).flatten(2))
+        return text_states(network, z_BTD, document_BT)
 
     def _noise(self, hidden_BTD: Tensor, document_BT: Tensor) -> Tensor:
         """Uniform, narrower in longer documents."""

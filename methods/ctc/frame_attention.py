@@ -1,7 +1,7 @@
 """Frames of many anchors over packed documents in one pass: each sees its own text before it, itself, its own frames.
 
-B rows, T tokens, A anchors, n anchors of one row in a chunk, U frames, O = 1 + U own slots, D width, G key heads, R
-queries per key head, d width of a head.
+B rows, T tokens, A anchors, n anchors of one row in a chunk, U frames, O own slots (the anchor's and its frames',
+1 + U; U where the first frame is the anchor itself), D width, G key heads, R queries per key head, d width of a head.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ def frames_of_anchors(
     most = int(counts_B.max()) if anchor_A.shape[0] else 0
     z_BnD = own_AD.new_zeros(num_rows, most, own_AD.shape[1]).index_put((row_A, rank_A), own_AD)
     token_Bn = token_A.new_zeros(num_rows, most).index_put((row_A, rank_A), token_A)
-    frame_O = torch.arange(arch.frames + 1, device=device)
-    own_sees_UO = frame_O <= (frame_O[1:, None] if arch.causal_frames else arch.frames)
+    before = 0 if arch.first_frame == "anchor" else 1
+    frame_O = torch.arange(arch.frames + before, device=device)
+    own_sees_UO = frame_O <= (frame_O[before:, None] if arch.causal_frames else arch.frames)
     token_T = torch.arange(num_tokens, device=device)
 
     def part(z_BnD: Tensor, token_Bn: Tensor) -> Tensor:
         g_BnUD = network.frames(z_BnD)
         place_BnO = place_BT.gather(1, token_Bn)[..., None] + frame_O
         cos, sin = table.cos[place_BnO][..., None, :], table.sin[place_BnO][..., None, :]
-        own_BnOD = torch.cat([z_BnD[:, :, None], g_BnUD], 2)
-        query = table.rotate(attention.queries(g_BnUD), cos[:, :, 1:], sin[:, :, 1:])
+        own_BnOD = torch.cat([z_BnD[:, :, None], g_BnUD], 2) if before else g_BnUD
+        query = table.rotate(attention.queries(g_BnUD), cos[:, :, before:], sin[:, :, before:])
         query = query.unflatten(3, (arch.kv_heads, -1)) * arch.head_dim**-0.5
         own_key, own_value = table.rotate(attention.keys(own_BnOD), cos, sin), attention.values(own_BnOD)
         sees_BnT = (document_BT[:, None] == document_BT.gather(1, token_Bn)[..., None]) & (

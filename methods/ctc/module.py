@@ -129,7 +129,8 @@ class CtcNetwork(nn.Module):
         num_maps = 0 if has_layer else max(arch.frames, 1)
         self.maps = nn.Parameter(torch.empty(num_maps, width, width)) if num_maps else None
         self.anchor = nn.Linear(width, width, bias=False) if is_nar and has_layer else None
-        self.frame = nn.Parameter(torch.empty(arch.frames, width)) if is_nar else None
+        num_asked = arch.frames - (arch.first_frame == "anchor")
+        self.frame = nn.Parameter(torch.empty(num_asked, width)) if is_nar else None
         self.head = nn.Linear(width, self.vocabulary.size, bias=False) if arch.head == "own" else None
         self.blank = nn.Linear(width, 1) if arch.has_blank else None
         self._draw(blank_bias)
@@ -170,7 +171,10 @@ class CtcNetwork(nn.Module):
         """z_t (..., D) -> g (..., U, D)."""
         assert self.frame is not None and self.anchor is not None
         projected: Tensor = self.anchor(anchor)
-        return projected[..., None, :] + self.frame
+        asked = projected[..., None, :] + self.frame
+        if self.architecture.first_frame == "own":
+            return asked
+        return torch.cat([anchor[..., None, :], asked], -2)
 
     def mapped(self, z: Tensor) -> Tensor:
         """`linear`: z (..., D) -> f (..., U, D) for nar, (..., D) for eagle."""

@@ -23,6 +23,7 @@ from methods.ctc.ctc_loss import ctc, feasible_length, lattice, next_laws
 from methods.ctc.drafter import make
 from methods.ctc.frame_attention import frames_of_anchors
 from methods.ctc.module import CtcNetwork
+from methods.ctc.text_states import text_states
 from specbench.blocks import SharedLaws
 from specbench.errors import UsageError
 from specbench.losses import Law, Objective, chunked, count_depths, per_position
@@ -38,6 +39,8 @@ class NarWeights:
     """Cross-entropy of frame 1 with the first label."""
     reg: float
     """SmoothL1 of f_1 and the target's next state."""
+    text: float
+    """What --loss says of the layer over the text's own features, from every position: see `_text_loss`."""
     prefix_weighted: bool
     max_anchors: int
     """0 = all."""
@@ -82,6 +85,12 @@ class NarRecipe(Recipe):
                 where="ctc.lambda_reg",
                 try_="ctc.lambda_reg=0",
             )
+        if self._weights.text and features.continuations is not None:
+            raise UsageError(
+                "lambda_text learns from the text's own next tokens, which continuations (seq) replace",
+                where="ctc.lambda_text",
+                try_="ctc.lambda_text=0",
+            )
         found = windows(features, depth=depth, only_generated=self._only_generated)
         labels_AL = network.vocabulary.to_draft(found.ahead_AF[:, 1:])
         length_A = self._lengths(labels_AL, found.valid_AF[:, 1:])
@@ -89,7 +98,13 @@ class NarRecipe(Recipe):
         if not network.architecture.has_blank:
             # A frame without a blank stands alone: a label it may not learn does not end the window.
             valid_AL = found.valid_AF[:, 1:]
-        chosen = self._choose(valid_AL.any(1))
+        has_label_A = valid_AL.any(1)
+        chosen = self._choose(has_label_A)
+        text = None
+        if self._weights.text:
+            # It weighs as if as many positions had been drawn as anchors.
+            share = chosen.shape[0] / max(int(has_label_A.sum()), 1)
+            text = self._text_loss(features, found, objective) * share
         found = Windows(*(each[chosen] for each in found))
         labels_AL, length_A, valid_AL = labels_AL[chosen], length_A[chosen], valid_AL[chosen]
         states_AUD = self._frame_states(features, found)
@@ -106,12 +121,33 @@ class NarRecipe(Recipe):
             distance_A = F.smooth_l1_loss(states_AUD[:, 0], wanted_AD.to(states_AUD.dtype), reduction="none").mean(-1)
             parts["regression"] = distance_A.sum().detach()
             total = total + self._weights.reg * distance_A.sum()
+        if text is not None:
+            parts["text"] = text.detach()
+            total = total + self._weights.text * text
         return Loss(
             total=total,
             num_anchors=valid_AL.new_tensor(valid_AL.shape[0], dtype=torch.long),
             counts=count_depths(scored.depth_AL, scored.rank_AL, valid_AL, rank=objective.rank),
             parts=parts,
         )
+
+    def _text_loss(self, features: Features, found: Windows, objective: Objective) -> Tensor:
+        """Sum over all anchors of the loss of the next token, said by the layer's output for the text's own feature.
+
+        Frames of a few anchors teach the layer little a step; this teaches it from all positions at the price of an
+        ordinary layer. With `first_frame: anchor` what it teaches is frame 1 itself.
+        """
+        network = self._network
+        states_BTD = features.states_BTKD[:, :, 0].to(network.dtype)
+        z_BTD = network.features(self._embedded(features.tokens_BT.roll(-1, 1)), states_BTD)
+        has_label = found.valid_AF[:, 1]
+        inputs_AD = text_states(network, z_BTD, features.document_BT).flatten(0, 1)[found.anchor_A[has_label]]
+        next_A = found.state_AF[has_label, 0]
+        label_A = network.vocabulary.to_draft(found.ahead_AF[has_label, 1])
+        laws = self._laws(next_A, features, objective)
+        law_of = None if laws is None else laws.at(next_A)
+        each = chunked(lambda states: network.token_logits(states, self._head), inputs_AD, label_A, law_of, objective)
+        return each.loss_N.sum()
 
     def _lengths(self, labels_AL: Tensor, valid_AL: Tensor) -> Tensor:
         """Labels of each window: up to the first that may not be learnt or cannot be said, and what the frames hold."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import cast
 
-from methods.ctc.architecture import Architecture, Form, FrameLoss, ModuleKind, heads_of, intermediate_of
+from methods.ctc.architecture import (
+    Architecture,
+    FirstFrame,
+    Form,
+    FrameLoss,
+    ModuleKind,
+    heads_of,
+    intermediate_of,
+)
 from methods.ctc.eagle_recipe import EagleRecipe, EagleWeights
 from methods.ctc.module import CtcNetwork
 from methods.ctc.nar_recipe import NarRecipe, NarWeights
@@ -45,6 +53,7 @@ def build(options: Options, target: TargetView) -> Recipe:
         labels=labels if form == "nar" else 0,
         loss=loss if form == "nar" else "ctc",
         causal_frames=cast("bool", options["causal_frames"]),
+        first_frame=cast("FirstFrame", options["first_frame"]) if form == "nar" else "own",
         head=cast("HeadKind", options["head"]),
         trimmed=trimmed if trimmed < target.vocab_size else 0,
     )
@@ -73,6 +82,7 @@ def build(options: Options, target: TargetView) -> Recipe:
         NarWeights(
             first=cast("float", options["lambda_first"]),
             reg=max(lambda_reg, 0.0),
+            text=cast("float", options["lambda_text"]),
             prefix_weighted=cast("bool", options["prefix_weighted"]),
             max_anchors=cast("int", options["anchors"]),
         ),
@@ -93,6 +103,12 @@ def _refuse(options: Options, *, form: Form, is_ce: bool) -> None:
                  "ctc.prefix_weighted", "--depth-decay, which weighs depths under every loss"),
                 (form == "eagle" and options["loss"] == "ce", "loss ce is the ablation of form nar; eagle predicts one "
                  "token at a time and has none", "ctc.loss", "ctc.lambda_ctc=0 trains eagle without its CTC term"),
+                (options["first_frame"] == "anchor" and options["module"] == "linear",
+                 "linear frames are maps of the anchor, none of them is the anchor's own output",
+                 "ctc.first_frame", "ctc.first_frame=own"),
+                (bool(options["lambda_text"]) and (form == "eagle" or options["module"] == "linear"),
+                 "lambda_text teaches nar's layer from the text; eagle learns from nothing else, linear has no layer",
+                 "ctc.lambda_text", "ctc.lambda_text=0"),
                 (form == "eagle" and options["head"] == "own", "form eagle reads with the target's head",
                  "ctc.head", "ctc.head=target"),
                 (form == "eagle" and frames != 0 and frames < labels, f"{frames} frames cannot say {labels} labels",

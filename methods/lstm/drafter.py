@@ -38,6 +38,7 @@ class SpeculatorDrafter(Drafter):
 
     taps = ("final",)
     capturable = True
+    carried = ("_root_B", "_hidden_BH", "_seen_BV")
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class ReDrafter(Drafter):
 
     taps = ("final",)
     capturable = True
+    carried = ("_root_B", "_context_BH", "_seen_BV")
 
     def __init__(self, network: ReDrafterNetwork, target: TargetView, options: Options, *, live: bool = False) -> None:
         self._target = target

@@ -29,10 +29,12 @@ from specbench.conformance.targets import (
     successor,
     table_target,
 )
-from specbench.conformance.watch import PlainDrafter, SetAside, Watched
+from specbench.conformance.watch import Guarded, PlainDrafter, SetAside, Watched
 from specbench.conformance.weights import NUM_STEPS, Made, make_weights
 from specbench.engine.answer import Generation
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import Backend
+from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stop import Stop
 from specbench.errors import SpecbenchError, UsageError
 from specbench.findings import Finding
@@ -278,6 +280,29 @@ class _Checker:
             num_compared += len(plain.seen.keys() & disturbed.seen.keys())
         return f"{num_compared} drafts are the same after tokens that others drafted"
 
+    def captures(self) -> str:
+        """Steps captured once and replayed without Python commit what the same steps commit one by one."""
+        num_graphs = 0
+        for sampling in (_GREEDY, _PROCESSED):
+            stand = self.stand(self._targets[0], sampling)
+            if not stand.drafter.capturable:
+                return "not asked: the method drafts on the host"
+            engine = _engine_like(stand.engine, graphs=RecordedGraphs())
+            choice = self._made_for(self._choice, engine.lm)
+            drafter = Guarded(registry.build(choice, engine.view(), methods_dirs=self._methods_dirs))
+            everyone = range(len(stand.requests))
+            for places in (everyone, [0], everyone):
+                wanted = [_kept(each) for each in stand.generate(places)]
+                found = list(engine.generate(drafter, [stand.requests[place] for place in places]).generations)
+                _demand_text(stand, places, found, f"{engine.lm.name}, captured")
+                if [_kept(each) for each in found] != wanted:
+                    raise BrokenPromise("captured steps accept other drafts: `carried` or `hold` leaves something out")
+            assert engine.graphs is not None
+            if engine.graphs.refusal(drafter):
+                raise BrokenPromise(f"the method says capturable, but {engine.graphs.refusal(drafter)}")
+            num_graphs += engine.graphs.num_graphs(drafter)
+        return f"{num_graphs} graphs accept what single steps accept"
+
     def rejection(self, num_groups: int) -> str:
         """Law of three tokens of a vocabulary of four under the rule `rejection`, jointly and each, by chi-square."""
         if not self._can_take_any_target:
@@ -340,6 +365,7 @@ def check_method(
             ("batches", checker.batches),
             ("prefill chunks", checker.chunks),
             ("follows", checker.follows),
+            ("captured steps", checker.captures),
             ("rejection law", lambda: checker.rejection(1 if quick else 3)),
         ]
         if not has_weights:
@@ -409,10 +435,10 @@ def _keeps(title: str, promise: Callable[[], str]) -> Finding:
         return Finding(name=title, state="failed", what=what, consequence="the method cannot finish a generation")
 
 
-def _engine_like(engine: Engine, *, chunk: int) -> Engine:
+def _engine_like(engine: Engine, *, chunk: int = 512, graphs: Backend | None = None) -> Engine:
     return Engine(
         engine.lm, sampling=engine.sampling, rule=engine.rule, max_batch=engine.max_batch, max_len=engine.max_len,
-        max_nodes=engine.max_nodes, prefill_chunk=chunk, stop=engine.stop,
+        max_nodes=engine.max_nodes, prefill_chunk=chunk, stop=engine.stop, graphs=graphs,
     )  # fmt: skip
 
 
@@ -425,6 +451,11 @@ def _token_inside(answers: Sequence[Generation]) -> int:
 
 def _accepted(generation: Generation) -> list[int]:
     return [step.num_accepted for step in generation.steps]
+
+
+def _kept(generation: Generation) -> list[int]:
+    """Tokens of each step; a captured draft may reach past an answer's end, where the last step is cut."""
+    return [step.num_committed - step.num_truncated for step in generation.steps]
 
 
 def _demand_text(stand: _Stand, places: Sequence[int], found: Sequence[Generation], target: str) -> None:

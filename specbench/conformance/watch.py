@@ -1,6 +1,6 @@
 """A drafter under observation: every tree it returns is inspected before the engine sees it, and kept.
 
-A drafter that says it is capturable is also kept from reading anything on the host (`capture`).
+A drafter that says it is capturable is kept from reading anything on the host while its steps are captured.
 
 Also the drafter that proposes nothing, for the text that everything is held against.
 """
@@ -8,7 +8,6 @@ Also the drafter that proposes nothing, for the text that everything is held aga
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,8 +127,7 @@ class Watched(Drafter):
         self._inner.start(len_B, root_B)
 
     def draft(self, noise: DraftNoise | None) -> DraftTree:
-        with self._watching("draft()"):
-            tree = self._inner.draft(noise)
+        tree = self._inner.draft(noise)
         self.drafts.append(
             inspect_tree(tree, num_rows=self._num_rows, max_nodes=self.max_nodes, vocab_size=self._vocab_size)
         )
@@ -137,13 +135,7 @@ class Watched(Drafter):
         return tree
 
     def commit(self, commit: Commit) -> None:
-        if self.capturable:
-            commit = replace(commit, tokens=Unreadable(), finished=Unreadable())
-        with self._watching("commit()"):
-            self._inner.commit(commit)
-
-    def _watching(self, where: str) -> AbstractContextManager[object]:
-        return NoHostReads(where) if self.capturable else nullcontext()
+        self._inner.commit(commit)
 
     def keep(self, rows: list[int]) -> None:
         self._num_rows = len(rows)
@@ -160,6 +152,43 @@ class Watched(Drafter):
 
     def follow(self, commit: Commit, is_own: list[bool]) -> None:
         self._inner.follow(commit, is_own)
+
+
+class Guarded(Drafter):
+    """Passes every call on; while steps are captured, a value read on the host in draft() or commit() is a broken
+    promise, also where a CPU would let it pass."""
+
+    capturable = True
+
+    def __init__(self, inner: Drafter) -> None:
+        self._inner = inner
+        self.taps = inner.taps
+        self.max_nodes = inner.max_nodes
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        self._inner.begin(requests)
+
+    def prefill(self, row: int, tokens_T: Tensor, hidden_TKD: Tensor | None, offset: int) -> None:
+        self._inner.prefill(row, tokens_T, hidden_TKD, offset)
+
+    def start(self, len_B: list[int], root_B: Tensor) -> None:
+        self._inner.start(len_B, root_B)
+
+    def hold(self, span: int | None) -> None:
+        self._inner.hold(span)
+        # What a drafter carries may be made by its own `hold`.
+        self.carried = tuple(f"_inner.{name}" for name in self._inner.carried)
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        with NoHostReads("draft()"):
+            return self._inner.draft(noise)
+
+    def commit(self, commit: Commit) -> None:
+        with NoHostReads("commit()"):
+            self._inner.commit(replace(commit, tokens=Unreadable(), finished=Unreadable()))
+
+    def keep(self, rows: list[int]) -> None:
+        self._inner.keep(rows)
 
 
 class SetAside(Drafter):

@@ -105,14 +105,13 @@ def typical(
 def children_by_rank(tree: DraftTree, max_children: int) -> Tensor:
     """Token of each slot's r-th child, -1 where there is none: int64 (B, M, R)."""
     num_rows, num_nodes = tree.tokens_BN.shape
-    table = tree.tokens_BN.new_full((num_rows, num_nodes + 1, max_children), -1)
-    rank_BN = sibling_ranks(tree)
-    is_valid = rank_BN < max_children
+    # One column and one row more take what is no child of interest: no shape depends on a value.
+    table = tree.tokens_BN.new_full((num_rows, (num_nodes + 1) * (max_children + 1)), -1)
+    rank_BN = sibling_ranks(tree).clamp(max=max_children)
     if tree.valid_BN is not None:
-        is_valid = is_valid & tree.valid_BN
-    rows = torch.arange(num_rows, device=table.device)[:, None].expand(num_rows, num_nodes)
-    table[rows[is_valid], (tree.parents_BN + 1)[is_valid], rank_BN[is_valid]] = tree.tokens_BN[is_valid]
-    return table
+        rank_BN = torch.where(tree.valid_BN, rank_BN, max_children)
+    table.scatter_(1, (tree.parents_BN + 1) * (max_children + 1) + rank_BN, tree.tokens_BN)
+    return table.view(num_rows, num_nodes + 1, max_children + 1)[..., :max_children]
 
 
 def walk(chosen_BM: Tensor, tree: DraftTree) -> Verdict:

@@ -6,6 +6,7 @@ B rows, N nodes, M = N + 1 slots, C = P + 1, K taps, D hidden, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +27,32 @@ class HostRead:
     is_finite: list[bool]
 
 
-def read_step(verdict: accept.Verdict, tree: DraftTree, logits_BMV: Tensor) -> HostRead:
-    """The step's one host round trip.
+class Shape(NamedTuple):
+    """What the host must know of a tree to read its table. num_columns: C, tokens a row may commit."""
+
+    num_nodes: int
+    num_columns: int
+    is_plain_chain: bool
+
+    @classmethod
+    def of(cls, tree: DraftTree) -> Shape:
+        return cls(tree.num_nodes, tree.max_depth + 1, tree.is_chain and tree.valid_BN is None)
+
+    @property
+    def width(self) -> int:
+        """Columns of the table."""
+        return 2 + self.num_columns + (0 if self.is_plain_chain else 1 + self.num_columns)
+
+
+def step_table(verdict: accept.Verdict, tree: DraftTree, logits_BMV: Tensor) -> Tensor:
+    """All the host reads of a step, int64 (B, Shape.width): accepted, finite, tokens, and of a tree that is not a plain
+    chain its nodes, depth and the ranks of the accepted path.
 
     amax carries a NaN or +inf anywhere in a row's logits to the flag.
     """
-    num_rows, num_nodes = tree.tokens_BN.shape
+    num_nodes = tree.num_nodes
     columns = [verdict.num_accepted_B[:, None], logits_BMV.amax((1, 2)).isfinite()[:, None].long(), verdict.tokens_BC]
-    is_plain_chain = tree.is_chain and tree.valid_BN is None
-    if not is_plain_chain:
+    if not Shape.of(tree).is_plain_chain:
         valid = torch.ones_like(tree.tokens_BN, dtype=torch.bool) if tree.valid_BN is None else tree.valid_BN
         depth_BN = topology(tree).depth_BM[:, 1:]
         ranks = sibling_ranks(tree).gather(1, verdict.path_BP.clamp(min=0)) if num_nodes else verdict.path_BP
@@ -43,11 +61,16 @@ def read_step(verdict: accept.Verdict, tree: DraftTree, logits_BMV: Tensor) -> H
             (depth_BN * valid).amax(1, keepdim=True) if num_nodes else valid.sum(1, keepdim=True),
             ranks,
         ]
-    table = torch.cat(columns, dim=1).tolist()
-    width = verdict.tokens_BC.shape[1]
+    return torch.cat(columns, dim=1)
+
+
+def read_table(table: list[list[int]], shape: Shape) -> HostRead:
+    """`step_table` on the host."""
+    num_rows, width = len(table), shape.num_columns
     accepted = [line[0] for line in table]
-    if is_plain_chain:
-        nodes, depths, ranks_host = [num_nodes] * num_rows, [num_nodes] * num_rows, [[0] * count for count in accepted]
+    if shape.is_plain_chain:
+        nodes, depths = [shape.num_nodes] * num_rows, [shape.num_nodes] * num_rows
+        ranks_host = [[0] * count for count in accepted]
     else:
         nodes, depths = [line[2 + width] for line in table], [line[3 + width] for line in table]
         ranks_host = [line[4 + width : 4 + width + count] for line, count in zip(table, accepted, strict=True)]

@@ -64,6 +64,7 @@ class CachedLM:
         self.attention_used: set[str] = set()
         self.known_head: Callable[[Tensor], Tensor] | None = None
         """Final states -> logits, once `packed.head_logits` has found it out."""
+        _silence_padding_warning(model)
         self._taps = TapRecorder(model)
         self._shortcut = Shortcut(model)
         self._cache: KVCache | None = None
@@ -164,10 +165,37 @@ class CachedLM:
             return logits[:, -1]
         return logits[torch.arange(num_rows, device=self.device), torch.tensor(num_B, device=self.device) - 1]
 
+    @torch.inference_mode()
+    def verify_behind(self, root_B: Tensor, tree: DraftTree, length_B: Tensor, *, span: int) -> Verified:
+        """`verify` behind rows whose lengths only the device knows (committed tokens, root excluded): a step that is
+        captured. span: slots of the cache that are read; length_B + M may not pass it."""
+        tokens_BM = torch.cat([root_B[:, None], tree.tokens_BN], dim=1) if tree.num_nodes else root_B[:, None]
+        logits, hidden = self._behind(tokens_BM, tree, length_B, span=span, keep=0)
+        return Verified(logits_BMV=logits, hidden_BMKD=hidden)
+
+    @torch.inference_mode()
+    def read_behind(self, tokens_BM: Tensor, length_B: Tensor, *, span: int) -> Tensor:
+        """Put M tokens behind rows whose lengths only the device knows -> logits (B, V) after the last one."""
+        logits, _ = self._behind(tokens_BM, chain(tokens_BM[:, 1:]), length_B, span=span, keep=1)
+        return logits[:, -1]
+
+    def _behind(
+        self, tokens_BM: Tensor, tree: DraftTree, length_B: Tensor, *, span: int, keep: int
+    ) -> tuple[Tensor, Tensor | None]:
+        shape = topology(tree)
+        self.cache.open_behind(length_B, tokens_BM.shape[1], span=span)
+        forward = attention.DeviceForward(
+            shape, length_B, span=span, is_chain=tree.is_chain, max_depth=tree.max_depth, dtype=self.dtype
+        )
+        positions_BM = shape.depth_BM + length_B[:, None]
+        if self._max_position and span >= self._max_position:
+            positions_BM = positions_BM.clamp(max=self._max_position - 1)
+        return self._run(tokens_BM, positions_BM, forward, keep=keep)
+
     def _forward(
         self, tokens_BM: Tensor, shape: Topology, lengths: list[int], *, is_chain: bool, max_depth: int, keep: int
     ) -> tuple[Tensor, Tensor | None]:
-        forward = attention.Forward(shape, lengths, is_chain=is_chain, max_depth=max_depth, dtype=self.dtype)
+        forward = attention.HostForward(shape, lengths, is_chain=is_chain, max_depth=max_depth, dtype=self.dtype)
         if len(lengths) == 1:
             positions_BM = shape.depth_BM + lengths[0]
         else:
@@ -176,6 +204,11 @@ class CachedLM:
             # Nodes past the model's last position can never be committed (the engine stops before), but learned
             # position tables must not be read out of range for them.
             positions_BM = positions_BM.clamp(max=self._max_position - 1)
+        return self._run(tokens_BM, positions_BM, forward, keep=keep)
+
+    def _run(
+        self, tokens_BM: Tensor, positions_BM: Tensor, forward: attention.Forward, *, keep: int
+    ) -> tuple[Tensor, Tensor | None]:
         with attention.use(forward):
             logits = self._shortcut.logits(tokens_BM, positions_BM, self.cache, keep=keep)
         self.attention_used |= forward.implementations
@@ -207,11 +240,15 @@ class CachedLM:
 
     # --- rollback --------------------------------------------------------------------------------------------------
 
+    def commit_behind(self, tree: DraftTree, path_BP: Tensor, length_B: Tensor) -> None:
+        """`commit` where the device alone knows the lengths: moves the accepted path into place and counts nothing."""
+        if not tree.is_chain:
+            self.cache.compact(_path_slots(path_BP), length_B)
+
     def commit(self, num_accepted: list[int], tree: DraftTree, path_BP: Tensor) -> None:
         """Keep root and accepted path of each row, forget the rest. path_BP: accepted nodes, -1 padded."""
         if not tree.is_chain:
-            root_B1 = path_BP.new_zeros(path_BP.shape[0], 1)
-            self.cache.compact(torch.cat([root_B1, (path_BP + 1).clamp(min=0)], dim=1))
+            self.cache.compact(_path_slots(path_BP))
         for row, count in enumerate(num_accepted):
             self.cache.advance(row, count + 1)
 
@@ -220,9 +257,10 @@ class CachedLM:
         assert 0 <= length <= self.cache.lengths[row], f"cannot truncate {self.cache.lengths[row]} tokens to {length}"
         self.cache.lengths[row] = length
 
-    def keep(self, rows: list[int]) -> None:
-        """Rows leave the batch; new row i is old row rows[i]."""
-        self.cache.keep(rows)
+    def keep(self, rows: list[int], *, used: int | None = None) -> None:
+        """Rows leave the batch; new row i is old row rows[i]. used: slots to copy where `lengths` are not up to
+        date."""
+        self.cache.keep(rows, used=used)
 
     def erase(self) -> None:
         """Zero the whole cache: after a forward that was not finite."""
@@ -306,6 +344,19 @@ class CachedLM:
                     f"token id {token} is outside the vocabulary of {self.name} ({self.vocab_size})",
                     try_="use the tokenizer that belongs to the target",
                 )
+
+
+def _silence_padding_warning(model: PreTrainedModel) -> None:
+    """Some families (gpt2) look for padding in every input to warn of it: a value read on the host in every step.
+    There is none here, and a mask of our own."""
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = lambda *_, **__: None
+
+
+def _path_slots(path_BP: Tensor) -> Tensor:
+    """(B, C) slots behind a row's length: the root's, the accepted nodes', padding 0."""
+    return torch.cat([path_BP.new_zeros(path_BP.shape[0], 1), (path_BP + 1).clamp(min=0)], dim=1)
 
 
 def _num_positions(config: PretrainedConfig) -> int:

@@ -15,7 +15,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.held_chain import HeldChain
 from specbench.method import Commit, Drafter, DraftNoise, Request, TargetView
 from specbench.metrics import leviathan
-from specbench.sampling import STREAM_DRAFT, NoiseStream, log_probs, process, top_children
+from specbench.sampling import STREAM_DRAFT, NoiseStream, Sampling, log_probs, process, top_children
 from specbench.tree import DraftTree, chain, empty
 
 Picks = Literal["shared-noise", "greedy", "sampled"]
@@ -77,6 +78,41 @@ class AdaptiveLength:
         )
 
 
+class _Picker:
+    """One draft's picks, token by token: (depth, logits) -> token (B, 1). Laws are kept where acceptance tests them."""
+
+    def __init__(
+        self,
+        shared: Callable[[Tensor], Tensor],
+        sampling: Sampling,
+        noise: DraftNoise | None,
+        *,
+        seen_BV: Tensor | None,
+        records_law: bool,
+    ) -> None:
+        self._shared = shared
+        self._sampling = sampling
+        self._noise = noise
+        self._seen_BV = seen_BV
+        self._laws: list[Tensor] | None = [] if records_law else None
+
+    def __call__(self, depth: int, logits_BV: Tensor) -> Tensor:
+        scores_BV = process(self._shared(logits_BV), self._sampling, self._seen_BV)
+        tokens_B1 = top_children(scores_BV, None if self._noise is None else self._noise.at_depth(depth), 1)
+        if self._laws is not None:
+            self._laws.append(log_probs(scores_BV))
+        if self._seen_BV is not None:
+            self._seen_BV.scatter_(1, tokens_B1, True)
+        return tokens_B1
+
+    def laws(self) -> Tensor | None:
+        """logq_BMV of the whole chain."""
+        if not self._laws:
+            return None
+        # The last token has no children, hence no law.
+        return torch.stack([*self._laws, torch.full_like(self._laws[0], float("-inf"))], dim=1)
+
+
 class ChainDrafter(Drafter):
     """Drafts `num_tokens` tokens a step (fewer where the answer or the draft's context ends) with `lm`, which it owns.
 
@@ -107,10 +143,16 @@ class ChainDrafter(Drafter):
         # Under `rejection` the engine's noise is independent of its acceptance; elsewhere it is the target's own.
         self._has_own_noise = self._draws and picks == "sampled" and target.rule != "rejection"
         self._records_law = self._draws and target.rule == "rejection"
+        # K that changes is decided on the host, and own draws are found by lengths the host counts.
+        self.capturable = adaptive is None and not self._has_own_noise
+        self.carried = ("_held.pair_B2", "_held.length_B", "_seen_BV")
+        self._held: HeldChain | None = None
         self._context = lm.context_length
         self._own_noise: NoiseStream | None = None
         self._seen_BV: Tensor | None = None
         self._pending_BM = torch.empty(0, 0, dtype=torch.long)
+        self._last_B = torch.empty(0, dtype=torch.long)
+        """The prompts' last tokens."""
         self._num_pending: list[int] = []
         self._len_B: list[int] = []
         self._end_B: list[int] = []
@@ -125,6 +167,8 @@ class ChainDrafter(Drafter):
 
     def begin(self, requests: Sequence[Request]) -> None:
         self._lm.begin(len(requests))
+        self._held = None
+        self._last_B = torch.tensor([request.prompt[-1] for request in requests], device=self._target.device)
         self._end_B = [len(request.prompt) + request.max_new_tokens for request in requests]
         vocab_size, device = self._target.vocab_size, self._target.device
         if self._has_own_noise:
@@ -148,7 +192,19 @@ class ChainDrafter(Drafter):
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
+    def hold(self, span: int | None) -> None:
+        if span is None:
+            self._held = None
+            return
+        if self._held is None:
+            pair_B2 = torch.stack([self._last_B, self._pending_BM[:, 0]], dim=1)
+            length_B = torch.tensor(self._len_B, device=self._target.device)
+            self._held = HeldChain(self._lm, pair_B2, length_B, num_tokens=self._num_tokens)
+        self._held.hold(span)
+
     def draft(self, noise: DraftNoise | None) -> DraftTree:
+        if self._held is not None:
+            return self._held_draft(self._held, noise)
         num_rows = len(self._len_B)
         wanted = self._adaptive.num_tokens() if self._adaptive is not None else self._num_tokens
         room_B = [self._room(row) for row in range(num_rows)]
@@ -159,28 +215,41 @@ class ChainDrafter(Drafter):
             self._own_noise.seek(self._len_B)
             noise = self._own_noise
         self._catch_up()
-        tokens_BM, num_B = self._pending_BM, self._num_pending
-        seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
-        drafted, laws = [], []
+        pick = self._picker(noise)
+        tokens_BM, num_B, drafted = self._pending_BM, self._num_pending, []
         for depth in range(1, num + 1):
-            logits_BV = self._shared(self._lm.append(self._readable(tokens_BM), num_B))
-            scores_BV = process(logits_BV, self._sampling, seen_BV)
-            noise_BV = noise.at_depth(depth) if noise is not None and self._draws else None
-            tokens_BM, num_B = top_children(scores_BV, noise_BV, 1), [1] * num_rows
+            tokens_BM = pick(depth, self._lm.append(self._readable(tokens_BM), num_B))
+            num_B = [1] * num_rows
             drafted.append(tokens_BM)
-            if self._records_law:
-                laws.append(log_probs(scores_BV))
-            if seen_BV is not None:
-                seen_BV.scatter_(1, tokens_BM, True)
-        if laws:
-            laws.append(torch.full_like(laws[0], float("-inf")))  # the last token has no children, hence no law
         return chain(
             torch.cat(drafted, dim=1) if num > 1 else tokens_BM,
             valid_BN=self._valid(room_B, num),
-            logq_BMV=torch.stack(laws, dim=1) if laws else None,
+            logq_BMV=pick.laws(),
+        )
+
+    def _held_draft(self, held: HeldChain, noise: DraftNoise | None) -> DraftTree:
+        pick = self._picker(noise)
+        tokens_BN = held.draft(pick, self._readable)
+        valid_BN = None
+        if self._context is not None and held.span > self._context:
+            places = torch.arange(self._num_tokens, device=tokens_BN.device)
+            valid_BN = places < (self._context + 1 - held.length_B)[:, None]
+        return chain(tokens_BN, valid_BN=valid_BN, logq_BMV=pick.laws())
+
+    def _picker(self, noise: DraftNoise | None) -> _Picker:
+        return _Picker(
+            self._shared,
+            self._sampling,
+            noise if self._draws else None,
+            seen_BV=None if self._seen_BV is None else self._seen_BV.clone(),
+            records_law=self._records_law,
         )
 
     def commit(self, commit: Commit) -> None:
+        if self._held is not None:
+            self._held.commit(commit.tokens_BC, commit.num_accepted_B)
+            self._see(commit)
+            return
         accepted = [len(tokens) - 1 for tokens in commit.tokens]
         for row, count in enumerate(accepted):
             self._len_B[row] += count + 1
@@ -257,7 +326,11 @@ class ChainDrafter(Drafter):
     # --- rows leave, state stays -------------------------------------------------------------------------------------
 
     def keep(self, rows: list[int]) -> None:
-        self._lm.keep(rows)
+        if self._held is not None:
+            self._held.keep(rows)
+        else:
+            self._lm.keep(rows)
+        self._last_B = self._last_B[rows]
         self._len_B = [self._len_B[row] for row in rows]
         self._end_B = [self._end_B[row] for row in rows]
         self._num_pending = [self._num_pending[row] for row in rows]

@@ -138,6 +138,19 @@ class KVCache(Cache):
             )
         self._check_room()
 
+    def open_behind(self, length_B: Tensor, num_slots: int, *, span: int) -> None:
+        """The next forward writes num_slots nodes behind rows whose lengths only the device knows, and reads the
+        first `span` slots: a step that is captured."""
+        assert span <= self.num_slots, f"{span} of {self.num_slots} slots"
+        self.window = Window(
+            row=0,
+            num_rows=length_B.shape[0],
+            start=span - num_slots,
+            end=span,
+            slots_BM=length_B[:, None] + torch.arange(num_slots, device=length_B.device),
+            rows_B1=torch.arange(length_B.shape[0], device=length_B.device)[:, None],
+        )
+
     def _check_room(self) -> None:
         assert self.window.end <= self.num_slots, (
             f"cache slot {self.window.end} of {self.num_slots}: the engine refuses what does not fit before it starts"
@@ -148,16 +161,16 @@ class KVCache(Cache):
         self.lengths[row] += num_tokens
 
     @torch.inference_mode()
-    def compact(self, path_slots_BC: Tensor) -> None:
+    def compact(self, path_slots_BC: Tensor, length_B: Tensor | None = None) -> None:
         """Move accepted nodes into place: slot lengths[b] + i takes what stands at lengths[b] + path_slots_BC[b, i].
 
         path_slots_BC: int64 (B, C), column 0 = 0 (the root), then the accepted nodes' slots in path order; padding
         repeats any slot. Gathers before it scatters, so overlapping moves are safe. At most C slots per layer are
-        touched.
+        touched. length_B: in place of `lengths`, where the device alone knows them.
         """
         num_rows, num_moved = path_slots_BC.shape
         device = path_slots_BC.device
-        lengths_B1 = torch.tensor(self.lengths, device=device)[:, None]
+        lengths_B1 = (torch.tensor(self.lengths, device=device) if length_B is None else length_B)[:, None]
         source_BC = lengths_B1 + path_slots_BC
         target_BC = lengths_B1 + torch.arange(num_moved, device=device)
         rows_B1 = torch.arange(num_rows, device=device)[:, None]
@@ -165,10 +178,11 @@ class KVCache(Cache):
             buffer[rows_B1, :, target_BC] = buffer[rows_B1, :, source_BC]
 
     @torch.inference_mode()
-    def keep(self, rows: list[int]) -> None:
-        """Rows leave: new row i is old row rows[i] (increasing). Copies only what is committed, once per leaving
-        row."""
-        used = max((self.lengths[row] for row in rows), default=0)
+    def keep(self, rows: list[int], *, used: int | None = None) -> None:
+        """Rows leave: new row i is old row rows[i] (increasing). Copies only what is committed, once per leaving row;
+        used: or so many slots, where `lengths` are not up to date."""
+        if used is None:
+            used = max((self.lengths[row] for row in rows), default=0)
         for buffer in self._buffers():
             for new, old in enumerate(rows):
                 if new != old:

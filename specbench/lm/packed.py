@@ -30,21 +30,24 @@ class _Visible(attention.Forward):
 
     def __init__(self, sees_BSS: Tensor, positions_BS: Tensor, dtype: torch.dtype) -> None:
         shape = Topology(depth_BM=positions_BS, sees_BMM=sees_BSS)
-        super().__init__(shape, [0], is_chain=False, max_depth=0, dtype=dtype)
-        self._longest = int(positions_BS.max()) + 1
+        super().__init__(shape, is_chain=False, max_depth=0, dtype=dtype)
+        self._longest = int(positions_BS.max())
 
-    def bias(self, window: int | None, group: int) -> Tensor | None:
-        if window is not None and self._longest <= window:
-            window = None
-        key = (window, group)
-        if key not in self._bias:
-            sees = self.topology.sees_BMM
-            if window is not None:
-                place = self.topology.depth_BM
-                sees = sees & (place[:, :, None] - place[:, None, :] < window)
-            bias = torch.zeros(sees.shape, dtype=self.dtype, device=sees.device)
-            self._bias[key] = bias.masked_fill_(~sees, float("-inf"))[:, None].repeat(1, 1, group, 1)
-        return self._bias[key]
+    @property
+    def longest(self) -> int:
+        return self._longest
+
+    @property
+    def length_B(self) -> Tensor:
+        return self.topology.depth_BM.new_zeros(self.topology.depth_BM.shape[0])
+
+    def _make_bias(self, window: int | None) -> Tensor:
+        sees = self.topology.sees_BMM
+        if window is not None:
+            place = self.topology.depth_BM
+            sees = sees & (place[:, :, None] - place[:, None, :] < window)
+        bias = torch.zeros(sees.shape, dtype=self.dtype, device=sees.device)
+        return bias.masked_fill_(~sees, float("-inf"))[:, None]
 
 
 def positions_of(document_BT: Tensor) -> Tensor:

@@ -155,7 +155,8 @@ class LeadingLM(CachedLM):
         self._channel.tell(Call.TRUNCATE, [row, length])
         super().truncate(row, length)
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, rows: list[int], *, used: int | None = None) -> None:
+        assert used is None, "steps of a split target are not captured"
         self._channel.tell(Call.KEEP, [len(rows)], torch.tensor(rows, dtype=torch.int64))
         super().keep(rows)
 

@@ -353,11 +353,14 @@ def test_the_check_fails_for_an_attention_that_is_broken_on_purpose(monkeypatch:
 
     monkeypatch.setattr(attention, "visible", siblings_see_each_other)
     monkeypatch.setattr(
-        attention.Forward,
+        attention.HostForward,
         "_make_bias",
-        lambda self, window, group: attention._as_bias(
-            attention.visible(self.topology, self.lengths, window=window), self.dtype
-        )[:, None].repeat(1, 1, group, 1),
+        lambda self, window: attention._as_bias(
+            attention.visible(
+                self.topology, self.length_B, span=self.longest + self.topology.depth_BM.shape[1], window=window
+            ),
+            self.dtype,
+        )[:, None],
     )
     with pytest.raises(UsageError, match="logits differ"):
         self_check(lm)

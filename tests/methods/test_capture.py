@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specbench.conformance.broken import BrokenPromise
 from specbench.conformance.capture import NoHostReads
-from specbench.conformance.watch import Watched
+from specbench.conformance.watch import Guarded
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree
 from specbench.tree import chain
 
@@ -56,9 +56,7 @@ class _ReadsLists(Drafter):
 
 
 def test_a_capturable_method_is_kept_from_the_host_lists_of_a_commit() -> None:
-    watched = Watched(_ReadsLists(), vocab_size=8)
-    watched.begin([])
     one = torch.ones(1, 1, dtype=torch.long)
     commit = Commit(num_accepted_B=one[0], path_BP=one, tokens_BC=one, hidden_BCKD=None, tokens=[[1]], finished=[False])
     with pytest.raises(BrokenPromise, match="lists on the host"):
-        watched.commit(commit)
+        Guarded(_ReadsLists()).commit(commit)

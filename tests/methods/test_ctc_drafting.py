@@ -37,7 +37,17 @@ def _frames_anew(network: CtcNetwork, view: TargetView, tokens: Tensor, states: 
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, {"causal_frames": False}, {"module": "linear"}, {"kv_heads": 4, "heads": 4}, {"heads": 2}], ids=str
+    "changed",
+    [
+        {},
+        {"causal_frames": False},
+        {"module": "linear"},
+        {"kv_heads": 4, "heads": 4},
+        {"heads": 2},
+        {"first_frame": "anchor"},
+        {"first_frame": "anchor", "causal_frames": False},
+    ],
+    ids=str,
 )
 @torch.no_grad()
 def test_frames_from_the_cache_are_those_of_the_whole_text_read_anew(changed: dict[str, Any]) -> None:

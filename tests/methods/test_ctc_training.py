@@ -25,6 +25,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "nar, trimmed": {"vocabulary": 20},
     "nar, regression": {"lambda_reg": 0.5},
     "nar, ce": {"loss": "ce"},
+    "nar, text": {"lambda_text": 1.0, "first_frame": "anchor"},
+    "nar, ce, text": {"loss": "ce", "lambda_text": 0.5, "first_frame": "anchor"},
     "nar, ce, linear": {"loss": "ce", "module": "linear"},
     "eagle": {"form": "eagle", "labels": 2},
     "eagle, linear": {"form": "eagle", "module": "linear", "lambda_ctc": 0.0},
@@ -85,7 +87,7 @@ def _of_row(features: Features, row: int) -> Features:
     )
 
 
-@pytest.mark.parametrize("form", ["nar", "nar, ce", "eagle"])
+@pytest.mark.parametrize("form", ["nar", "nar, ce", "nar, text", "eagle"])
 def test_a_batch_is_the_sum_of_its_rows(lm: CachedLM, features: Features, form: str) -> None:
     recipe = _ready(lm, features, **FORMS[form])
     recipe.module.eval()
@@ -96,7 +98,7 @@ def test_a_batch_is_the_sum_of_its_rows(lm: CachedLM, features: Features, form: 
     assert int(whole.num_anchors) == sum(int(part.num_anchors) for part in parts)
 
 
-@pytest.mark.parametrize("form", ["nar", "eagle"])
+@pytest.mark.parametrize("form", ["nar", "nar, ce, text", "eagle"])
 def test_documents_of_a_row_do_not_see_each_other(lm: CachedLM, form: str) -> None:
     """Two documents packed give what they give alone."""
     tokens_BT, document_BT, learn_BT = texts(4, rows=1, tokens=24)
@@ -200,6 +202,14 @@ def test_frames_learn_from_the_targets_own_continuations(lm: CachedLM, form: str
         assert int(found.counts.num_n[0]) == int(found.num_anchors)
 
 
+def test_the_first_frame_as_the_anchor_says_what_the_layer_says_of_the_text(lm: CachedLM, features: Features) -> None:
+    """So the loss of the text's own positions is, anchor by anchor, the loss of frame 1."""
+    recipe = _ready(lm, features, loss="ce", labels=2, lambda_text=1.0, first_frame="anchor")
+    found = recipe.loss(features, Objective(loss="ce"))
+    assert isinstance(recipe, NarRecipe)
+    torch.testing.assert_close(found.parts["text"], found.counts.loss_n[0].to(found.parts["text"].dtype))
+
+
 def test_anchors_can_be_a_random_part_of_all(lm: CachedLM, features: Features) -> None:
     recipe = _ready(lm, features, anchors=5)
     assert int(recipe.loss(features, Objective(loss="ce")).num_anchors) == 5
@@ -212,6 +222,8 @@ def test_anchors_can_be_a_random_part_of_all(lm: CachedLM, features: Features) -
         ({"loss": "ce", "prefix_weighted": True}, "prefix_weighted"),
         ({"form": "eagle", "loss": "ce"}, "ablation of form nar"),
         ({"form": "eagle", "head": "own"}, "target's head"),
+        ({"form": "eagle", "lambda_text": 1.0}, "eagle learns from nothing else"),
+        ({"module": "linear", "first_frame": "anchor"}, "none of them is the anchor's own output"),
         ({"frames": 2}, "2 frames cannot say 4 labels"),
         ({"form": "eagle", "frames": 2}, "2 frames cannot say 4 labels"),
         ({"form": "eagle", "lambda_reg": 0.0, "lambda_soft": 0.0}, "nothing would be learnt"),
@@ -232,6 +244,6 @@ def test_options_that_contradict_each_other_are_refused(lm: CachedLM, changed: d
 
 def test_continuations_are_refused_where_next_states_are_learnt(lm: CachedLM) -> None:
     features = features_of(lm, *texts(3, rows=1), seq=5)
-    for changed in ({"form": "eagle"}, {"lambda_reg": 1.0}):
+    for changed in ({"form": "eagle"}, {"lambda_text": 1.0}, {"lambda_reg": 1.0}):
         with pytest.raises(UsageError, match="continuations"):
             _ready(lm, features, **changed).loss(features, Objective(loss="ce"))

@@ -1,0 +1,251 @@
+"""Steps that run without the host: drafted, verified, accepted and committed by one captured graph, read one step late.
+
+While the device is busy with a step, the host reads the numbers of the one before. A stop it finds there comes one step
+late: that step is thrown away, never counted, and its time is on the clock. Rows that end stay at their place, frozen
+by the device, until the batch can shrink to the next smaller size that graphs are captured for.
+
+B places, N nodes, M = N + 1 slots, C = P + 1, S cache slots that are read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specbench.engine import accept
+from specbench.engine.answer import NotFinite, StepSink
+from specbench.engine.choose import bounded_children, choose, see
+from specbench.engine.graphs import Graphs
+from specbench.engine.pins import FIRST_STAMP, TABLE, DrafterPins, EnginePins
+from specbench.engine.readback import Shape, committed_states, read_table, step_table
+from specbench.engine.recorder import Recorder
+from specbench.engine.run import Row, Run, Setting
+from specbench.engine.stamps import NUM_STAMPS, StampClock, stamp
+from specbench.method import Commit, Drafter, Request
+from specbench.sampling import PinnedNoise
+
+SMALLEST_SPAN = 256
+
+
+class Capture(NamedTuple):
+    """What an engine lends to a run of captured steps. may_capture: False in a timed region, where a shape that was
+    never captured runs as it is."""
+
+    graphs: Graphs
+    pins: EnginePins
+    drafter_pins: DrafterPins
+    may_capture: bool
+
+
+class _Flight(NamedTuple):
+    """A step whose numbers are on their way."""
+
+    step: int
+    rows: list[Row]
+    shape: Shape
+    wait: Callable[[], list[int]]
+
+
+def span_of(num_needed: int, num_slots: int) -> int:
+    """S for `num_needed` slots: the next power of two, at least SMALLEST_SPAN, at most the cache."""
+    span = SMALLEST_SPAN
+    while span < num_needed:
+        span *= 2
+    return min(span, num_slots)
+
+
+def smaller_batch(num_rows: int) -> int:
+    """The largest power of two below num_rows: the next size graphs are captured for."""
+    return 1 << ((num_rows - 1).bit_length() - 1) if num_rows > 1 else 0
+
+
+class CapturedRun(Run):
+    """For drafters that are capturable."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        sink: StepSink | None,
+        capture: Capture,
+    ) -> None:
+        super().__init__(setting, drafter, requests, sink)
+        self._capture = capture
+        self._pins = capture.pins
+        self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
+        self._placed: list[Row] = []
+        """Who stands at which place, rows that have ended included."""
+        self._span = 0
+        stamp(self._pins.out, 0)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _decode(self, root_B: Tensor) -> None:
+        self._settle(root_B)
+        step, flying = 0, None
+        while self._live:
+            upcoming = None
+            if flying is None or self._may_go_on():
+                upcoming = self._launch(step, in_flight=flying)
+                step += 1
+            if flying is not None:
+                self._land(flying)
+            flying = upcoming
+            if self._live and len(self._live) <= smaller_batch(len(self._placed)):
+                if flying is not None:
+                    self._land(flying)
+                    flying = None
+                self._shrink()
+        if flying is not None:
+            flying.wait()  # thrown away
+        self._lm.cache.lengths = [row.length - 1 for row in self._placed]
+
+    def _may_go_on(self) -> bool:
+        """Whether any row can still be live after the step under way: it commits at least one token of each."""
+        return any(len(row.tokens) + 1 < row.request.max_new_tokens for row in self._live)
+
+    def _settle(self, root_B: Tensor) -> None:
+        self._placed = list(self._live)
+        self._pins.fill(
+            root_B,
+            lengths=[row.length for row in self._placed],
+            limits=[len(row.request.prompt) + row.request.max_new_tokens for row in self._placed],
+            keys=[row.request.key for row in self._placed],
+            is_rejection=self._setting.rule == "rejection",
+            seen_BV=self._seen_BV,
+        )
+        self._drafter.hold(self._span_for(in_flight=0))
+        self._capture.drafter_pins.settle()
+
+    def _shrink(self) -> None:
+        """Rows that have ended leave, down to the next smaller batch that is captured; the others move up."""
+        places = [place for place, row in enumerate(self._placed) if row.finish_reason is None]
+        self._lm.keep(places, used=self._span)
+        self._drafter.keep(places)
+        self._pins.keep(places)
+        self._placed = [self._placed[place] for place in places]
+        self._drafter.hold(self._span)
+        self._capture.drafter_pins.settle()
+
+    # --- a step leaves -----------------------------------------------------------------------------------------------
+
+    def _span_for(self, *, in_flight: int) -> int:
+        most = self._drafter.max_nodes + 1
+        longest = max(row.length for row in self._live) - 1
+        return span_of(longest + (in_flight + 1) * most, self._lm.cache.num_slots)
+
+    def _launch(self, step: int, *, in_flight: _Flight | None) -> _Flight:
+        self._span = span = self._span_for(in_flight=0 if in_flight is None else 1)
+        num_rows = len(self._placed)
+        graphs = self._capture.graphs
+        shape: Shape = graphs.run(
+            self._drafter,
+            (num_rows, span),
+            lambda: self._whole_step(num_rows, span),
+            may_capture=self._capture.may_capture,
+            before=lambda: self._drafter.hold(span),
+        )
+        wait = graphs.backend.send(self._pins.out[: TABLE + num_rows * shape.width])
+        return _Flight(step, list(self._placed), shape, wait)
+
+    def _whole_step(self, num_rows: int, span: int) -> Shape:
+        """What is captured. Reads and writes pins alone."""
+        pins, drafter_pins, setting = self._pins, self._capture.drafter_pins, self._setting
+        stamp(pins.out, FIRST_STAMP)
+        root_B, length_B = pins.root_R[:num_rows], pins.length_R[:num_rows]
+        noise, draft_noise = self._pinned_noise(num_rows)
+        before = drafter_pins.before()
+        tree = self._drafter.draft(draft_noise)
+        stamp(pins.out, FIRST_STAMP + 1)
+        # Only rows that have ended can stand so far back that their nodes would not fit.
+        base_B = length_B.clamp(max=span - tree.num_nodes - 1)
+        verified = self._lm.verify_behind(root_B, tree, base_B, span=span)
+        stamp(pins.out, FIRST_STAMP + 2)
+        seen_BV = None if pins.seen_RV is None else pins.seen_RV[:num_rows]
+        chosen_BM = choose(
+            verified.logits_BMV,
+            tree,
+            sampling=setting.sampling,
+            rule=setting.rule,
+            noise=noise,
+            tests=PinnedTests(pins, num_rows),
+            seen_BV=seen_BV,
+            most_children=bounded_children,
+        )
+        verdict = accept.walk(chosen_BM, tree)
+        table = step_table(verdict, tree, verified.logits_BMV)
+        pins.out[TABLE : TABLE + table.numel()].copy_(table.flatten())
+        stamp(pins.out, FIRST_STAMP + 3)
+        is_alive_B = pins.is_open_R[:num_rows] & (length_B + 1 < pins.limit_R[:num_rows])
+        self._lm.commit_behind(tree, verdict.path_BP, base_B)
+        if seen_BV is not None:
+            see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)
+        self._drafter.commit(
+            Commit(
+                num_accepted_B=verdict.num_accepted_B,
+                path_BP=verdict.path_BP,
+                tokens_BC=verdict.tokens_BC,
+                hidden_BCKD=committed_states(verified.hidden_BMKD, verdict.slots_BC),
+                tokens=[],
+                finished=[],
+            )
+        )
+        drafter_pins.after(before, is_alive_B)
+        last_B = verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0]
+        root_B.copy_(torch.where(is_alive_B, last_B, root_B))
+        length_B.add_(torch.where(is_alive_B, verdict.num_accepted_B + 1, 0))
+        stamp(pins.out, FIRST_STAMP + 4)
+        return Shape.of(tree)
+
+    def _pinned_noise(self, num_rows: int) -> tuple[PinnedNoise | None, PinnedNoise | None]:
+        """Of acceptance and of drafting."""
+        if self._sampling.is_greedy:
+            return None, None
+        pins, vocab_size = self._pins, self._lm.vocab_size
+        roots_B = pins.length_R[:num_rows]
+        noise = PinnedNoise(pins.accept_keys_R[:num_rows], roots_B, vocab_size=vocab_size)
+        if self._setting.rule != "rejection":
+            return noise, noise
+        return noise, PinnedNoise(pins.draft_keys_R[:num_rows], roots_B, vocab_size=vocab_size)
+
+    # --- a step arrives ----------------------------------------------------------------------------------------------
+
+    def _land(self, flight: _Flight) -> None:
+        numbers = flight.wait()
+        if flight.step == 0:
+            self._recorder.begin(numbers[0], now_s=time.perf_counter())
+        width = flight.shape.width
+        places = [place for place, row in enumerate(flight.rows) if row.finish_reason is None]
+        table = [numbers[TABLE + place * width : TABLE + (place + 1) * width] for place in places]
+        read = read_table(table, flight.shape)
+        num_cut = []
+        for index, place in enumerate(places):
+            row = flight.rows[place]
+            if not read.is_finite[index]:
+                raise NotFinite.at(self._lm.name, f"at step {flight.step}")
+            num_cut.append(self._extend(row, read.tokens[index]))
+            if row.finish_reason is not None:
+                self._pins.is_open_R[place] = False
+        live = [flight.rows[place].index for place in places]
+        marks = numbers[FIRST_STAMP : FIRST_STAMP + NUM_STAMPS]
+        self._recorder.step(flight.step, live, read, num_cut, marks)
+        self._live = [row for row in self._live if row.finish_reason is None]
+
+
+class PinnedTests:
+    """`choose.Tests` of pinned rows."""
+
+    def __init__(self, pins: EnginePins, num_rows: int) -> None:
+        self._pins = pins
+        self._num_rows = num_rows
+
+    def keys_B(self) -> Tensor:
+        return self._pins.test_keys_R[: self._num_rows]
+
+    def roots_B(self) -> Tensor:
+        return self._pins.length_R[: self._num_rows] + 1

@@ -1,0 +1,149 @@
+"""Steps captured once and replayed: the launches of a step cost the host one call.
+
+A graph repeats the same operations on the same memory. Whatever changes between steps therefore lives in tensors that
+never move (`pins`), and nothing of a step may depend on a value the host would have to know.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from specbench.engine import stamps
+from specbench.method import Drafter
+
+MOST_GRAPHS = 64
+"""Kept per drafter; the one used longest ago goes first."""
+
+Step = Callable[[], Any]
+
+
+class Graph(Protocol):
+    def replay(self) -> Any:
+        """The captured step once more -> what it returned, in the same tensors."""
+        ...
+
+
+class Backend(Protocol):
+    """How steps are captured on one kind of device."""
+
+    def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
+        """Runs `step` exactly once -> (what it returned, its graph or None, why there is none)."""
+        ...
+
+    def send(self, out: Tensor) -> Callable[[], list[int]]:
+        """Start copying int64 `out` to the host; the call that comes back waits and returns the numbers."""
+        ...
+
+
+class CudaGraphs:
+    """CUDA graphs that share one memory pool: no two of them ever run at a time, and what a step leaves is copied into
+    tensors outside the pool."""
+
+    NUM_BUFFERS = 4
+    """Copies to the host that may be under way; a step's is read before the second one after it starts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+        self._host: list[Tensor] = []
+        self._next = 0
+
+    def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
+        # The real step doubles as warm-up: kernels are compiled and workspaces made before anything is captured.
+        returned = step()
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                kept = step()
+        except RuntimeError as error:
+            torch.cuda.synchronize(self._device)
+            return returned, None, str(error).splitlines()[0]
+        self._pool = graph.pool()
+        return returned, _CudaGraph(graph, kept), ""
+
+    def send(self, out: Tensor) -> Callable[[], list[int]]:
+        if not self._host or self._host[0].numel() < out.numel():
+            self._host = [torch.empty(out.numel(), dtype=torch.int64, pin_memory=True) for _ in range(self.NUM_BUFFERS)]
+        buffer = self._host[self._next][: out.numel()]
+        self._next = (self._next + 1) % self.NUM_BUFFERS
+        buffer.copy_(out, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> list[int]:
+            copied.synchronize()
+            numbers: list[int] = buffer.tolist()
+            return numbers
+
+        return wait
+
+
+class _CudaGraph:
+    def __init__(self, graph: torch.cuda.CUDAGraph, kept: Any) -> None:
+        self._graph = graph
+        self._kept = kept
+
+    def replay(self) -> Any:
+        self._graph.replay()
+        return self._kept
+
+
+class Graphs:
+    """The graphs of one engine, by drafter and by the shape they were captured for."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.cache: object = None
+        self._kept: WeakKeyDictionary[Drafter, OrderedDict[Hashable, Graph]] = WeakKeyDictionary()
+        self._refused: WeakKeyDictionary[Drafter, str] = WeakKeyDictionary()
+
+    def run(
+        self, drafter: Drafter, shape: Hashable, step: Step, *, may_capture: bool, before: Callable[[], None]
+    ) -> Any:
+        """Replay the graph of this shape; without one, run the step as it is and capture it where that is allowed now.
+
+        before: called whenever Python code of the step is going to run, so that it finds its surroundings.
+        """
+        kept = self._kept.setdefault(drafter, OrderedDict())
+        graph = kept.get(shape)
+        if graph is not None:
+            kept.move_to_end(shape)
+            return graph.replay()
+        before()
+        if not may_capture or drafter in self._refused:
+            return step()
+        returned, graph, why = self.backend.run_and_capture(step)
+        if graph is None:
+            self._refused[drafter] = why
+            return returned
+        kept[shape] = graph
+        if len(kept) > MOST_GRAPHS:
+            kept.popitem(last=False)
+        return returned
+
+    def refusal(self, drafter: Drafter) -> str:
+        """Why its steps could not be captured; '' where nothing stood in the way."""
+        return self._refused.get(drafter, "")
+
+    def num_graphs(self, drafter: Drafter) -> int:
+        """Captured so far and still kept."""
+        return len(self._kept.get(drafter, ()))
+
+    def forget(self, cache: object) -> None:
+        """Drop every graph: the memory they were captured on has moved. cache: what the next ones are captured on."""
+        self._kept.clear()
+        self.cache = cache
+
+
+def why_not(device: torch.device) -> str:
+    """Why no steps can be captured on this device; '' where they can."""
+    if device.type != "cuda":
+        return f"CUDA graphs need a CUDA device, this is {device.type}"
+    return stamps.why_missing(device)

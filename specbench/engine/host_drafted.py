@@ -1,0 +1,233 @@
+"""Drafters that think on the host (prompt lookup, tries, hybrids): their tree is copied into a captured verification.
+
+The host waits for every step, because the next draft needs its tokens; but target, acceptance and compaction are one
+launch. Trees are padded to a few shapes so that few graphs are needed.
+
+B rows, N nodes of the shape, M = N + 1 slots, S cache slots that are read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specbench.engine import accept
+from specbench.engine.answer import NotFinite, StepSink
+from specbench.engine.captured import Capture, PinnedTests, span_of
+from specbench.engine.choose import bounded_children, choose, see
+from specbench.engine.pins import FIRST_STAMP, LATE_STAMP, TABLE
+from specbench.engine.readback import HostRead, Shape, committed_states, read_table, step_table
+from specbench.engine.recorder import Recorder
+from specbench.engine.run import Run, Setting
+from specbench.engine.stamps import StampClock, stamp
+from specbench.method import Commit, Drafter, Request
+from specbench.sampling import PinnedNoise
+from specbench.tree import DraftTree, chain
+
+
+class TreeShape(NamedTuple):
+    """What trees are padded to: N nodes, paths of at most `depth`."""
+
+    num_nodes: int
+    depth: int
+    is_chain: bool
+
+    @classmethod
+    def around(cls, tree: DraftTree, *, max_nodes: int) -> TreeShape:
+        """The next powers of two."""
+        if tree.num_nodes == 0:
+            return cls(0, 0, True)
+        nodes = min(_power(tree.num_nodes), max_nodes)
+        return cls(nodes, nodes if tree.is_chain else min(_power(tree.max_depth), nodes), tree.is_chain)
+
+
+def _power(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+class _Outcome(NamedTuple):
+    shape: Shape
+    verdict: accept.Verdict
+    hidden_BCKD: Tensor | None
+
+
+class _Unfinished(NamedTuple):
+    """A step of which the time of its end is still on its way."""
+
+    step: int
+    live: list[int]
+    read: HostRead
+    num_cut: list[int]
+    marks: list[int]
+
+
+class HostDraftedRun(Run):
+    """For drafters that are not capturable."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        sink: StepSink | None,
+        capture: Capture,
+    ) -> None:
+        super().__init__(setting, drafter, requests, sink)
+        self._capture = capture
+        self._pins = capture.pins
+        self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
+        self._unfinished: _Unfinished | None = None
+        stamp(self._pins.out, 0)
+
+    def _decode(self, root_B: Tensor) -> None:
+        self._settle(root_B)
+        super()._decode(root_B)
+        numbers = self._capture.graphs.backend.send(self._pins.out[:TABLE])()
+        self._finish(numbers[LATE_STAMP])
+
+    def _settle(self, root_B: Tensor) -> None:
+        self._pins.fill(
+            root_B,
+            lengths=[row.length for row in self._live],
+            limits=[len(row.request.prompt) + row.request.max_new_tokens for row in self._live],
+            keys=[row.request.key for row in self._live],
+            is_rejection=self._setting.rule == "rejection",
+            seen_BV=self._seen_BV,
+        )
+
+    def _step(self, root_B: Tensor, step: int) -> Tensor:
+        pins, num_rows = self._pins, len(self._live)
+        stamp(pins.out, FIRST_STAMP)
+        if self._noise is not None:
+            self._seek([row.length for row in self._live])
+        tree = self._drafter.draft(self._draft_noise)
+        shape = self._put(tree)
+        stamp(pins.out, FIRST_STAMP + 1)
+        span = span_of(max(row.length for row in self._live) + shape.num_nodes, self._lm.cache.num_slots)
+        work = partial(self._target_step, num_rows, span, shape, tree.logq_BMV)
+        if tree.logq_BMV is None:
+            outcome: _Outcome = self._capture.graphs.run(
+                self._drafter,
+                (num_rows, span, shape),
+                work,
+                may_capture=self._capture.may_capture,
+                before=lambda: None,
+            )
+        else:
+            # The laws a drafter drew from are its own tensors, new in every step: nothing a graph could find again.
+            outcome = work()
+        width = outcome.shape.width
+        numbers = self._capture.graphs.backend.send(pins.out[: TABLE + num_rows * width])()
+        if step == 0:
+            self._recorder.begin(numbers[0], now_s=time.perf_counter())
+        self._finish(numbers[LATE_STAMP])
+        table = [numbers[TABLE + place * width : TABLE + (place + 1) * width] for place in range(num_rows)]
+        read = read_table(table, outcome.shape)
+        num_cut = []
+        for place, row in enumerate(self._live):
+            if not read.is_finite[place]:
+                raise NotFinite.at(self._lm.name, f"at step {step}")
+            self._lm.cache.advance(place, read.num_accepted[place] + 1)
+            num_cut.append(self._extend(row, read.tokens[place]))
+        self._commit(tree, outcome, read, num_cut)
+        stamp(pins.out, LATE_STAMP)
+        marks = numbers[FIRST_STAMP : FIRST_STAMP + 4]
+        self._unfinished = _Unfinished(step, [row.index for row in self._live], read, num_cut, marks)
+        return pins.root_R[:num_rows]
+
+    def _put(self, tree: DraftTree) -> TreeShape:
+        """The tree goes where the captured step reads it, padded with nodes that are not valid."""
+        shape = TreeShape.around(tree, max_nodes=self._pins.max_nodes)
+        if not shape.num_nodes:
+            return shape
+        where = (slice(0, tree.tokens_BN.shape[0]), slice(0, shape.num_nodes))
+        pad = (0, shape.num_nodes - tree.num_nodes)
+        valid_BN = torch.ones_like(tree.tokens_BN, dtype=torch.bool) if tree.valid_BN is None else tree.valid_BN
+        padded = torch.nn.functional.pad
+        self._pins.tokens_RN[where] = padded(tree.tokens_BN, pad)
+        self._pins.is_valid_RN[where] = padded(valid_BN, pad)
+        self._pins.parents_RN[where] = padded(tree.parents_BN, pad, value=-1)
+        return shape
+
+    def _target_step(self, num_rows: int, span: int, shape: TreeShape, logq_BMV: Tensor | None) -> _Outcome:
+        """What is captured: from the pinned tree to the pinned root behind what was accepted."""
+        pins, setting = self._pins, self._setting
+        root_B, length_B = pins.root_R[:num_rows], pins.length_R[:num_rows]
+        tree = self._pinned_tree(num_rows, shape, logq_BMV)
+        verified = self._lm.verify_behind(root_B, tree, length_B, span=span)
+        stamp(pins.out, FIRST_STAMP + 2)
+        seen_BV = None if pins.seen_RV is None else pins.seen_RV[:num_rows]
+        noise = None
+        if not self._sampling.is_greedy:
+            noise = PinnedNoise(pins.accept_keys_R[:num_rows], length_B, vocab_size=self._lm.vocab_size)
+        chosen_BM = choose(
+            verified.logits_BMV,
+            tree,
+            sampling=setting.sampling,
+            rule=setting.rule,
+            noise=noise,
+            tests=PinnedTests(pins, num_rows),
+            seen_BV=seen_BV,
+            most_children=bounded_children,
+        )
+        verdict = accept.walk(chosen_BM, tree)
+        table = step_table(verdict, tree, verified.logits_BMV)
+        pins.out[TABLE : TABLE + table.numel()].copy_(table.flatten())
+        stamp(pins.out, FIRST_STAMP + 3)
+        self._lm.commit_behind(tree, verdict.path_BP, length_B)
+        if seen_BV is not None:
+            see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)
+        root_B.copy_(verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0])
+        length_B.add_(verdict.num_accepted_B + 1)
+        return _Outcome(Shape.of(tree), verdict, committed_states(verified.hidden_BMKD, verdict.slots_BC))
+
+    def _pinned_tree(self, num_rows: int, shape: TreeShape, logq_BMV: Tensor | None) -> DraftTree:
+        where = (slice(0, num_rows), slice(0, shape.num_nodes))
+        tokens_BN = self._pins.tokens_RN[where]
+        valid_BN = self._pins.is_valid_RN[where] if shape.num_nodes else None
+        if logq_BMV is not None:
+            missing = shape.num_nodes + 1 - logq_BMV.shape[1]
+            logq_BMV = torch.nn.functional.pad(logq_BMV, (0, 0, 0, missing), value=float("-inf"))
+        if shape.is_chain:
+            return chain(tokens_BN, valid_BN=valid_BN, logq_BMV=logq_BMV)
+        return DraftTree(
+            tokens_BN=tokens_BN,
+            parents_BN=self._pins.parents_RN[where],
+            max_depth=shape.depth,
+            valid_BN=valid_BN,
+            logq_BMV=logq_BMV,
+        )
+
+    def _commit(self, tree: DraftTree, outcome: _Outcome, read: HostRead, num_cut: list[int]) -> None:
+        """The drafter is told as ever, in the shape of the tree it gave."""
+        verdict, num_columns = outcome.verdict, tree.max_depth + 1
+        hidden = outcome.hidden_BCKD
+        self._drafter.commit(
+            Commit(
+                num_accepted_B=verdict.num_accepted_B,
+                path_BP=verdict.path_BP[:, : tree.max_depth],
+                tokens_BC=verdict.tokens_BC[:, :num_columns],
+                hidden_BCKD=None if hidden is None else hidden[:, :num_columns],
+                tokens=[new[: len(new) - cut] for new, cut in zip(read.tokens, num_cut, strict=True)],
+                finished=[row.finish_reason is not None for row in self._live],
+            )
+        )
+
+    def _finish(self, end: int) -> None:
+        """The step before is over: hand it on."""
+        before, self._unfinished = self._unfinished, None
+        if before is not None:
+            self._recorder.step(before.step, before.live, before.read, before.num_cut, [*before.marks, end])
+
+    def _drop_finished(self, root_B: Tensor) -> Tensor:
+        live = len(self._live)
+        places = [place for place, row in enumerate(self._live) if row.finish_reason is None]
+        kept = super()._drop_finished(root_B)
+        if self._live and len(self._live) < live:
+            self._pins.keep(places)
+        return kept

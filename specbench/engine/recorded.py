@@ -1,0 +1,79 @@
+"""Captured steps on a CPU: a graph that does what a CUDA graph does, slowly, so that capturing can be tested anywhere.
+
+The operators of one step are written down with their tensors while it runs. A replay calls the same operators on the
+same memory, and puts what they make where the first run put it: no Python of the step runs again, and whatever it kept
+in Python is as frozen as it would be on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from specbench.engine.graphs import Graph, Step
+
+_NOT_CAPTURED = frozenset(
+    {
+        "item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "masked_select",
+        "unique_consecutive", "_unique", "_unique2", "unique_dim", "bincount",
+    }
+)  # fmt: skip
+"""Operators whose result the host reads, or whose shape depends on values: an error inside a CUDA graph."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.refused = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name in _NOT_CAPTURED and not self.refused:
+            self.refused = f"{name} reads a value on the host, or makes a shape that depends on values"
+        out = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, out))
+        return out
+
+
+class RecordedGraph:
+    """The calls of one step."""
+
+    def __init__(self, recorder: _Recorder, returned: Any) -> None:
+        self._calls = recorder.calls
+        self._returned = returned
+
+    def replay(self) -> Any:
+        for func, args, kwargs, out in self._calls:
+            made = func(*args, **kwargs)
+            inputs = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+            for old, new in zip(tree_leaves(out), tree_leaves(made), strict=True):
+                # What shares an input's memory is there already: a view, or the operand of an in-place operator.
+                if isinstance(old, Tensor) and _storage(old) not in inputs:
+                    old.copy_(new)
+        return self._returned
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class RecordedGraphs:
+    """`graphs.Backend` for the CPU."""
+
+    def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
+        recorder = _Recorder()
+        with recorder:
+            returned = step()
+        if recorder.refused:
+            return returned, None, recorder.refused
+        return returned, RecordedGraph(recorder, returned), ""
+
+    def send(self, out: Tensor) -> Callable[[], list[int]]:
+        numbers: list[int] = out.tolist()
+        return lambda: numbers

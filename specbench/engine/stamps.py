@@ -1,0 +1,61 @@
+"""Phase times of captured steps: the device's own clock, written where a phase ends, read with the step's tokens.
+
+A captured step makes no call on the host, so the host's clock sees nothing of it. One thread writes the GPU's global
+timer (nanoseconds; its resolution is `resolution_ns`) into a slot of the step's output. On a CPU the same operator
+writes the monotonic clock, so that captured steps are rehearsed there with their times.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import torch
+from torch import Tensor
+
+NUM_STAMPS = 5
+"""Before the draft, and after draft, verify, accept and commit."""
+
+
+@torch.library.custom_op("specbench::stamp", mutates_args={"slots"}, device_types="cpu")
+def stamp(slots: Tensor, index: int) -> None:
+    """slots[index] = now, in nanoseconds of a clock that only ever goes forward. slots: int64."""
+    slots[index] = time.perf_counter_ns()
+
+
+@stamp.register_kernel("cuda")
+def _stamp_on_cuda(slots: Tensor, index: int) -> None:
+    from specbench.engine.stamp_kernel import write_timer
+
+    write_timer[(1,)](slots, index)
+
+
+class StampClock:
+    """Marks are nanoseconds already read."""
+
+    def mark(self) -> int:
+        return time.perf_counter_ns()
+
+    def seconds(self, start: int, end: int) -> float:
+        return (end - start) * 1e-9
+
+    def finish(self) -> None:
+        return
+
+
+def why_missing(device: torch.device) -> str:
+    """Why phases of captured steps cannot be timed on this device; '' where they can."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, and without it no kernel reads the device's timer"
+    return ""
+
+
+def resolution_ns(device: torch.device, *, num: int = 2000) -> dict[str, float]:
+    """What the timer is worth: the smallest step between two different stamps and the mean cost of one, both in
+    nanoseconds, from `num` stamps in a row."""
+    slots = torch.zeros(num, dtype=torch.int64, device=device)
+    for index in range(num):
+        stamp(slots, index)
+    differences = slots.diff().tolist()
+    positive = [each for each in differences if each > 0]
+    return {"smallest_ns": float(min(positive, default=0)), "mean_ns": sum(differences) / max(len(differences), 1)}
