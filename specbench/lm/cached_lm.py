@@ -351,7 +351,7 @@ def _silence_padding_warning(model: PreTrainedModel) -> None:
     There is none here, and a mask of our own."""
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            module.warn_if_padding_and_no_attention_mask = lambda *_, **__: None
+            object.__setattr__(module, "warn_if_padding_and_no_attention_mask", lambda *_, **__: None)
 
 
 def _path_slots(path_BP: Tensor) -> Tensor:
