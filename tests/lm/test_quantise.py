@@ -17,7 +17,7 @@ from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm import quantise
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm
-from specbench.lm.quantised import is_quantised, quantised_layers
+from specbench.lm.quantised import is_quantised, num_values, plain_layer, quantised_layers, stored_bytes
 from tests.helpers import CPU, plain_logits, tiny_model, tokens_of
 
 needs_torchao = pytest.mark.skipif(
@@ -253,6 +253,23 @@ def test_int4_is_asked_of_torchao_in_tiles_that_torch_multiplies_itself() -> Non
     assert config.int4_packing_format == Int4PackingFormat.TILE_PACKED_TO_4D
 
 
+@needs_torchao
+def test_int4_is_recorded_with_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatch only, on a CPU: what would round to 4 bits rounds to 8 here."""
+    import torchao.quantization
+
+    right, asked = torchao.quantization.quantize_, []
+
+    def rounds_to_8(model: nn.Module, config: Any, **how: Any) -> None:
+        asked.append(config)
+        right(model, torchao.quantization.Int8WeightOnlyConfig(set_inductor_config=False), **how)
+
+    monkeypatch.setattr(torchao.quantization, "quantize_", rounds_to_8)
+    model = tiny_model(dtype=torch.bfloat16, **WIDTHS)
+    scheme = quantise.quantise(model, "int4", device=CPU, where="--quantisation")
+    assert scheme.name == "int4-g32" and asked[0].group_size == 32 and len(quantised_layers(model)) == 14
+
+
 # --- bitsandbytes --------------------------------------------------------------------------------------------------
 
 
@@ -272,3 +289,31 @@ def test_bitsandbytes_targets_run_eagerly_say_so_and_do_not_depend_on_what_stand
     truth = lm.fresh_logits(ids, full_precision=True)
     assert truth.dtype == torch.float32
     torch.testing.assert_close(truth, plain_logits(lm, ids)[-1].float(), atol=1.5, rtol=0.1)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_4_bit_layer_stands_for_the_weights_its_library_dequantises(has_bias: bool) -> None:
+    """By its answers to unit vectors, against bitsandbytes' own `dequantize_4bit`. Made by hand: a 4-bit target is
+    refused on CPUs."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"compute_dtype": torch.float32, "compress_statistics": False, "quant_type": "nf4"}
+    layer = Linear4bit(128, 64, bias=has_bias, **how).to("cpu").eval()
+    truth = dequantize_4bit(layer.weight.data.clone(), copy.deepcopy(layer.weight.quant_state)).float()
+    assert is_quantised(layer) and num_values(layer) == 128 * 64 + 64 * has_bias
+    # Two weights a byte and one float32 scale for every 64 of them, 16 levels; the bias.
+    assert stored_bytes(layer) == 128 * 64 // 2 + 128 * 64 // 64 * 4 + 16 * 4 + 64 * 4 * has_bias
+    plain = plain_layer(layer, dtype=torch.float32, wide=torch.float32)
+    torch.testing.assert_close(plain.weight.data, truth.view(64, 128), atol=0.01, rtol=0.01)
+    assert (plain.bias is None) != has_bias and (layer.bias is None) != has_bias
+
+
+@needs_bitsandbytes
+def test_4_bits_are_nf4_in_the_runs_dtype() -> None:
+    options = quantise.loading_options("bnb-int4", device=CPU, dtype=torch.float16)
+    config = options["quantization_config"]
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == torch.float16 and options["device_map"] == {"": CPU}
