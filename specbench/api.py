@@ -23,6 +23,7 @@ from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
 from specbench.lm.stops import stop_ids_of
 from specbench.method import Request
+from specbench.quantisation import NONE
 from specbench.sampling import Sampling, sequence_key
 
 
@@ -51,6 +52,7 @@ def load(
     dtype: str = "auto",
     threads: int | None = None,
     attention: str = "auto",
+    quantisation: str = NONE,
     trust_remote_code: bool = False,
 ) -> CachedLM:
     """A target or draft model on its device; threads None: torch's choice, one for the embedded models.
@@ -65,6 +67,7 @@ def load(
         dtype=pick_dtype(dtype, place),
         attention_name=attention,
         trust_remote_code=trust_remote_code,
+        quantisation=quantisation,
     )
 
 
@@ -82,6 +85,7 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     dtype: str = "auto",
+    quantisation: str = NONE,
     device: str = "auto",
     threads: int | None = None,
     template: str | None = None,
@@ -106,7 +110,14 @@ def generate(
         )
     lm = target
     if isinstance(lm, str):
-        lm = load(lm, device=device, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code)
+        lm = load(
+            lm,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            quantisation=quantisation,
+            trust_remote_code=trust_remote_code,
+        )
     if lm.tokenizer is None:
         raise EnvironmentFailed(f"target {name!r} has no tokenizer files, so no prompt can be made for it")
     tokenizer = lm.tokenizer

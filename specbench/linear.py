@@ -26,9 +26,11 @@ _PACKED_FOR_ROWS = 8
 
 def is_reordered(weight: Tensor) -> bool:
     """Whether products with this weight are done here in another order than torch's own: float32 on a CPU with MKL and
-    oneDNN. On other devices and for other types the libraries choose well themselves."""
+    oneDNN. On other devices and for other types the libraries choose well themselves; a quantised weight that calls
+    itself float32 (a tensor subclass) brings its own product."""
     return (
-        weight.device.type == "cpu"
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()

@@ -147,6 +147,10 @@ class Drafter(ABC):
     """sha256 of the drafter's weights, for provenance; empty for methods without any."""
     trained_on: str = ""
     """Weights hash of the target it was trained on; another target is noted on the row. Empty: not trained on one."""
+    trained_quantisation: str = ""
+    """How that target's weights were held ('none' for plain ones); another one is noted. Empty: not known."""
+    notes: tuple[str, ...] = ()
+    """What its row must say of it, one sentence each."""
     max_nodes: int = 0
     """Most nodes a draft may hold; the engine reserves cache slots for them."""
 

@@ -24,6 +24,8 @@ from specbench.errors import EnvironmentFailed
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors", "duckdb", "plotly")
 """Whose versions can change a number or the page."""
+QUANTISERS = ("torchao", "bitsandbytes", "gptqmodel")
+"""Who may round and multiply a target's weights; needed by quantised targets only."""
 
 _VARIABLES = re.compile(
     r"(OMP|MKL|OPENBLAS|CUDA|CUBLAS|NVIDIA|HF|TORCH|PYTORCH|TRITON|TOKENIZERS|TRANSFORMERS|SPECBENCH)_"
@@ -84,16 +86,19 @@ def git_revision(folder: Path = paths.PACKAGE) -> Revision | None:
 
 
 def versions() -> dict[str, str | None]:
-    """specbench, Python and PACKAGES as installed, without importing them; None for what is not installed."""
+    """specbench, Python, PACKAGES and QUANTISERS as installed, without importing them; None for what is not."""
     from specbench import __version__
 
     found: dict[str, str | None] = {"specbench": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: version_of(name) for name in (*PACKAGES, *QUANTISERS)}
+
+
+def version_of(package: str) -> str | None:
+    """As installed, without importing it; None where it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_model() -> str:

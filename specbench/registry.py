@@ -95,6 +95,17 @@ def check_options(card: Card, given: Mapping[str, Any], *, target_is_demo: bool 
     Raises UsageError for an unknown option (nearest named), a wrong type, a value out of range or not a choice.
     """
     unknown = next((name for name in given if name not in card.options), None)
+    if unknown == "quantisation":
+        reason = (
+            "its weights are laid out when it is built and partly the target's own head, which stays as it is"
+            if card.training
+            else "it has no weights of its own"
+        )
+        raise UsageError(
+            f"the drafter of {card.name!r} is not quantised: {reason}",
+            where=f"{card.name}.quantisation",
+            try_="--quantisation, for the target; draft_model.quantisation, for a draft model",
+        )
     if unknown is not None:
         nearest = did_you_mean(unknown, card.options) or f"{card.name} has no options"
         raise UsageError(

@@ -422,4 +422,5 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     if isinstance(drafter, EagleDrafter):
         drafter.lay_out()
     drafter.weights_hash, drafter.trained_on = found.weights_hash, found.target.weights_hash
+    drafter.trained_quantisation = found.target.quantisation
     return drafter

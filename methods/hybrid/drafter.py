@@ -91,6 +91,8 @@ class HybridDrafter(Drafter):
         self.taps = inner.taps
         self.weights_hash = inner.weights_hash
         self.trained_on = inner.trained_on
+        self.trained_quantisation = inner.trained_quantisation
+        self.notes = inner.notes
         self.max_nodes = max(inner.max_nodes, settings.max_tokens)
         self._evidence: list[Evidence] = []
         self._end_B: list[int] = []

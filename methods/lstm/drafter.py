@@ -234,4 +234,5 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     network.borrow(target)
     drafter = over(network, target, options, cell=lay_out(network, target))
     drafter.weights_hash, drafter.trained_on = loaded.weights_hash, loaded.target.weights_hash
+    drafter.trained_quantisation = loaded.target.quantisation
     return drafter

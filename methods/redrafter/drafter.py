@@ -212,4 +212,5 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     drafter = ReDrafter(network, target, options)
     drafter.weights_hash = found.weights_hash
     drafter.trained_on = found.target.weights_hash
+    drafter.trained_quantisation = found.target.quantisation
     return drafter

@@ -59,6 +59,7 @@ class Tuned:
     target: str
     device: str
     dtype: str
+    quantisation: str
     threads: int
     suite: str
     temperature: float

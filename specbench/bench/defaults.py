@@ -33,6 +33,7 @@ _FALLBACKS: Final[dict[str, Any]] = {
     "batch_size": 1,
     "carry": "none",
     "dtype": "auto",
+    "quantisation": "none",
     "device": "auto",
     "attention": "auto",
 }

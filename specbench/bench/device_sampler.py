@@ -3,6 +3,7 @@
 
 `DeviceWatch` starts it as a file, not as a module: it loads nothing of specbench, let alone torch. It runs at nice 15
 and ends by itself within a second of its standard input closing or its parent dying, however that comes about.
+On a line `begin GROUP` or `end GROUP` of its standard input it reads the GPU's energy counter: an `energy` line.
 First line: what is watched and what cannot be. Seconds are CPU seconds since the line before, of all cores together.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import psutil
 
-SCHEMA = 1
+SCHEMA = 2
 INTERVAL_S = 1.0
 NICENESS = 15
 _LEAST_S = 0.1
@@ -28,6 +29,7 @@ _LEAST_S = 0.1
 _TOP_EVERY_S = 10.0
 """Looking at every process costs a few milliseconds, so it is done seldom."""
 _NUM_TOP = 5
+_MOST_ASKED = 1 << 16
 _CPUS = Path("/sys/devices/system/cpu")
 _GPU_THROTTLING = {
     0x04: "gpu power cap",
@@ -63,7 +65,12 @@ def main(run_pid: int, gpu_uuid: str) -> None:
     is_over = False
     while not is_over:
         readable, _, _ = select.select([0], [], [], max(0.0, due - time.monotonic()))
-        is_over = bool(readable) or os.getppid() != run_pid
+        asked = os.read(0, _MOST_ASKED) if readable else None
+        for line in (asked or b"").decode("ascii").splitlines():
+            _tell_energy(gpu, line)
+        is_over = asked == b"" or os.getppid() != run_pid
+        if not is_over and time.monotonic() < due:
+            continue
         # After a suspended laptop or a stopped process: the next second, not all that were missed.
         due = max(due + INTERVAL_S, time.monotonic())
         try:
@@ -74,6 +81,15 @@ def main(run_pid: int, gpu_uuid: str) -> None:
             gpu_sample = gpu.sample()
             sample["throttle_reasons"] += gpu_sample.pop("throttle_reasons", [])
             _write(sample | gpu_sample)
+
+
+def _tell_energy(gpu: _Gpu, asked: str) -> None:
+    """asked: `begin 12` or `end 12`, just before and just after group 12 was timed. Nothing for a GPU that counts no
+    energy."""
+    joules = gpu.energy_j()
+    if joules is not None:
+        edge, group = asked.split()
+        _write({"e": "energy", "at_s": time.time(), "edge": edge, "group": int(group), "energy_j": joules})
 
 
 class _Machine:
@@ -199,6 +215,13 @@ class _Gpu:
             "num_gpu_processes": None if processes is None else len(processes),
             "throttle_reasons": [name for bit, name in _GPU_THROTTLING.items() if (events or 0) & bit],
         }
+
+    def energy_j(self) -> float | None:
+        """Joules of the whole card since its driver was loaded; None where NVML does not count them (before Volta)."""
+        if self._handle is None or not hasattr(self._nvml, "nvmlDeviceGetTotalEnergyConsumption"):
+            return None
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
 
     def _ask(self, *names: str, argument: int | None = None) -> Any:
         """The first of these functions that this NVML has; None where the GPU does not support it."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from specbench.store.device import metrics_file
 from specbench.store.journal import end_of_whole_lines
@@ -39,11 +40,25 @@ class DeviceWatch:
                     stderr=subprocess.PIPE,
                     start_new_session=True,
                 )
+                assert self._process.stdin is not None
+                # A sampler that does not read must never hold up a run.
+                os.set_blocking(self._process.stdin.fileno(), False)
             finally:
                 os.close(output)
         except OSError as error:
             self._say(f"the machine's state is not recorded: {error}")
         return self
+
+    def mark(self, edge: Literal["begin", "end"], group: int) -> None:
+        """A group's timed region is about to begin, or has ended: the sampler reads the GPU's energy counter. One write
+        to a pipe, outside the region; nothing without a GPU."""
+        if self._process is None or self._process.stdin is None or not self._gpu_uuid:
+            return
+        try:
+            os.write(self._process.stdin.fileno(), f"{edge} {group}\n".encode("ascii"))
+        except OSError:
+            # The sampler is gone, which is told at the end, or too far behind to say anything about this group.
+            return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

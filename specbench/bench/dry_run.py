@@ -29,6 +29,7 @@ def dry_run(session: Session, contestants: Sequence[Contestant]) -> RunOutcome:
         target=request.target or "",
         device=str(session.lm.device),
         dtype=str(session.lm.dtype).removeprefix("torch."),
+        quantisation=session.lm.quantisation,
         methods=tuple(contestant.competitor.label for contestant in contestants),
         num_questions=len(session.suite.questions),
         num_repeats=request.repeats,

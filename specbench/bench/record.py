@@ -28,6 +28,7 @@ from specbench.manifest import (
     read_manifest,
 )
 from specbench.method import Drafter
+from specbench.quantisation import NONE
 from specbench.store.files import is_training, unknown_run
 from specbench.suite import packaged_names
 
@@ -112,10 +113,16 @@ def request_from(manifest: Manifest, resuming: RunRequest) -> RunRequest:
     return RunRequest(**values)
 
 
-def notes_on(drafter: Drafter, *, target_hash: str) -> tuple[str, ...]:
+def notes_on(drafter: Drafter, *, target_hash: str, quantisation: str) -> tuple[str, ...]:
     """What a row must say about its drafter: that it learnt from another target than the one it drafts for."""
-    if drafter.trained_on in ("", target_hash):
+    if drafter.trained_on == "":
         return ()
+    if drafter.trained_on == target_hash:
+        learnt = drafter.trained_quantisation
+        if learnt in ("", quantisation):
+            return ()
+        of = "the unquantised target" if learnt == NONE else f"this target quantised as {learnt}"
+        return (f"its drafter was trained on {of}",)
     if drafter.trained_on == "unknown":
         return ("which target its drafter was trained on is not recorded",)
     return (f"its drafter was trained on another target (weights {drafter.trained_on[:12]})",)
@@ -183,7 +190,11 @@ def make_manifest(
                 weights_hash=drafter.weights_hash,
                 is_control=competitor.is_control,
                 is_ranked=competitor.card.ranked,
-                notes=notes_on(drafter, target_hash=lm.weights_hash),
+                notes=(
+                    *lm.notes,
+                    *drafter.notes,
+                    *notes_on(drafter, target_hash=lm.weights_hash, quantisation=lm.quantisation),
+                ),
             )
             for competitor, drafter in contestants
         ),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from specbench import registry
 from specbench.errors import UsageError, did_you_mean
+from specbench.quantisation import check_quantisation
 
 if TYPE_CHECKING:
     from specbench.store.records import RunSummary
@@ -114,6 +115,8 @@ class RunRequest:
     repeats: int | None = None
     carry: Carry | None = None
     dtype: Dtype | None = None
+    quantisation: str | None = None
+    """Of the target's weights while they are loaded; one of `specbench.quantisation`."""
     device: str | None = None
     threads: int | None = None
     attention: str | None = None
@@ -167,6 +170,7 @@ class RunRequest:
         _check_choice("--rule", self.rule, get_args(Rule))
         _check_choice("--carry", self.carry, get_args(Carry))
         _check_choice("--dtype", self.dtype, get_args(Dtype))
+        check_quantisation(self.quantisation)
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UsageError(
                 f"{self.device!r} is not a device", where="--device", try_="--device auto, cpu, mps, cuda or cuda:1"
@@ -245,6 +249,7 @@ class PlanSummary:
     target: str
     device: str
     dtype: str
+    quantisation: str
     methods: tuple[str, ...]
     """Labels, the A/A control included."""
     num_questions: int

@@ -83,6 +83,7 @@ class _Run:
         self._equality: EqualityCheck | None = None
         self._num_bugs: dict[str, int] = {}
         self._broken_journal: SpecbenchError | None = None
+        self._watch: DeviceWatch | None = None
         self._streams: dict[str, int] = {}
         """The repeat each carrying method's state belongs to."""
 
@@ -90,6 +91,7 @@ class _Run:
         groups = self._resumed.groups if self._resumed else plan_of(self._session, list(self._contestants.values()))
         state: State = "finished"
         watch = DeviceWatch(self._folder, gpu_uuid=machine.gpu_uuid(self._session.lm.device), say=self._progress.say)
+        self._watch = watch
         with Journal(self._folder) as journal, watch, _settled_heap():
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
@@ -142,6 +144,7 @@ class _Run:
                 ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
                 ("the device", manifest.device.kind, session.lm.device.type),
                 ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
+                ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
             )
             if was != is_now
         ]
@@ -233,9 +236,11 @@ class _Run:
             journal.write(entries.started(group, row, cell))
         try:
             with _quiet():
+                self._mark("begin", group)
                 result = session.generate(
                     contestant.drafter, cells, with_reference=contestant.wants_reference, sink=sink
                 )
+                self._mark("end", group)
         # The run's one broad catch: whatever a question or a method does wrong is that question's failure, not the
         # run's.
         except Exception as error:
@@ -248,6 +253,11 @@ class _Run:
             self._failed(journal, group, text)
             return
         self._finished(journal, group, cells, result)
+
+    def _mark(self, edge: Literal["begin", "end"], group: GroupRecord) -> None:
+        # A split target draws from several cards, of which one is watched.
+        if self._watch is not None and self._session.lm.num_processes == 1:
+            self._watch.mark(edge, group.group)
 
     def _restore(self, contestant: Contestant, group: GroupRecord) -> None:
         """`carry: none`: the snapshot before every generation; `stream`: before every repeat."""

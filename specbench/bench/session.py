@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from specbench import registry, suite
+from specbench import provenance, registry, suite
 from specbench.bench.competitors import Competitor
 from specbench.bench.reference import ReferenceAnswer, ReferenceBook
 from specbench.bench.request import Progress, RunRequest
@@ -26,6 +26,7 @@ from specbench.lm.load import load_lm, pick_device, pick_dtype
 from specbench.lm.parallel import num_processes, own_device
 from specbench.lm.stops import stop_ids_of
 from specbench.method import Drafter, Request
+from specbench.quantisation import NONE
 from specbench.sampling import Sampling, sequence_key
 from specbench.suite import LoadedSuite, Question
 
@@ -68,6 +69,7 @@ def set_threads(threads: int | None) -> int:
 def load_target(request: RunRequest) -> CachedLM:
     """The request's target on its device, with a tokenizer. Raises EnvironmentFailed where it has none."""
     assert request.target is not None and request.device is not None and request.dtype is not None
+    assert request.quantisation is not None
     device = pick_device(request.device)
     is_split = num_processes() > 1
     if is_split:
@@ -79,6 +81,7 @@ def load_target(request: RunRequest) -> CachedLM:
         attention_name=request.attention or "auto",
         trust_remote_code=request.trust_remote_code,
         is_split=is_split,
+        quantisation=request.quantisation,
     )
     if lm.tokenizer is None:
         raise EnvironmentFailed(
@@ -225,12 +228,17 @@ class Session:
             "device": self.lm.device.type,
             "threads": self.threads,
             "attention": self.request.attention,
-            "versions": [torch.__version__, transformers.__version__],
+            "versions": [torch.__version__, transformers.__version__, *self._quantiser_versions()],
             "sampling": dataclasses.asdict(self.sampling),
             "seed": self.seed,
             "max_new_tokens": self.max_new_tokens,
             "stop": [sorted(self.engine.stop.ids), list(self.engine.stop.strings)],
         }
+
+    def _quantiser_versions(self) -> list[str | None]:
+        """What rounded the weights; nothing where nothing did."""
+        names = () if self.lm.quantisation == NONE else provenance.QUANTISERS
+        return [provenance.version_of(name) for name in names]
 
     def make_references(self, baseline: Drafter, progress: Progress) -> None:
         """The untimed autoregressive pass over all questions and turns; answers kept from earlier runs are reused.

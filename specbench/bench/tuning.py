@@ -30,6 +30,7 @@ from specbench.engine.replay import States, Text, replay
 from specbench.errors import UsageError
 from specbench.lm.parallel import num_processes
 from specbench.probe import verification_costs
+from specbench.quantisation import NONE
 
 _NODES: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _TIMED_TOKENS: Final = 48
@@ -93,6 +94,7 @@ def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progres
         target=request.target or "",
         device=str(session.lm.device),
         dtype=str(session.lm.dtype).removeprefix("torch."),
+        quantisation=session.lm.quantisation,
         threads=session.threads,
         suite=session.suite.name,
         temperature=session.sampling.temperature,
@@ -305,6 +307,7 @@ def _command(request: RunRequest, method: str, options: Options) -> str:
             methods=(BASELINE, method),
             settings=(*kept, *(Setting(method, name, value) for name, value in options)),
             temperature=request.temperature or None,
+            quantisation=None if request.quantisation == NONE else request.quantisation,
             threads=request.threads,
             data=request.data,
             store=request.store,

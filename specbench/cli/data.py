@@ -17,6 +17,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app, refuse_early_options
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.errors import UsageError
+from specbench.quantisation import CHOICES
 
 app = new_app(help="List datasets, show what is learnt of them, generate answers.")
 
@@ -168,6 +169,10 @@ def generate(
         str, typer.Option("--backend", metavar="NAME", help="specbench, or vllm.", rich_help_panel=options.HOW)
     ] = "specbench",
     dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", rich_help_panel=options.HOW)] = "auto",
+    quantisation: Annotated[
+        str,
+        typer.Option("--quantisation", metavar="NAME", help=f"{', '.join(CHOICES)}.", rich_help_panel=options.HOW),
+    ] = "none",
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", rich_help_panel=options.HOW)] = "auto",
     device_groups: Annotated[
         str | None,
@@ -225,6 +230,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         backend="vllm" if backend == "vllm" else "specbench",
         dtype=dtype,
+        quantisation=quantisation,
         device=device,
         device_groups=parse_device_groups(device_groups) if device_groups else (),
         processes=processes,

@@ -14,6 +14,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
 from specbench.cli.text import show, show_json
 from specbench.errors import UsageError
+from specbench.quantisation import CHOICES, check_quantisation
 
 app = new_app()
 
@@ -40,6 +41,9 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
     dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE")] = "auto",
+    quantisation: Annotated[
+        str, typer.Option("--quantisation", metavar="NAME", help=f"{', '.join(CHOICES)}.")
+    ] = "none",
     device: Annotated[str, typer.Option("--device", metavar="DEVICE")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1)] = None,
     template: Annotated[
@@ -54,6 +58,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise UsageError("the prompt is empty", where="PROMPT", try_='specbench generate "Hello"')
+    check_quantisation(quantisation)
     given = options.settings(set_)
     is_demo = target in DEMO_TARGETS
     # Refused here, before 2 s of torch.
@@ -76,6 +81,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         dtype=dtype,
+        quantisation=quantisation,
         device=device,
         threads=threads,
         template=template,

@@ -12,6 +12,7 @@ import typer
 from specbench import registry
 from specbench.bench.request import GridAxis, Setting, Variant, parse_grid, parse_setting, parse_variant
 from specbench.errors import UsageError
+from specbench.quantisation import CHOICES
 
 WHAT, HOW, WHERE, OUTPUT = "What", "How", "Where", "Output"
 """Sections of a long command's help."""
@@ -26,6 +27,7 @@ Target = Annotated[str | None, option("--target", WHAT, "MODEL", "Hub id, folder
 TargetDtype = Annotated[
     str | None, option("--dtype", WHERE, "TYPE", "Of the target: auto, float64, float32, float16 or bfloat16.")
 ]
+Quantisation = Annotated[str | None, option("--quantisation", WHERE, "NAME", f"Of the target: {', '.join(CHOICES)}.")]
 Device = Annotated[str | None, option("--device", WHERE, "DEVICE", "auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, option("--threads", WHERE, "N", "CPU threads; 1 on shared machines.")]
 Attention = Annotated[

@@ -18,6 +18,7 @@ from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, WHERE, option
 from specbench.cli.progress import duration, open_progress
 from specbench.cli.text import console, show, show_json, visible
+from specbench.quantisation import precision
 
 app = new_app()
 
@@ -73,6 +74,7 @@ def run(
         option("--carry", HOW, "MODE", "none (default): nothing is remembered; stream: state grows."),
     ] = None,
     dtype: options.TargetDtype = None,
+    quantisation: options.Quantisation = None,
     device: options.Device = None,
     threads: options.Threads = None,
     attention: options.Attention = None,
@@ -112,6 +114,7 @@ def run(
         repeats=repeats,
         carry=cast("Carry | None", carry),
         dtype=cast("Dtype | None", dtype),
+        quantisation=quantisation,
         device=device,
         threads=threads,
         attention=attention,
@@ -181,7 +184,7 @@ def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:
 
 def _print_plan(plan: PlanSummary) -> None:
     show(f"suite       {plan.suite}, {plan.num_questions} questions")
-    show(f"target      {plan.target}, {plan.dtype} on {plan.device}")
+    show(f"target      {plan.target}, {precision(plan.dtype, plan.quantisation)} on {plan.device}")
     show(f"methods     {', '.join(plan.methods)}")
     repeats = "1 repeat" if plan.num_repeats == 1 else f"{plan.num_repeats} repeats"
     show(f"plan        {plan.num_groups} timed generations in {repeats}")

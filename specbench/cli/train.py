@@ -114,6 +114,7 @@ def train(
         list[str] | None, option("--report-to", OUTPUT, "T", "tensorboard, wandb, … Repeatable.")
     ] = None,
     dtype: options.TargetDtype = None,
+    quantisation: options.Quantisation = None,
     device: options.Device = None,
     threads: options.Threads = None,
     attention: options.Attention = None,
@@ -176,6 +177,7 @@ def train(
         threads=threads,
         device=device,
         dtype=cast("Dtype | None", dtype),
+        quantisation=quantisation,
         attention=attention,
         settings=options.settings(set_),
         out=out,

@@ -17,6 +17,7 @@ from specbench.cli.options import HOW, WHAT, option
 from specbench.cli.progress import open_progress
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.errors import UsageError
+from specbench.quantisation import precision
 
 if TYPE_CHECKING:
     from specbench.bench.candidates import Tuned
@@ -51,6 +52,7 @@ def tune(
     temperature: Annotated[float | None, option("--temperature", HOW, "T", "0 = greedy.")] = None,
     seed: Annotated[int | None, option("--seed", HOW, "N", "Default 0.")] = None,
     dtype: options.TargetDtype = None,
+    quantisation: options.Quantisation = None,
     device: options.Device = None,
     threads: options.Threads = None,
     attention: options.Attention = None,
@@ -77,6 +79,7 @@ def tune(
         repeats=repeats,
         batch_size=1,
         dtype=cast("Dtype | None", dtype),
+        quantisation=quantisation,
         device=device,
         threads=threads,
         attention=attention,
@@ -108,7 +111,8 @@ def tune(
 def _print(found: Tuned) -> None:
     show(
         f"{found.method} on {found.target} · {found.device}, {found.threads} thread{'s' * (found.threads != 1)} · "
-        f"{found.dtype} · T {found.temperature:g} · {found.num_texts} answers of {found.suite}, "
+        f"{precision(found.dtype, found.quantisation)} · T {found.temperature:g} · "
+        f"{found.num_texts} answers of {found.suite}, "
         f"{found.num_tokens:,} tokens"
     )
     costs = ", ".join(f"{nodes}: {cost:.2f}" for nodes, cost in found.verify_cost)

@@ -23,6 +23,7 @@ from specbench.data.job import REPORT_MARK, Folder, How, Settings
 from specbench.data.prompts import Prompts, load_prompts
 from specbench.data.responses import Statistics
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
+from specbench.quantisation import NONE, check_quantisation
 
 Backend = Literal["specbench", "vllm"]
 Progress = Callable[[int, int, int], None]
@@ -49,6 +50,7 @@ class GenerateRequest:
     max_new_tokens: int = 256
     backend: Backend = "specbench"
     dtype: str = "auto"
+    quantisation: str = "none"
     device: str = "auto"
     device_groups: tuple[tuple[str, ...], ...] = ()
     """One worker a group; each sees its own devices only."""
@@ -159,6 +161,13 @@ class _Count:
 
 
 def _check(request: GenerateRequest) -> None:
+    check_quantisation(request.quantisation)
+    if request.backend == "vllm" and request.quantisation != NONE:
+        raise UsageError(
+            "vLLM quantises by its own means, so its target would be another one",
+            where="--quantisation",
+            try_="--backend specbench",
+        )
     for name, value in (("--processes", request.processes), ("--batch-size", request.batch_size)):
         if value < 1:
             raise UsageError(f"{name} is at least 1, not {value}", where=name)
@@ -211,6 +220,7 @@ def _settings(request: GenerateRequest, prompts: Prompts) -> Settings:
         max_new_tokens=request.max_new_tokens,
         seed=request.seed,
         backend=request.backend,
+        quantisation=request.quantisation,
     )
 
 

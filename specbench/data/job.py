@@ -47,6 +47,7 @@ class Settings:
     max_new_tokens: int
     seed: int
     backend: str
+    quantisation: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,7 @@ def _with_engine(settings: Settings, how: How, sampling: Sampling, prompts: Sequ
         device=device,
         dtype=pick_dtype(settings.dtype, device),
         trust_remote_code=how.trust_remote_code,
+        quantisation=settings.quantisation,
     )
     renderer = Renderer.of(_required(lm.tokenizer, settings), template=settings.template, stop_ids=stop_ids_of(lm))
     asked = asks_of(prompts, renderer, max_new_tokens=settings.max_new_tokens, context_length=lm.context_length)

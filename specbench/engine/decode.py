@@ -58,7 +58,8 @@ class Engine:
         self._prefill_chunk = prefill_chunk
         self._has_stamps = has_stamps
         self._clock: Clock = clock_for(lm.device)
-        self.graphs = None if graphs is None else Graphs(graphs)
+        # A target that cannot be captured (bitsandbytes) says so on its rows.
+        self.graphs = Graphs(graphs) if graphs is not None and lm.is_capturable else None
         self._pins: EnginePins | None = None
         self._drafter_pins: WeakKeyDictionary[Drafter, DrafterPins] = WeakKeyDictionary()
         self._allocate()

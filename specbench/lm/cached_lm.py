@@ -6,7 +6,6 @@ vocabulary.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from specbench.errors import UsageError
 from specbench.lm import attention
 from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
+from specbench.lm.quantised import full_precision_copy, is_quantised, num_values, quantised_layers, stored_bytes
 from specbench.lm.shortcut import Shortcut
 from specbench.lm.taps import TapRecorder, decoder_of
 from specbench.tree import DraftTree, Topology, chain, topology
@@ -44,12 +44,18 @@ class CachedLM:
         tokenizer: PreTrainedTokenizerBase | None = None,
         weights_hash: str = "",
         quantisation: str = "none",
+        notes: tuple[str, ...] = (),
+        is_capturable: bool = True,
     ) -> None:
+        """quantisation: as recorded, 'none' where the weights are plain. notes: what every row of this target says.
+        is_capturable: fit for CUDA graphs, as far as its weights are concerned."""
         self.model: PreTrainedModel = model.eval()
         self.name = name
         self.tokenizer = tokenizer
         self.weights_hash = weights_hash
         self.quantisation = quantisation
+        self.notes = notes
+        self.is_capturable = is_capturable
         self.config = model.config.get_text_config()
         self.device = model.device
         self.dtype = model.dtype
@@ -239,8 +245,8 @@ class CachedLM:
     def fresh_logits(self, tokens: Sequence[int], *, full_precision: bool) -> Tensor:
         """Logits (V,) after these tokens from transformers' own attention and no cache: slow, to judge answers by.
 
-        full_precision: in at least fp32, from a copy made once where the target runs in less; a target split over
-        processes has no such copy and answers in its own dtype.
+        full_precision: in at least fp32, from a copy made once where the target runs in less or is quantised (then of
+        the weights its layers stand for); a target split over processes has no such copy and answers in its own dtype.
         """
         model = self._full_precision_model() if full_precision and self.num_processes == 1 else self.model
         used = model.config._attn_implementation
@@ -253,11 +259,10 @@ class CachedLM:
         return logits
 
     def _full_precision_model(self) -> PreTrainedModel:
-        if self.dtype in (torch.float32, torch.float64):
+        if self.dtype in (torch.float32, torch.float64) and self.quantisation == "none":
             return self.model
         if self._fp32 is None:
-            self._fp32 = copy.deepcopy(self.model)
-            nn.Module.float(self._fp32)
+            self._fp32 = full_precision_copy(self.model)
         return self._fp32
 
     # --- rollback --------------------------------------------------------------------------------------------------
@@ -311,19 +316,31 @@ class CachedLM:
         return None
 
     def num_parameters(self) -> int:
-        """Distinct parameters (tied weights once)."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Distinct parameters (tied weights once), those of quantised layers as if they were not."""
+        layers = quantised_layers(self.model)
+        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        plain = (parameter.numel() for parameter in self.model.parameters() if id(parameter) not in inside)
+        return sum(plain) + sum(map(num_values, layers))
 
     def weight_bytes_per_token(self) -> int:
         """Bytes one decode step at batch 1 reads of the weights: all, less the rows of embedding tables that are not
-        looked up and the experts that are not chosen. A table tied to the head is read whole, and counted once."""
+        looked up and the experts that are not chosen. A table tied to the head is read whole, and counted once; of a
+        quantised layer all it holds is read: data, scales, zero points."""
         head = self.model.get_output_embeddings().weight
         tables = {id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)} - {id(head)}
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         num_experts = next((number for name in names if (number := getattr(self.config, name, None))), 0)
         num_chosen = getattr(self.config, "num_experts_per_tok", num_experts)
+        layers = quantised_layers(self.model)
+        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
         total = 0
+        for name, module in self.model.named_modules():
+            if is_quantised(module):
+                is_expert = bool(num_experts) and ".experts." in name
+                total += stored_bytes(module) * (num_chosen if is_expert else 1) // (num_experts if is_expert else 1)
         for name, parameter in self.model.named_parameters():
+            if id(parameter) in inside:
+                continue
             num_bytes = parameter.numel() * parameter.element_size()
             if id(parameter) in tables:
                 num_bytes //= parameter.shape[0]

@@ -144,7 +144,7 @@ class ChainDrafter(Drafter):
         self._has_own_noise = self._draws and picks == "sampled" and target.rule != "rejection"
         self._records_law = self._draws and target.rule == "rejection"
         # K that changes is decided on the host, and own draws are found by lengths the host counts.
-        self.capturable = adaptive is None and not self._has_own_noise
+        self.capturable = adaptive is None and not self._has_own_noise and lm.is_capturable
         self.carried = ("_held.pair_B2", "_held.length_B", "_seen_BV")
         self._held: HeldChain | None = None
         self._context = lm.context_length

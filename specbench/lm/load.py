@@ -29,9 +29,11 @@ from transformers import (
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 from specbench.linear import lay_out_linears
-from specbench.lm import attention
+from specbench.lm import attention, prequantised, quantise
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.quantised import full_precision_copy
 from specbench.provenance import hash_weights
+from specbench.quantisation import NONE
 
 PROVEN = frozenset(
     {
@@ -198,13 +200,17 @@ def load_lm(
     attention_name: str = "auto",
     trust_remote_code: bool = False,
     is_split: bool = False,
+    quantisation: str = NONE,
+    quantisation_said_by: str = "--quantisation",
 ) -> CachedLM:
     """Load weights and tokenizer. Raises UsageError (unsupported), EnvironmentFailed (missing, pickled or damaged
-    weights).
+    weights, a library that a quantisation needs).
 
     is_split: over the processes that torchrun started (`lm.parallel`). Only rank 0 returns; the others end the program
-    when it ends.
+    when it ends. quantisation: one of `specbench.quantisation`; quantisation_said_by: the option that asked for it.
     """
+    said_by = quantisation_said_by
+    quantise.check_asked(quantisation, device=device, dtype=dtype, is_split=is_split, where=said_by)
     if is_split:
         from specbench.lm.parallel import check_is_first
 
@@ -220,6 +226,12 @@ def load_lm(
             f"{name!r} has no readable config.json: {str(error).splitlines()[0]}", where=str(folder)
         ) from error
     refuse_unsupported(config, name)
+    carried = prequantised.carried_by(config)
+    if carried is not None:
+        scheme = prequantised.check_carried(
+            carried, name=name, asked=quantisation, where=said_by, device=device, is_split=is_split
+        )
+        config.quantization_config = prequantised.steadied(carried)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
@@ -233,17 +245,17 @@ def load_lm(
         raise EnvironmentFailed(
             f"{name!r} has no *.safetensors", where=str(folder), try_="give a folder that holds the weights"
         )
-    text = config.get_text_config()
-    if text.model_type not in PROVEN:
-        from specbench.lm.self_check import self_check  # only for types no test has proved
-
+    is_proven = config.get_text_config().model_type in PROVEN
+    if not is_proven and carried is None:
         # At least float32, whatever the run's dtype: in 16 bits a wrong mask hides behind rounding. Costs a load of
         # its own.
         wide = torch.promote_types(dtype, torch.float32)
         probe = _load_model(folder, config, name=name, dtype=wide, attention_name=picked, remote=trust_remote_code)
         nn.Module.to(probe, device)
-        self_check(CachedLM(probe, name=name))
+        _self_check(probe, name=name)
         del probe
+    options = {"device_map": {"": device}} if carried is not None else {}
+    options |= quantise.loading_options(quantisation, device=device, dtype=dtype)
     model = _load_model(
         folder,
         config,
@@ -251,12 +263,21 @@ def load_lm(
         dtype=dtype,
         attention_name=picked,
         remote=trust_remote_code,
-        is_split=is_split,
+        options=_split_options() if is_split else options,
     )
+    if carried is None:
+        scheme = quantise.quantise(model, quantisation, device=device, where=said_by)
+    else:
+        prequantised.check_loaded(model, scheme, name=name)
+        if not is_proven:
+            _self_check(full_precision_copy(model), name=name)
     facts: dict[str, Any] = {
         "name": name,
         "tokenizer": load_tokenizer(name, trust_remote_code=trust_remote_code),
         "weights_hash": hash_weights(folder),
+        "quantisation": scheme.name,
+        "notes": scheme.notes,
+        "is_capturable": scheme.is_capturable,
     }
     if is_split:
         from specbench.lm.parallel import lead_or_follow  # torch.distributed comes with it
@@ -265,6 +286,13 @@ def load_lm(
     nn.Module.to(model, device)  # in place; transformers' own .to() is wrapped and loses its types
     lay_out_linears(model)
     return CachedLM(model, **facts)
+
+
+def _self_check(model: PreTrainedModel, *, name: str) -> None:
+    """Raises UsageError."""
+    from specbench.lm.self_check import self_check  # only for types no test has proved
+
+    self_check(CachedLM(model, name=name))
 
 
 def _split_options() -> dict[str, Any]:
@@ -285,10 +313,10 @@ def _load_model(
     dtype: torch.dtype,
     attention_name: str,
     remote: bool,
-    is_split: bool = False,
+    options: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The weights, complete, on the CPU, or this process's share of them on its device. Raises EnvironmentFailed where
-    they are damaged or lack a tensor."""
+    """The weights, complete, on the CPU, or where `options` (of `from_pretrained`) put them: this process's share of
+    them, or quantised ones, on their device. Raises EnvironmentFailed where they are damaged or lack a tensor."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -298,9 +326,10 @@ def _load_model(
             trust_remote_code=remote,
             attn_implementation=attention_name,
             output_loading_info=True,
-            **(_split_options() if is_split else {}),
+            **(options or {}),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    # ImportError: the library of a quantised checkpoint is there, but not in a version that transformers takes.
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
         raise EnvironmentFailed(
             f"the weights of {name!r} cannot be read: {str(error).strip().splitlines()[0]}",
             where=str(folder),

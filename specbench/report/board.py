@@ -15,6 +15,7 @@ from typing import Any
 
 from specbench.manifest import Manifest
 from specbench.metrics import Interval
+from specbench.quantisation import precision
 from specbench.report import text
 from specbench.report.standing import Standing, is_broken, rank_text, sort_key, standing
 from specbench.store.records import ExternalRow, MethodRow, RunSummary, to_json
@@ -208,14 +209,13 @@ def _letters(name: str) -> str:
 def _conditions(record: RunRecord) -> list[tuple[str, str]]:
     summary, suite = record.summary, record.manifest.suite
     size = f"{text.printable(summary.model_type)}, {text.parameters(summary.num_parameters)} parameters"
-    precision = summary.dtype if summary.quantisation == "none" else f"{summary.dtype}, {summary.quantisation}"
     return [
         ("Suite", f"{text.printable(summary.suite)}, {text.count(summary.num_questions, 'question')}"),
         ("Suite hash", summary.suite_hash[:16]),
         ("Prompts", f"{text.printable(suite.template)} template, {text.printable(suite.source)}"),
         ("Target", f"{text.printable(summary.target)} ({size})"),
         ("Target weights", summary.target_hash[:16]),
-        ("Precision", text.printable(precision)),
+        ("Precision", text.printable(precision(summary.dtype, summary.quantisation))),
         ("Device", f"{text.device(summary)}, {text.printable(summary.attention)} attention"),
         ("Sampling", text.sampling(summary)),
         ("Acceptance rule", summary.rule + (" (lossy)" if summary.rule == "typical" else "")),

@@ -133,6 +133,9 @@ function drawRanking(scope) {
     { id: "numeric", head: "Num.", first: "descending", key: (r) => r.equality && r.equality.numeric, cell: (r) => count(r, "numeric"), title: "Differs as a plain forward in this dtype does" },
     { id: "bug", head: "Bug", first: "descending", key: (r) => r.equality && r.equality.bug, cell: (r) => count(r, "bug"), title: "Differs without an excuse" },
   ];
+  if (scope.rows.some((row) => row.joules_per_token !== null)) {
+    columns.push({ id: "energy", head: "J/token", key: (r) => r.joules_per_token, cell: (r) => (r.joules_per_token < 1 && r.joules_per_token !== null ? r.joules_per_token.toPrecision(3) : two(r.joules_per_token)), title: "Energy of the whole GPU per new token, prefill included, by the card's own counter" });
+  }
   if (scope.rows.some((row) => row.accuracy !== null)) {
     columns.push({ id: "accuracy", head: "Accuracy", first: "descending", key: (r) => r.accuracy, cell: (r) => percent(r.accuracy), title: "Exact match with the suite's answers" });
   }

@@ -15,7 +15,7 @@ from specbench.store.records import MethodRow, RunSummary
 if TYPE_CHECKING:
     from rich.console import Console
 
-DROP_ORDER = ("questions", "efficiency", "decode", "accuracy", "tok/s", "acceptance", "equality")
+DROP_ORDER = ("questions", "efficiency", "decode", "energy", "accuracy", "tok/s", "acceptance", "equality")
 """Columns that leave first on a narrow terminal; rank, method, speed-up and interval never do."""
 
 _HEADS = {
@@ -27,6 +27,7 @@ _HEADS = {
     "acceptance": "τ",
     "efficiency": "η",
     "tok/s": "tok/s",
+    "energy": "J/tok",
     "equality": "same/tie num/bug",
     "accuracy": "accuracy",
     "questions": "questions",
@@ -59,10 +60,13 @@ def lines(summary: RunSummary) -> list[Line]:
     placed = [(standing(row), row) for row in summary.rows]
     placed.sort(key=lambda pair: sort_key(pair[0], rank=pair[1].rank, speedup=pair[1].speedup))
     has_accuracy = any(row.accuracy is not None for row in summary.rows)
-    return [_line(where, row, has_accuracy=has_accuracy, rule=summary.rule) for where, row in placed]
+    has_energy = any(row.joules_per_token is not None for row in summary.rows)
+    return [
+        _line(where, row, has_accuracy=has_accuracy, has_energy=has_energy, rule=summary.rule) for where, row in placed
+    ]
 
 
-def _line(where: Standing, row: MethodRow, *, has_accuracy: bool, rule: str) -> Line:
+def _line(where: Standing, row: MethodRow, *, has_accuracy: bool, has_energy: bool, rule: str) -> Line:
     equality = row.equality
     cells = {
         "rank": rank_text(where, rank=row.rank, is_tied=bool(row.tied_with)),
@@ -73,12 +77,15 @@ def _line(where: Standing, row: MethodRow, *, has_accuracy: bool, rule: str) -> 
         "acceptance": text.two(row.acceptance_length),
         "efficiency": text.two(row.efficiency),
         "tok/s": text.rate(row.tokens_per_s),
+        "energy": text.joules(row.joules_per_token),
         "equality": f"{equality.identical}/{equality.tie}/{equality.numeric}/{equality.bug}" if equality else text.NONE,
         "accuracy": text.percent(row.accuracy),
         "questions": f"{row.num_questions} × {row.num_repeats}",
     }
     if not has_accuracy:
         del cells["accuracy"]
+    if not has_energy:
+        del cells["energy"]
     tied = (f"tied with {text.listing(map(text.printable, row.tied_with))}",) if row.tied_with else ()
     notes = tied + tuple(text.printable(note) for note in row.notes)
     return Line(where=where, cells=cells, is_broken=is_broken(row, rule=rule), notes=notes)

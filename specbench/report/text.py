@@ -66,6 +66,11 @@ def two(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
+def joules(value: float | None) -> str:
+    """Two decimals; three digits below 1."""
+    return NONE if value is None else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
 def interval(value: Interval | None) -> str:
     """`[1.58, 1.66]`."""
     return NONE if value is None else f"[{value.low:.2f}, {value.high:.2f}]"

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from specbench.quantisation import NONE, precision
 from specbench.report.figures import Figure, line, render_figures
 from specbench.report.text import printable
 from specbench.store.files import cannot_write
@@ -75,9 +76,11 @@ def render_training(training: Training) -> str:
 def facts_of(training: Training) -> list[tuple[str, str]]:
     """What stands above the curves, harmless as text."""
     record, best = training.record, training.best
+    target = record["target"]
+    held = precision(target["dtype"], target.get("quantisation", NONE))
     found = [
         ("method", f"{record['method']}, {record['plan']['parameters']['total']:,} parameters"),
-        ("target", f"{record['target']['name']}, {record['target']['dtype']}"),
+        ("target", f"{target['name']}, {held}"),
         ("data", f"{record['dataset']['name']}, {record['dataset']['documents']:,} documents"),
         ("state", training.state + (f": {training.message}" if training.message else "")),
     ]

@@ -86,7 +86,7 @@ class RunColumns:
         self._failures: dict[int, list[dict[str, Any]]] = {}
         self._references: dict[tuple[str, int], dict[str, Any]] = {}
         self._measurements: list[dict[str, Any]] = []
-        self._device = DeviceLog([], [])
+        self._device = DeviceLog([], [], {})
         self.steps = StepColumns()
 
     def add_attempt(self, attempt: Attempt) -> None:
@@ -152,6 +152,7 @@ class RunColumns:
             "measurements": self._measurements,
             "device_sampler": self._device.samplers,
             "device_sample": self._device.samples,
+            "group_energy": list(self._device.energy.values()),
             "methods": [
                 record.model_dump(exclude={"label", "options"})
                 | {"method": record.label, "position": position, "options": json.dumps(record.options)}

@@ -52,6 +52,7 @@ class Facts:
         self.macro = by_method("acceptance_macro")
         self.theory = by_method("chain_theory")
         self.meter = by_method("baseline_meter")
+        self.energy = by_method("energy")
         baseline = fetch(connection, "SELECT method FROM baselines WHERE run_id = ?", run_id)
         self.baseline: str | None = baseline[0]["method"] if baseline else None
         self.positions: dict[str, list[Row]] = {}

@@ -33,6 +33,7 @@ RUN_TABLES = (
     "measurements",
     "device_sampler",
     "device_sample",
+    "group_energy",
 )
 """Tables with a run_id: all of a measured run."""
 

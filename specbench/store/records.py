@@ -150,6 +150,8 @@ class MethodRow:
     """Chains only."""
     meter: BaselineMeter | None
     """The baseline and its control only."""
+    joules_per_token: float | None = None
+    """GPU energy / new tokens, end to end, by the card's own counter; None where nothing counted it."""
     equality: Equality | None
     """None under `rejection` at temperature > 0."""
     accuracy: float | None

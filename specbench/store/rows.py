@@ -61,6 +61,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         waterfall=_waterfall(water),
         theory=_theory(facts.theory.get(label)),
         meter=_meter(facts.meter.get(label)),
+        joules_per_token=facts.energy.get(label, {}).get("joules_per_token"),
         equality=equality,
         accuracy=verdicts.get("accuracy"),
         lossless=not _is_lossy(facts, method["kind"]) and (equality is None or equality.bug == 0),

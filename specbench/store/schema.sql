@@ -205,6 +205,14 @@ CREATE TABLE IF NOT EXISTS device_sample (
     num_gpu_processes INTEGER            -- the run's own included
 );
 
+-- What the GPU in use drew while a group was timed, by its own counter, read just before and just after.
+CREATE TABLE IF NOT EXISTS group_energy (
+    run_id VARCHAR NOT NULL,
+    group_id INTEGER NOT NULL,
+    joules DOUBLE NOT NULL,              -- of the whole card
+    window_s DOUBLE NOT NULL             -- between the two readings
+);
+
 -- Other people's answer files: shown beside measured rows, never ranked with them.
 CREATE TABLE IF NOT EXISTS external_imports (
     import_id VARCHAR NOT NULL,          -- from the two files' hashes and the three names: importing twice replaces

@@ -87,6 +87,21 @@ SELECT
 FROM watched_groups
 GROUP BY run_id;
 
+-- Joules a token, over the timed groups whose two readings were taken where they began and ended: of a sampler that
+-- was kept waiting the reading belongs to something else, and is left out.
+CREATE OR REPLACE VIEW energy AS
+SELECT
+    g.run_id,
+    g.method,
+    count(*) AS num_groups,
+    sum(e.joules) AS joules,
+    sum(e.window_s) AS window_s,
+    sum(e.joules) / sum(g.num_new_tokens) AS joules_per_token
+FROM timed_groups AS g
+JOIN group_energy AS e USING (run_id, group_id)
+WHERE abs(e.window_s - g.total_s) <= 0.05 + 0.05 * g.total_s
+GROUP BY g.run_id, g.method;
+
 -- Sums over timed groups. other_s: wall clock that no phase claims.
 -- acceptance_length: tokens kept per step, bonus included; what lies beyond a stop is not counted.
 CREATE OR REPLACE VIEW totals AS

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.quantisation import NONE
 from specbench.recipe import Continuations, Features
 from specbench.store.files import cannot_write
 from specbench.training.features import Online
@@ -34,6 +35,11 @@ from specbench.training.teachers import TopTeacher, WholeTeacher, top_laws
 _SHARD_BYTES = 256 << 20
 _MARGIN = 1.02
 """Bytes wanted on the disk over bytes of tensors: headers and file system."""
+
+
+def _unless_plain(quantisation: str) -> list[str]:
+    """What is added to a cache's key: nothing for plain weights, whose caches are older than this entry."""
+    return [] if quantisation == NONE else [quantisation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,7 @@ class StateCache:
         self._recorded = needs.taps if self._top_k else needs.recorded
         key = json.dumps(
             [online.lm.weights_hash, str(online.lm.dtype), identity, self._recorded, self._top_k,
-             needs.learn == "seq" and needs.depth, online.rows.length]
+             needs.learn == "seq" and needs.depth, online.rows.length, *_unless_plain(online.lm.quantisation)]
         )  # fmt: skip
         name = f"{Path(online.lm.name).name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         self.folder = paths.cache_dir() / "states" / name

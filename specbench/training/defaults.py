@@ -34,6 +34,7 @@ _COMMON: Final[dict[str, Any]] = {
     "teacher_top_k": 0,
     "device": "auto",
     "dtype": "auto",
+    "quantisation": "none",
     "attention": "auto",
 }
 _DEMO: Final[dict[str, Any]] = {
@@ -116,6 +117,7 @@ class Settled:
     threads: int | None
     device: str
     dtype: Dtype
+    quantisation: str
     attention: str
     settings: tuple[Setting, ...]
     out: Path | None

@@ -18,7 +18,7 @@ from specbench.training.request import TrainRequest
 SHARE = "share"
 _NOT_AXES = {
     *("method", "target", "seed", "settings", "out", "resume", "dry_run", "data", "store", "methods_dirs"),
-    *("command", "trust_remote_code", "report_to", *BUDGETS),
+    *("command", "trust_remote_code", "report_to", "quantisation", *BUDGETS),
 }
 TRAIN_OPTIONS = (SHARE, *(each.name for each in dataclasses.fields(TrainRequest) if each.name not in _NOT_AXES))
 EVALUATE_OPTIONS = ("dataset", "eval_prompts", "eval_new_tokens")

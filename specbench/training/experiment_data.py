@@ -14,6 +14,7 @@ import numpy as np
 from specbench.data import kept
 from specbench.data.documents import Documents
 from specbench.lm.cached_lm import CachedLM
+from specbench.quantisation import NONE
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled, settle
 from specbench.training.documents import facts_of, read_documents
@@ -126,6 +127,8 @@ def _fingerprint(settled: Settled, lm: CachedLM) -> str:
         "format": kept.FORMAT,
         "written_by": lm.weights_hash,
         "dtype": str(lm.dtype),
+        # Left out where there is none: what was written before there was any is still the same.
+        **({} if lm.quantisation == NONE else {"quantisation": lm.quantisation}),
         "device": lm.device.type,
         "prompts": [name, *stamp, *map(str, settled.data)],
         "columns": settled.columns,

@@ -30,8 +30,9 @@ DATA_SEED = 0
 _RESULT_BLIND = {
     *("request", "settings", "out", "dry_run", "data", "store", "methods_dirs", "trust_remote_code", "report_to"),
     *("threads", "save_every", "device"),
+    "quantisation",
 }
-"""Fields on which no result depends."""
+"""Fields on which no result depends, and one that is the same in every experiment (none): cells are older than it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 from specbench import paths
 from specbench.bench.request import Dtype, Setting
 from specbench.errors import UsageError, did_you_mean
+from specbench.quantisation import check_quantisation
 
 Learn = Literal["gt", "kd", "seq"]
 """gt: the text's tokens. kd: the target's laws at the text's positions. seq: what the target itself would write after
@@ -112,6 +113,8 @@ class TrainRequest:
     device: str | None = None
     dtype: Dtype | None = None
     """Of the target."""
+    quantisation: str | None = None
+    """Of the target."""
     attention: str | None = None
     settings: tuple[Setting, ...] = ()
     """`--set METHOD.OPTION=VALUE`: the card's `training:` options, and its drafting ones for simulated acceptance."""
@@ -152,6 +155,7 @@ class TrainRequest:
         check_choice("--schedule", self.schedule, get_args(Schedule))
         check_choice("--precision", self.precision, get_args(Precision))
         check_choice("--dtype", self.dtype, get_args(Dtype))
+        check_quantisation(self.quantisation)
         for name in self.report_to:
             check_choice("--report-to", name, TRACKERS)
         if self.device is not None and not _DEVICE.fullmatch(self.device):

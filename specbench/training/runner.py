@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from specbench import checkpoint, paths
 from specbench.errors import SpecbenchError, UsageError
 from specbench.events import SCHEMA, CheckpointSaved, RunFinished, RunStarted
+from specbench.quantisation import NONE
 from specbench.store.journal import Journal
 from specbench.training import record
 from specbench.training.budget import Done
@@ -246,6 +247,8 @@ def use_command(request: Settled, folder: Path) -> str:
     words = ["specbench", "run", suite]
     if request.target != "demo":
         words += ["--target", request.target]
+    if request.quantisation != NONE:
+        words += ["--quantisation", request.quantisation]
     words += ["--methods", f"autoregressive,{request.method}", "--set", f"{request.method}.weights={folder}"]
     for each in request.methods_dirs:
         words += ["--methods-dir", str(each)]

@@ -162,6 +162,7 @@ def load_target(request: Settled, accelerator: Accelerator) -> CachedLM:
         dtype=pick_dtype(request.dtype, device),
         attention_name=request.attention,
         trust_remote_code=request.trust_remote_code,
+        quantisation=request.quantisation,
     )
     if lm.tokenizer is None:
         raise EnvironmentFailed(

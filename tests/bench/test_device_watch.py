@@ -15,9 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
-from specbench.bench import device_sampler, device_watch
+from specbench import paths
+from specbench.api import Silent
+from specbench.bench import device_sampler, device_watch, machine
 from specbench.bench.device_watch import DeviceWatch
+from specbench.bench.runner import run
+from specbench.manifest import read_manifest
+from specbench.report.table import to_text
 from specbench.store.device import metrics_file, read_device
+from tests.bench.test_runner import request_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -197,3 +203,96 @@ def test_without_nvml_the_header_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     gpu = device_sampler._Gpu("GPU-1")
     assert "Driver Not Loaded" in (gpu.missing or "") and gpu.sample() == {}
     assert device_sampler._Gpu("").missing is None  # no GPU in use: nothing is missing
+
+
+# --- energy --------------------------------------------------------------------------------------------------------
+
+COUNTING = """
+import time
+NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+class NVMLError(Exception): pass
+def nothing(*_): raise NVMLError("Not Supported")
+nvmlDeviceGetPowerUsage = nvmlDeviceGetComputeRunningProcesses = nvmlDeviceGetUtilizationRates = nothing
+nvmlDeviceGetCurrentClocksEventReasons = nvmlDeviceGetClockInfo = nvmlDeviceGetTemperature = nothing
+def nvmlInit(): pass
+def nvmlDeviceGetHandleByUUID(uuid): return uuid
+def nvmlDeviceGetTotalEnergyConsumption(_): return int(100_000 * time.time())  # millijoules: 100 W
+"""
+"""A pynvml whose card draws 100 W and tells nothing else."""
+
+
+@pytest.fixture
+def counting_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the sampler's own process."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "pynvml.py").write_text(COUNTING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@pytest.mark.usefixtures("counting_gpu")
+def test_energy_is_read_at_the_edges_of_a_group_and_lines_of_state_go_on(tmp_path: Path) -> None:
+    with DeviceWatch(tmp_path, gpu_uuid="GPU-1", say=print) as watch:
+        wait_for(tmp_path, "sampler_started")
+        for group in (3, 4):
+            watch.mark("begin", group)
+            time.sleep(0.4)
+            watch.mark("end", group)
+        watch.mark("begin", 5)  # never ended: a failed group
+        wait_for(tmp_path, '"e":"sample"')
+    log = read_device(tmp_path)
+    assert set(log.energy) == {3, 4} and log.samples
+    for row in log.energy.values():
+        assert row["window_s"] == pytest.approx(0.4, abs=0.3)
+        assert row["joules"] == pytest.approx(100 * row["window_s"], rel=0.05)
+
+
+def test_without_a_gpu_or_a_counter_nothing_is_said_of_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with DeviceWatch(tmp_path, gpu_uuid="", say=print) as watch:
+        wait_for(tmp_path, "sampler_started")
+        watch.mark("begin", 0)
+        watch.mark("end", 0)
+    assert "energy" not in metrics_file(tmp_path).read_text()
+
+    def refuses(_: Any) -> None:
+        raise NvmlError("Not Supported")
+
+    for more in ({}, {"nvmlDeviceGetTotalEnergyConsumption": refuses}):
+        monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(**more))
+        assert device_sampler._Gpu("GPU-1").energy_j() is None
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlDeviceGetTotalEnergyConsumption=lambda _: 12_345))
+    assert device_sampler._Gpu("GPU-1").energy_j() == 12.345
+
+
+def test_a_sampler_that_stands_still_or_is_gone_never_holds_up_a_run(tmp_path: Path) -> None:
+    """Its pipe is full after some thousand marks; the rest are dropped."""
+    with DeviceWatch(tmp_path, gpu_uuid="GPU-1", say=print) as watch:
+        process = watch._process
+        assert process is not None
+        wait_for(tmp_path, "sampler_started")
+        process.send_signal(signal.SIGSTOP)
+        for group in range(20_000):
+            watch.mark("begin", group)
+        process.kill()
+        process.wait()
+        watch.mark("end", 0)
+
+
+@pytest.mark.usefixtures("counting_gpu")
+def test_a_run_with_a_counting_gpu_has_its_energy_around_every_group(
+    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the card is real. Whether a reading came in time to be counted is the machine's load to say, and
+    the views' to decide (tests/store/test_device.py)."""
+    monkeypatch.setattr(machine, "gpu_uuid", lambda _: "GPU-1")
+    store = tmp_path / "results"
+    outcome = run(request_for(tiny_suite, tiny_target, store, repeats=1), Silent())
+    folder = paths.run_dir(store, outcome.run_id)
+    energy = read_device(folder).energy
+    assert set(energy) == {record.group for record in read_manifest(folder).groups}
+    assert all(row["joules"] == pytest.approx(100 * row["window_s"], abs=0.5) for row in energy.values())
+
+
+def test_a_run_without_one_shows_no_energy(tiny_suite: Path, tiny_target: Path, tmp_path: Path) -> None:
+    summary = run(request_for(tiny_suite, tiny_target, tmp_path / "results", repeats=1), Silent()).summary
+    assert summary is not None and all(row.joules_per_token is None for row in summary.rows)
+    assert "J/tok" not in to_text(summary)

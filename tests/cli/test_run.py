@@ -70,7 +70,20 @@ def test_every_option_reaches_the_bench(specbench: Callable[..., Any], fake: Fak
         ),
         *("--limit", "3", "--max-new-tokens", "9", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9"),
         *("--min-p", "0.1", "--repetition-penalty", "1.1", "--rule", "rejection", "--seed", "5", "--batch-size", "2"),
-        *("--repeats", "4", "--carry", "stream", "--dtype", "float64", "--device", "cuda:1", "--threads", "2"),
+        *(
+            "--repeats",
+            "4",
+            "--carry",
+            "stream",
+            "--dtype",
+            "float64",
+            "--quantisation",
+            "int8",
+            "--device",
+            "cuda:1",
+            "--threads",
+            "2",
+        ),
         *("--attention", "reference", "--set", "draft_model.model=org/small", "--set", "prompt_lookup.num_tokens=3"),
         *("--grid", "draft_model.num_tokens=1,2", "--fail-under", "1.5", "--data", "d", "--store", "s"),
         *("--variant", "draft_model:adaptive=true"),
@@ -95,6 +108,7 @@ def test_every_option_reaches_the_bench(specbench: Callable[..., Any], fake: Fak
         repeats=4,
         carry="stream",
         dtype="float64",
+        quantisation="int8",
         device="cuda:1",
         threads=2,
         attention="reference",
@@ -213,6 +227,7 @@ def test_a_dry_run_prints_the_plan_and_its_time(specbench: Callable[..., Any], f
         target="demo",
         device="cpu",
         dtype="float32",
+        quantisation="int8",
         methods=("autoregressive", "autoregressive#2", "prompt_lookup"),
         num_questions=12,
         num_repeats=3,
@@ -223,7 +238,14 @@ def test_a_dry_run_prints_the_plan_and_its_time(specbench: Callable[..., Any], f
     )
     fake.outcome = RunOutcome(run_id="", state="planned", plan=plan)
     out = specbench("run", "demo", "--dry-run").out
-    for said in ("12 questions", "autoregressive#2", "108 timed generations", "3 min 5 s", "one question timed"):
+    for said in (
+        "float32, int8 on cpu",
+        "12 questions",
+        "autoregressive#2",
+        "108 timed generations",
+        "3 min 5 s",
+        "one question timed",
+    ):
         assert said in out
     found = json.loads(specbench("run", "demo", "--dry-run", "--json").out)
     assert found["dry_run"] is True and found["num_groups"] == 108

@@ -118,6 +118,15 @@ def test_accuracy_has_a_column_only_where_a_suite_has_answers() -> None:
     assert "accuracy" not in table.to_text(summary(method_row()))
 
 
+def test_energy_has_a_column_only_where_a_card_counted_it() -> None:
+    """Three digits below one joule; a method without a reading shows none."""
+    rows = (method_row("a", joules_per_token=2.456), method_row("b", joules_per_token=0.04567), method_row("c"))
+    text = table.to_text(summary(*rows))
+    assert "J/tok" in text and "J/tok" in table.to_markdown(summary(*rows))
+    assert "2.46" in _line_of(text, "a ") and "0.0457" in _line_of(text, "b ")
+    assert "J/tok" not in table.to_text(summary(method_row()))
+
+
 def test_conditions_name_all_that_a_number_depends_on() -> None:
     text = table.to_text(summary(method_row(), temperature=0.7, top_p=0.9, batch_size=4))
     for said in ("mtbench", "80 questions × 3 repeats", "tiny-instruct", "Example CPU", "1 thread", "float32", "T 0.7"):

@@ -12,7 +12,7 @@ import pytest
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import Event, GenerationStarted
-from specbench.store.db import open_store
+from specbench.store.db import STORE_SCHEMA, open_store
 from specbench.store.device import metrics_file, read_device
 from specbench.store.ingest import ingest
 from specbench.store.pairs import fetch
@@ -146,7 +146,7 @@ def test_a_torn_last_line_is_passed_over_and_a_damaged_one_is_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [(HEADER | {"schema": 2}, "newer specbench"), ({"e": "from_the_future"}, "from_the_future")]
+    ("line", "said"), [(HEADER | {"schema": 3}, "newer specbench"), ({"e": "from_the_future"}, "from_the_future")]
 )
 def test_a_newer_record_is_refused(tmp_path: Path, line: dict[str, Any], said: str) -> None:
     metrics_file(tmp_path).write_text(json.dumps(line) + "\n")
@@ -163,9 +163,37 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date_by_reading_it(tmp_pat
         connection.execute("ALTER TABLE groups DROP COLUMN began_s")
         connection.execute("DROP TABLE device_sample")
         connection.execute("DROP TABLE device_sampler")
+        connection.execute("DROP TABLE group_energy")
         connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
         connection.execute("DELETE FROM meta WHERE key = 'views_hash'")
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         assert summarise(connection, "run-a") == before
         (version,) = fetch(connection, "SELECT value FROM meta WHERE key = 'schema_version'")
-    assert version["value"] == "2"
+    assert version["value"] == str(STORE_SCHEMA)
+
+
+def energy(edge: str, group: int, at_s: float, joules: float) -> dict[str, Any]:
+    return {"e": "energy", "edge": edge, "group": group, "at_s": at_s, "energy_j": joules}
+
+
+def test_joules_per_token_come_from_readings_at_a_groups_own_edges(tmp_path: Path) -> None:
+    """Group 0 (autoregressive) drew 30 J. Group 2's reading came seconds late and belongs to something else; group 4
+    was begun by a run that was killed; group 1 (the chain) never ended."""
+    (tmp_path / "plain").mkdir()
+    plain = summary_of(tmp_path / "plain", HEADER)
+    assert all(row.joules_per_token is None for row in plain.rows)
+    timed = {row["group_id"]: row for row in view(tmp_path / "plain", "SELECT * FROM timed_groups")}
+    lines = [
+        HEADER,
+        energy("begin", 0, 1000.0, 500.0),
+        energy("end", 0, 1000.01 + timed[0]["total_s"], 530.0),
+        energy("begin", 1, 1010.0, 530.0),
+        energy("begin", 2, 1020.0, 540.0),
+        energy("end", 2, 1027.0, 900.0),
+        energy("begin", 4, 1040.0, 900.0),
+        HEADER,
+        energy("end", 4, 1041.0, 950.0),
+    ]
+    found = {row.method: row for row in summary_of(tmp_path / "run", *lines).rows}
+    assert found["autoregressive"].joules_per_token == pytest.approx(30.0 / timed[0]["num_new_tokens"])
+    assert found["draft_model"].joules_per_token is None

@@ -58,4 +58,5 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     checkpoint.as_dtype(module, target)
     drafter = ShallowDrafter(module, target)
     drafter.weights_hash, drafter.trained_on = found.weights_hash, found.target.weights_hash
+    drafter.trained_quantisation = found.target.quantisation
     return drafter
