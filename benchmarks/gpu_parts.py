@@ -53,8 +53,8 @@ def engine_for(
 def timed(engine: Engine, drafter: Drafter, asked: list[Request], *, rounds: int = 3) -> list[GroupResult]:
     """Once to capture, then `rounds` times in which nothing is captured."""
     engine.reserve(drafter.max_nodes)
-    engine.generate(drafter, asked)
-    return [engine.generate(drafter, asked, may_capture=False) for _ in range(rounds)]
+    engine.generate(drafter, asked, capturing="all")
+    return [engine.generate(drafter, asked, capturing="none") for _ in range(rounds)]
 
 
 def step_s(results: list[GroupResult]) -> float:
@@ -139,7 +139,7 @@ def timer(bench: Bench, found: Found) -> dict[str, Any]:
             timed(engine, drafter, asked, rounds=1)
         for _ in range(5):
             for has_stamps, engine in engines.items():
-                walls[has_stamps].append(engine.generate(drafter, asked, may_capture=False).decode_s)
+                walls[has_stamps].append(engine.generate(drafter, asked, capturing="none").decode_s)
     cost = statistics.median(walls[True]) / statistics.median(walls[False]) - 1
     return {
         "rows": [

@@ -19,7 +19,7 @@ from torch import Tensor
 from specbench.engine import accept
 from specbench.engine.answer import NotFinite, StepSink
 from specbench.engine.choose import bounded_children, choose, see
-from specbench.engine.graphs import Graphs
+from specbench.engine.graphs import Capturing, Graphs
 from specbench.engine.pins import FIRST_STAMP, TABLE, DrafterPins, EnginePins
 from specbench.engine.readback import Shape, committed_states, read_table, step_table
 from specbench.engine.recorder import Recorder
@@ -32,13 +32,13 @@ SMALLEST_SPAN = 256
 
 
 class Capture(NamedTuple):
-    """What an engine lends to a run of captured steps. may_capture: False in a timed region, where a shape that was
-    never captured runs as it is."""
+    """What an engine lends to a run of captured steps. Where nothing may be captured, a shape that never was runs as it
+    is."""
 
     graphs: Graphs
     pins: EnginePins
     drafter_pins: DrafterPins
-    may_capture: bool
+    capturing: Capturing
 
 
 class _Flight(NamedTuple):
@@ -56,6 +56,14 @@ def span_of(num_needed: int, num_slots: int) -> int:
     while span < num_needed:
         span *= 2
     return min(span, num_slots)
+
+
+def spans(num_slots: int) -> list[int]:
+    """Every S of a cache."""
+    found = [min(SMALLEST_SPAN, num_slots)]
+    while found[-1] < num_slots:
+        found.append(min(2 * found[-1], num_slots))
+    return found
 
 
 def smaller_batch(num_rows: int) -> int:
@@ -108,6 +116,20 @@ class CapturedRun(Run):
         if flying is not None:
             flying.wait()  # thrown away
         self._lm.cache.lengths = [row.length - 1 for row in self._placed]
+        if self._capture.capturing == "all":
+            while smaller_batch(len(self._placed)):
+                self._move_up(list(range(smaller_batch(len(self._placed)))))
+
+    def _capture_spans(self) -> None:
+        """Every span of this batch. Rows are closed meanwhile: their steps leave nothing behind."""
+        num_rows = len(self._placed)
+        self._pins.is_open_R[:num_rows] = False
+        for span in spans(self._lm.cache.num_slots):
+            if span >= self._span:
+                self._replay(span)
+        self._pins.is_open_R[:num_rows] = torch.tensor(
+            [row.finish_reason is None for row in self._placed], device=self._lm.device
+        )
 
     def _may_go_on(self) -> bool:
         """Whether any row can still be live after the step under way: it commits at least one token of each."""
@@ -123,18 +145,25 @@ class CapturedRun(Run):
             is_rejection=self._setting.rule == "rejection",
             seen_BV=self._seen_BV,
         )
-        self._drafter.hold(self._span_for(in_flight=0))
-        self._capture.drafter_pins.settle()
+        self._span = self._span_for(in_flight=0)
+        self._drafter_settles()
 
     def _shrink(self) -> None:
         """Rows that have ended leave, down to the next smaller batch that is captured; the others move up."""
-        places = [place for place, row in enumerate(self._placed) if row.finish_reason is None]
+        self._move_up([place for place, row in enumerate(self._placed) if row.finish_reason is None])
+
+    def _move_up(self, places: list[int]) -> None:
         self._lm.keep(places, used=self._span)
         self._drafter.keep(places)
         self._pins.keep(places)
         self._placed = [self._placed[place] for place in places]
+        self._drafter_settles()
+
+    def _drafter_settles(self) -> None:
         self._drafter.hold(self._span)
         self._capture.drafter_pins.settle()
+        if self._capture.capturing == "all":
+            self._capture_spans()
 
     # --- a step leaves -----------------------------------------------------------------------------------------------
 
@@ -144,18 +173,21 @@ class CapturedRun(Run):
         return span_of(longest + (in_flight + 1) * most, self._lm.cache.num_slots)
 
     def _launch(self, step: int, *, in_flight: _Flight | None) -> _Flight:
-        self._span = span = self._span_for(in_flight=0 if in_flight is None else 1)
+        self._span = self._span_for(in_flight=0 if in_flight is None else 1)
+        shape = self._replay(self._span)
+        width = TABLE + len(self._placed) * shape.width
+        return _Flight(step, list(self._placed), shape, self._capture.graphs.backend.send(self._pins.out[:width]))
+
+    def _replay(self, span: int) -> Shape:
         num_rows = len(self._placed)
-        graphs = self._capture.graphs
-        shape: Shape = graphs.run(
+        shape: Shape = self._capture.graphs.run(
             self._drafter,
             (num_rows, span),
             lambda: self._whole_step(num_rows, span),
-            may_capture=self._capture.may_capture,
+            may_capture=self._capture.capturing != "none",
             before=lambda: self._drafter.hold(span),
         )
-        wait = graphs.backend.send(self._pins.out[: TABLE + num_rows * shape.width])
-        return _Flight(step, list(self._placed), shape, wait)
+        return shape
 
     def _whole_step(self, num_rows: int, span: int) -> Shape:
         """What is captured. Reads and writes pins alone."""

@@ -13,7 +13,7 @@ import torch
 from specbench.engine.answer import GroupResult, NotFinite, StepSink
 from specbench.engine.captured import Capture, CapturedRun
 from specbench.engine.clock import Clock, clock_for
-from specbench.engine.graphs import Backend, Graphs
+from specbench.engine.graphs import Backend, Capturing, Graphs
 from specbench.engine.host_drafted import HostDraftedRun
 from specbench.engine.pins import DrafterPins, EnginePins
 from specbench.engine.run import Run, Setting
@@ -118,11 +118,16 @@ class Engine:
 
     @torch.inference_mode()
     def generate(
-        self, drafter: Drafter, requests: Sequence[Request], *, sink: StepSink | None = None, may_capture: bool = True
+        self,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        *,
+        sink: StepSink | None = None,
+        capturing: Capturing = "met",
     ) -> GroupResult:
         """Decode all requests together. Exact stopping; every row's tokens depend on its own request only.
 
-        may_capture: whether a shape met for the first time may be captured now, which takes time: not when timed.
+        capturing: whether shapes may be captured now, which takes time: "none" where it is timed.
         Raises UsageError (does not fit), NotFinite (NaN logits), torch.OutOfMemoryError.
         """
         assert 0 < len(requests) <= self.max_batch, f"{len(requests)} requests in an engine of {self.max_batch} rows"
@@ -134,13 +139,15 @@ class Engine:
             self.lm.check_tokens(request.prompt)
         self.lm.tap(drafter.taps)
         try:
-            return self._run(drafter, requests, sink, may_capture=may_capture).run()
+            return self._run(drafter, requests, sink, capturing=capturing).run()
         except NotFinite:
             # Masked slots weigh 0, but 0 times a NaN left in them is NaN: the next question must not inherit it.
             self.lm.erase()
             raise
 
-    def _run(self, drafter: Drafter, requests: Sequence[Request], sink: StepSink | None, *, may_capture: bool) -> Run:
+    def _run(
+        self, drafter: Drafter, requests: Sequence[Request], sink: StepSink | None, *, capturing: Capturing
+    ) -> Run:
         setting = Setting(
             lm=self.lm,
             sampling=self.sampling,
@@ -152,11 +159,11 @@ class Engine:
         )
         if self.graphs is None:
             return Run(setting, drafter, requests, sink)
-        capture = self._capture(self.graphs, drafter, may_capture=may_capture)
+        capture = self._capture(self.graphs, drafter, capturing=capturing)
         kind = CapturedRun if drafter.capturable else HostDraftedRun
         return kind(setting, drafter, requests, sink, capture)
 
-    def _capture(self, graphs: Graphs, drafter: Drafter, *, may_capture: bool) -> Capture:
+    def _capture(self, graphs: Graphs, drafter: Drafter, *, capturing: Capturing) -> Capture:
         pins = self._pins
         # A cache that has grown, or pins that must, have moved: what was captured on them is void.
         if pins is None or pins.max_nodes < self.max_nodes or graphs.cache is not self.lm.cache:
@@ -171,4 +178,4 @@ class Engine:
         drafter_pins = self._drafter_pins.get(drafter)
         if drafter_pins is None:
             drafter_pins = self._drafter_pins[drafter] = DrafterPins(drafter, max_rows=self.max_batch)
-        return Capture(graphs, pins, drafter_pins, may_capture)
+        return Capture(graphs, pins, drafter_pins, capturing)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,9 @@ MOST_GRAPHS = 64
 """Kept per drafter; the one used longest ago goes first."""
 
 Step = Callable[[], Any]
+Capturing = Literal["all", "met", "none"]
+"""What may be captured in a generation: every shape the engine can come to, those it meets, or none, because it is
+timed."""
 
 
 class Graph(Protocol):

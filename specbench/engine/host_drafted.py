@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from specbench.engine import accept
 from specbench.engine.answer import NotFinite, StepSink
-from specbench.engine.captured import Capture, PinnedTests, span_of
+from specbench.engine.captured import Capture, PinnedTests, span_of, spans
 from specbench.engine.choose import bounded_children, choose, see
 from specbench.engine.pins import FIRST_STAMP, LATE_STAMP, TABLE
 from specbench.engine.readback import HostRead, Shape, committed_states, read_table, step_table
@@ -82,6 +81,9 @@ class HostDraftedRun(Run):
         self._pins = capture.pins
         self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
         self._unfinished: _Unfinished | None = None
+        self._met: set[tuple[int, int, TreeShape]] = set()
+        """Rows, span and shape of the trees of this generation."""
+        self._span = 0
         self._stamp(0)
 
     def _stamp(self, index: int) -> None:
@@ -93,6 +95,12 @@ class HostDraftedRun(Run):
         super()._decode(root_B)
         numbers = self._capture.graphs.backend.send(self._pins.out[:TABLE])()
         self._finish(numbers[LATE_STAMP])
+        if self._capture.capturing == "all":
+            # Shapes of trees are the drafter's own: those it has come to, at every length a text may have.
+            for num_rows, _, shape in list(self._met):
+                for span in spans(self._lm.cache.num_slots):
+                    if span > self._span:
+                        self._replay(num_rows, span, shape)
 
     def _settle(self, root_B: Tensor) -> None:
         self._pins.fill(
@@ -112,19 +120,13 @@ class HostDraftedRun(Run):
         tree = self._drafter.draft(self._draft_noise)
         shape = self._put(tree)
         self._stamp(FIRST_STAMP + 1)
-        span = span_of(max(row.length for row in self._live) + shape.num_nodes, self._lm.cache.num_slots)
-        work = partial(self._target_step, num_rows, span, shape, tree.logq_BMV)
+        self._span = span_of(max(row.length for row in self._live) + shape.num_nodes, self._lm.cache.num_slots)
         if tree.logq_BMV is None:
-            outcome: _Outcome = self._capture.graphs.run(
-                self._drafter,
-                (num_rows, span, shape),
-                work,
-                may_capture=self._capture.may_capture,
-                before=lambda: None,
-            )
+            self._met.add((num_rows, self._span, shape))
+            outcome = self._replay(num_rows, self._span, shape)
         else:
             # The laws a drafter drew from are its own tensors, new in every step: nothing a graph could find again.
-            outcome = work()
+            outcome = self._target_step(num_rows, self._span, shape, tree.logq_BMV)
         width = outcome.shape.width
         numbers = self._capture.graphs.backend.send(pins.out[: TABLE + num_rows * width])()
         if step == 0:
@@ -143,6 +145,16 @@ class HostDraftedRun(Run):
         marks = numbers[FIRST_STAMP : FIRST_STAMP + 4]
         self._unfinished = _Unfinished(step, [row.index for row in self._live], read, num_cut, marks)
         return pins.root_R[:num_rows]
+
+    def _replay(self, num_rows: int, span: int, shape: TreeShape) -> _Outcome:
+        outcome: _Outcome = self._capture.graphs.run(
+            self._drafter,
+            (num_rows, span, shape),
+            lambda: self._target_step(num_rows, span, shape, None),
+            may_capture=self._capture.capturing != "none",
+            before=lambda: None,
+        )
+        return outcome
 
     def _put(self, tree: DraftTree) -> TreeShape:
         """The tree goes where the captured step reads it, padded with nodes that are not valid."""

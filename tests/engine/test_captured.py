@@ -178,7 +178,7 @@ def test_nothing_is_captured_where_time_is_taken() -> None:
     plain, captured = (_engine(lm, Sampling(), is_captured=is_captured) for is_captured in (False, True))
     drafter = Plain()
     wanted = plain.generate(NoDrafter(), requests).generations
-    _demand_same(captured.generate(drafter, requests, may_capture=False).generations, wanted)
+    _demand_same(captured.generate(drafter, requests, capturing="none").generations, wanted)
     assert captured.graphs is not None
     assert captured.graphs.num_graphs(drafter) == 0
 
@@ -274,3 +274,23 @@ def test_a_request_of_one_token_needs_no_step() -> None:
         request = Request(key=1, prompt=(4, 5), max_new_tokens=new)
         [found] = captured.generate(Plain(), [request]).generations
         assert len(found.tokens) <= new and len(found.steps) == new - 1
+
+
+def test_a_warm_up_captures_every_length_and_batch_that_can_come() -> None:
+    """So that no shape is met for the first time where time is taken."""
+    lm = tiny_lm("llama", max_position_embeddings=600)
+    captured = _engine(lm, Sampling(), max_len=560, is_captured=True, stop=Stop())
+    short = requests_for(max_new_tokens=6)
+    long = requests_for([tokens_of(seed, 200 + 20 * seed) for seed in range(4)], max_new_tokens=40)
+    wanted = (
+        _engine(lm, Sampling(), max_len=560, is_captured=False, stop=Stop()).generate(NoDrafter(), long).generations
+    )
+    assert captured.graphs is not None
+    answers = [each.tokens for each in wanted]
+    for drafter, num in ((Bigrams(_followers("llama")), 9), (RefDrafter(answers, kind="tree"), 0)):
+        captured.generate(drafter, short, capturing="all")
+        before = captured.graphs.num_graphs(drafter)
+        assert before == num or (not num and before > 10), "batches of 4, 2 and 1 at 256, 512 and 599 slots"
+        found = captured.generate(drafter, long, capturing="none").generations
+        assert [each.tokens for each in found] == answers
+        assert captured.graphs.num_graphs(drafter) == before
