@@ -36,6 +36,8 @@ _FALLBACKS: Final[dict[str, Any]] = {
     "quantisation": "none",
     "device": "auto",
     "attention": "auto",
+    "graphs": "auto",
+    "compile": "auto",
 }
 _NOT_ON_THE_LINE: Final = frozenset(
     {"suite", "command", "settings", "grid", "variants", "methods", "data", "methods_dirs", "stop"}

@@ -13,6 +13,7 @@ from typing import Any
 
 from specbench import paths, provenance
 from specbench.bench.competitors import Competitor
+from specbench.bench.execution import describe
 from specbench.bench.request import GridAxis, RunRequest, Setting, Variant
 from specbench.bench.session import Session
 from specbench.errors import EnvironmentFailed, UsageError
@@ -170,6 +171,7 @@ def make_manifest(
             + provenance.device_name(lm.device.type, lm.device.index),
             threads=session.threads,
             attention=", ".join(sorted(lm.attention_used)) or (request.attention or "auto"),
+            execution=describe(lm, session.graphs),
             copy_bandwidth=copy_bandwidth,
         ),
         sampling=SamplingRecord(**dataclasses.asdict(session.sampling)),

@@ -120,6 +120,10 @@ class RunRequest:
     device: str | None = None
     threads: int | None = None
     attention: str | None = None
+    graphs: str | None = None
+    """Whether steps are captured: auto, on or off."""
+    compile: str | None = None
+    """Whether the target's forward is compiled: auto, on or off."""
     max_len: int | None = None
     """Most tokens of cache per sequence; None = what the suite needs, bounded by the target's context."""
     stop: tuple[str, ...] = ()
@@ -171,6 +175,8 @@ class RunRequest:
         _check_choice("--carry", self.carry, get_args(Carry))
         _check_choice("--dtype", self.dtype, get_args(Dtype))
         check_quantisation(self.quantisation)
+        _check_choice("--graphs", self.graphs, ("auto", "on", "off"))
+        _check_choice("--compile", self.compile, ("auto", "on", "off"))
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UsageError(
                 f"{self.device!r} is not a device", where="--device", try_="--device auto, cpu, mps, cuda or cuda:1"

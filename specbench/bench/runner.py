@@ -21,6 +21,7 @@ from specbench.bench.defaults import with_defaults
 from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
+from specbench.bench.execution import describe, tell_of_graphs
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
@@ -57,6 +58,7 @@ def run(request: RunRequest, progress: Progress) -> RunOutcome:
     contestants = [make_contestant(session, competitor) for competitor in chosen]
     if request.dry_run:
         return dry_run(session, contestants)
+    session.compile_target(progress.say)
     run_id = resumed.run_id if resumed else record.new_run_id(loaded.name)
     folder = paths.run_dir(request.store, run_id)
     try:
@@ -92,7 +94,7 @@ class _Run:
         state: State = "finished"
         watch = DeviceWatch(self._folder, gpu_uuid=machine.gpu_uuid(self._session.lm.device), say=self._progress.say)
         self._watch = watch
-        with Journal(self._folder) as journal, watch, _settled_heap():
+        with Journal(self._folder) as journal, watch, machine.settled_heap():
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
@@ -144,6 +146,7 @@ class _Run:
                 ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
                 ("the device", manifest.device.kind, session.lm.device.type),
                 ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
+                ("how steps are run", manifest.device.execution, describe(session.lm, session.graphs)),
                 ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
             )
             if was != is_now
@@ -160,6 +163,8 @@ class _Run:
         session = self._session
         if session.lm.num_processes > 1 and session.lm.dtype.itemsize < 4:
             self._progress.say(f"differing answers are judged in {session.lm.dtype}: a split target has no fp32 copy")
+        if session.lm.compile_s:
+            journal.write(Measured(name="compile_s", value=session.lm.compile_s, unit="s"))
         self._progress.say("reference pass")
         session.make_references(self._contestants[BASELINE].drafter, self._progress)
         for (question_id, turn), answer in session.references.items():
@@ -193,6 +198,8 @@ class _Run:
             finally:
                 contestant.drafter.restore(contestant.snapshot)
             journal.write(Measured(name="warm_up_s", value=seconds, unit="s", method=label))
+            if session.engine.graphs is not None:
+                tell_of_graphs(journal, label, contestant.drafter, session.engine.graphs, say=self._progress.say)
 
     def _replay_streams(self, groups: Sequence[GroupRecord], done: set[int]) -> None:
         """Under `carry: stream` a resumed run regrows, untimed, what its methods carried at the point of
@@ -383,15 +390,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-@contextlib.contextmanager
-def _settled_heap() -> Iterator[None]:
-    """What is loaded by now stays: collections between groups look at new objects only (0.3 s each otherwise,
-    measured)."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -6,7 +6,7 @@ Built once per command; `bench.run` and `specbench generate` both work on one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ import torch
 import transformers
 
 from specbench import provenance, registry, suite
+from specbench.bench import execution
 from specbench.bench.competitors import Competitor
+from specbench.bench.execution import describe, pick_graphs
 from specbench.bench.reference import ReferenceAnswer, ReferenceBook
 from specbench.bench.request import Progress, RunRequest
 from specbench.engine.answer import GroupResult, StepSink
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import Capturing
 from specbench.engine.stop import Stop
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.lm.cached_lm import CachedLM
@@ -82,6 +85,7 @@ def load_target(request: RunRequest) -> CachedLM:
         trust_remote_code=request.trust_remote_code,
         is_split=is_split,
         quantisation=request.quantisation,
+        will_compile=request.compile == "on",
     )
     if lm.tokenizer is None:
         raise EnvironmentFailed(
@@ -104,6 +108,7 @@ class Session:
         self.tokenizer = self.lm.tokenizer
         self.template = request.template or "chat"
         self.sampling = sampling_of(request)
+        self.graphs = pick_graphs(request.graphs or "auto", self.lm)
         self.max_new_tokens: int = request.max_new_tokens
         self.seed: int = request.seed
         self.num_prompt_tokens = {q.question_id: len(self._render(q, 0, ())) for q in loaded.questions}
@@ -114,8 +119,14 @@ class Session:
             max_batch=request.batch_size,
             max_len=self._needed_len(),
             stop=Stop(ids=stop_ids_of(self.lm), strings=request.stop, decode=self.decode),
+            graphs=self.graphs,
         )
+        self.compile_switch: str = request.compile or "auto"
         self.references: dict[tuple[str, int], ReferenceAnswer] = {}
+
+    def compile_target(self, say: Callable[[str], None]) -> None:
+        """As the request wants it; before anything is run. say: told what came of it."""
+        execution.compile_target(self.compile_switch, self.lm, say=say, max_len=self.engine.max_len)
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 
@@ -180,9 +191,16 @@ class Session:
         return drafter
 
     def generate(
-        self, drafter: Drafter, cells: Sequence[Cell], *, with_reference: bool, sink: StepSink | None = None
+        self,
+        drafter: Drafter,
+        cells: Sequence[Cell],
+        *,
+        with_reference: bool,
+        sink: StepSink | None = None,
+        capturing: Capturing = "none",
     ) -> GroupResult:
-        """Decode cells together. with_reference: the method's card asked for the reference answers."""
+        """Decode cells together. with_reference: the method's card asked for the reference answers. capturing: graphs
+        are made where nothing is timed."""
         requests = []
         for cell in cells:
             answer = self.references.get((cell.question.question_id, cell.turn)) if with_reference else None
@@ -194,7 +212,7 @@ class Session:
                     reference=answer.tokens if answer else None,
                 )
             )
-        return self.engine.generate(drafter, requests, sink=sink)
+        return self.engine.generate(drafter, requests, sink=sink, capturing=capturing)
 
     def warm_up(self, drafter: Drafter, cells: Sequence[Cell], *, with_reference: bool) -> float:
         """Run until step time settles (measurement 7) -> seconds spent. Nothing of it is recorded."""
@@ -202,8 +220,9 @@ class Session:
         was = self.max_new_tokens
         self.max_new_tokens = min(WARM_UP_TOKENS, was)
         try:
-            for _ in range(_MAX_WARM_UPS):
-                result = self.generate(drafter, cells, with_reference=with_reference)
+            for trial in range(_MAX_WARM_UPS):
+                capturing: Capturing = "met" if trial else "all"
+                result = self.generate(drafter, cells, with_reference=with_reference, capturing=capturing)
                 spent += result.total_s
                 steps = [step for generation in result.generations for step in generation.steps]
                 if not steps:
@@ -228,6 +247,7 @@ class Session:
             "device": self.lm.device.type,
             "threads": self.threads,
             "attention": self.request.attention,
+            "execution": describe(self.lm, self.graphs),
             "versions": [torch.__version__, transformers.__version__, *self._quantiser_versions()],
             "sampling": dataclasses.asdict(self.sampling),
             "seed": self.seed,

@@ -73,6 +73,7 @@ def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progres
         assert request.seed is not None
         loaded = loaded.limited(request.limit, seed=request.seed)
     session = Session(request, loaded)
+    session.compile_target(progress.say)
     plain = dataclasses.replace(request, grid=(), variants=(), methods=(BASELINE,))
     baseline = make_contestant(session, competitors(plain)[0])
     progress.say("the target's answers")

@@ -33,6 +33,13 @@ Threads = Annotated[int | None, option("--threads", WHERE, "N", "CPU threads; 1 
 Attention = Annotated[
     str | None, option("--attention", WHERE, "NAME", "auto, sdpa, triton or plain (the slow, readable one).")
 ]
+Graphs = Annotated[
+    str | None, option("--graphs", WHERE, "WHEN", "Steps as CUDA graphs: auto (where it can be done), on or off.")
+]
+Compile = Annotated[
+    str | None,
+    option("--compile", WHERE, "WHEN", "The target through torch.compile: auto (CUDA, where faster), on or off."),
+]
 TrustRemoteCode = Annotated[
     bool, option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")
 ]

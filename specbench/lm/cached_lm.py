@@ -112,6 +112,12 @@ class CachedLM:
         (`compile_s`)."""
         self._compiled = CompiledDecoder(self.model, backend=backend)
 
+    def run_uncompiled(self) -> None:
+        """Forwards go as they did before `compile`."""
+        if self._compiled is not None:
+            self._compiled.remove()
+            self._compiled = None
+
     @property
     def is_compiled(self) -> bool:
         """See `compile`."""

@@ -93,7 +93,7 @@ class CompiledDecoder:
 
     def __init__(self, model: PreTrainedModel, *, backend: str = "inductor") -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir() / "compiled"))
-        decoder = decoder_of(model)
+        decoder = self._decoder = decoder_of(model)
         # On a CPU weights are packed for the products they are in; the model keeps its own copy.
         options: Any = {"freezing": True} if model.device.type == "cpu" and backend == "inductor" else None
         self._no_cache = _NoCache()
@@ -103,6 +103,10 @@ class CompiledDecoder:
         self.compile_s = 0.0
         """Seconds spent in calls that met a shape for the first time."""
         decoder.forward = self._forward
+
+    def remove(self) -> None:
+        """The decoder is as it was."""
+        self._decoder.forward = self._plain
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs.get("past_key_values") is None:

@@ -200,12 +200,14 @@ def load_lm(
     attention_name: str = "auto",
     trust_remote_code: bool = False,
     is_split: bool = False,
+    will_compile: bool = False,
     quantisation: str = NONE,
     quantisation_said_by: str = "--quantisation",
 ) -> CachedLM:
     """Load weights and tokenizer. Raises UsageError (unsupported), EnvironmentFailed (missing, pickled or damaged
     weights, a library that a quantisation needs).
 
+    will_compile: `CachedLM.compile` follows.
     is_split: over the processes that torchrun started (`lm.parallel`). Only rank 0 returns; the others end the program
     when it ends. quantisation: one of `specbench.quantisation`; quantisation_said_by: the option that asked for it.
     """
@@ -284,7 +286,8 @@ def load_lm(
 
         return lead_or_follow(model, device=device, facts=facts)
     nn.Module.to(model, device)  # in place; transformers' own .to() is wrapped and loses its types
-    lay_out_linears(model)
+    # Compiled products are laid out by the compiler; the head stays outside of it.
+    lay_out_linears(model.get_output_embeddings() if will_compile else model)
     return CachedLM(model, **facts)
 
 

@@ -28,6 +28,7 @@ CONDITIONS = {
     "device": "device",
     "threads": "threads",
     "attention": "attention implementation",
+    "execution": "execution (operators or graphs)",
     "temperature": "temperature",
     "top_k": "top-k",
     "top_p": "top-p",

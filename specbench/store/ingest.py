@@ -143,6 +143,7 @@ def _run_row(manifest: Manifest, *, state: str, last_word: RunFinished | None) -
         "device": device.name,
         "threads": device.threads,
         "attention": device.attention,
+        "execution": device.execution,
         "copy_bandwidth": device.copy_bandwidth,
         **manifest.sampling.model_dump(),
         "rule": manifest.rule,

@@ -225,6 +225,8 @@ class RunSummary:
     dtype: str
     threads: int
     attention: str
+    execution: str
+    """Steps as operators or graphs; `, compiled`."""
     batch_size: int
     max_new_tokens: int
     temperature: float

@@ -1,0 +1,112 @@
+"""How a target's steps are run: operator by operator or as graphs, compiled or not. Chosen once per command, said on
+every row, never changed silently.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Final, Literal
+
+import torch
+
+from specbench.engine.graphs import Backend, CudaGraphs, Graphs, why_not
+from specbench.errors import EnvironmentFailed, UsageError
+from specbench.events import Measured
+from specbench.lm.cached_lm import CachedLM
+from specbench.method import Drafter
+from specbench.store.journal import Journal
+from specbench.tree import empty
+
+Switch = Literal["auto", "on", "off"]
+SWITCHES: Final = ("auto", "on", "off")
+_NUM_TRIALS = 30
+
+
+def pick_graphs(switch: str, lm: CachedLM) -> Backend | None:
+    """What captures the steps of this target; None runs them operator by operator. auto: wherever it can be done.
+
+    Raises EnvironmentFailed or UsageError where `on` cannot be done.
+    """
+    if switch == "off":
+        return None
+    missing = why_not(lm.device)
+    if not missing and lm.num_processes > 1:
+        missing = "a target that is split over processes runs step by step"
+    if not missing and not lm.is_capturable:
+        missing = f"weights quantised as {lm.quantisation} run eagerly"
+    if not missing:
+        return CudaGraphs(lm.device)
+    if switch == "on":
+        raise EnvironmentFailed(f"steps cannot be captured: {missing}", where="--graphs on", try_="--graphs auto")
+    return None
+
+
+def compile_target(switch: str, lm: CachedLM, *, say: Callable[[str], None], max_len: int) -> None:
+    """Compile the target where asked to. auto: on CUDA, and only where a step of one token is then faster.
+
+    On a CPU auto means no: one token took 0.97, five took 1.25 of the time on an 8 M Llama (one thread of an AMD EPYC,
+    torch 2.13, float32), because the products laid out here are faster than what the compiler makes of them.
+    Raises EnvironmentFailed where `on` fails.
+    """
+    if switch == "off" or (switch == "auto" and (lm.device.type != "cuda" or lm.num_processes > 1)):
+        return
+    if lm.num_processes > 1:
+        raise UsageError(
+            "a target that is split over processes is not compiled", where="--compile", try_="--compile off"
+        )
+    before = _step_s(lm, max_len) if switch == "auto" else 0.0
+    lm.compile()
+    try:
+        after = _step_s(lm, max_len)
+    except Exception as error:
+        lm.run_uncompiled()
+        why = str(error).strip().splitlines()[0]
+        if switch == "on":
+            raise EnvironmentFailed(
+                f"{lm.name} cannot be compiled: {why}", where="--compile on", try_="--compile off"
+            ) from error
+        say(f"the target runs as it is: it cannot be compiled ({why})")
+        return
+    if switch == "auto" and after >= before:
+        lm.run_uncompiled()
+        say(f"the target runs as it is: compiled, a step takes {after * 1e3:.2f} ms instead of {before * 1e3:.2f}")
+    else:
+        say(f"the target is compiled ({lm.compile_s:.0f} s)")
+
+
+def _step_s(lm: CachedLM, max_len: int) -> float:
+    """Seconds of one decode step behind a short text, median."""
+    lm.allocate(max_batch=1, max_len=max_len, max_nodes=0)
+    root_B = torch.tensor([1], device=lm.device)
+    lm.begin(1)
+    lm.prefill(0, torch.arange(min(16, lm.vocab_size), device=lm.device))
+    tree = empty(1, lm.device)
+    seconds = []
+    for _ in range(_NUM_TRIALS):
+        start = _now(lm.device)
+        lm.verify(root_B, tree)
+        seconds.append(_now(lm.device) - start)
+    return statistics.median(seconds)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def tell_of_graphs(
+    journal: Journal, label: str, drafter: Drafter, graphs: Graphs, *, say: Callable[[str], None]
+) -> None:
+    """After a method's warm-up: how many graphs it has, or why it has none."""
+    journal.write(Measured(name="num_graphs", value=graphs.num_graphs(drafter), unit="graphs", method=label))
+    if graphs.refusal(drafter):
+        say(f"{label}: its steps run one by one, they cannot be captured: {graphs.refusal(drafter)}")
+
+
+def describe(lm: CachedLM, backend: Backend | None) -> str:
+    """For the manifest: rows are compared with rows that were run alike."""
+    steps = "operators" if backend is None else "graphs"
+    return f"{steps}, compiled" if lm.is_compiled else steps

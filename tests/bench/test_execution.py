@@ -1,0 +1,111 @@
+"""How steps are run is chosen in the open: what cannot be done is refused or said, never done otherwise in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from specbench.api import Silent
+from specbench.bench import execution, session
+from specbench.bench.execution import compile_target, describe, pick_graphs
+from specbench.bench.request import RunRequest, Setting
+from specbench.bench.runner import run
+from specbench.engine.recorded import RecordedGraphs
+from specbench.errors import EnvironmentFailed, UsageError
+from specbench.manifest import read_manifest
+from tests.bench.test_runner import request_for
+from tests.helpers import tiny_lm
+
+
+def test_graphs_are_refused_on_a_cpu_and_auto_does_without() -> None:
+    lm = tiny_lm("llama")
+    assert pick_graphs("auto", lm) is None
+    assert pick_graphs("off", lm) is None
+    with pytest.raises(EnvironmentFailed, match="need a CUDA device"):
+        pick_graphs("on", lm)
+
+
+def test_what_a_row_says_of_its_execution() -> None:
+    lm = tiny_lm("llama")
+    assert describe(lm, None) == "operators"
+    assert describe(lm, RecordedGraphs()) == "graphs"
+    lm.compile(backend="eager")
+    assert describe(lm, None) == "operators, compiled"
+    lm.run_uncompiled()
+    assert describe(lm, None) == "operators"
+
+
+def test_auto_keeps_a_compiled_target_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for before, after, is_kept in ((1.0, 0.5, True), (0.5, 1.0, False)):
+        lm = tiny_lm("llama")
+        monkeypatch.setattr(type(lm), "device", property(lambda _: torch.device("cuda")), raising=False)
+        times = iter((before, after))
+        monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, times=times: next(times))
+        object.__setattr__(lm, "compile", lambda lm=lm: type(lm).compile(lm, backend="eager"))
+        compile_target("auto", lm, say=said.append, max_len=32)
+        assert lm.is_compiled is is_kept
+        monkeypatch.undo()
+    assert "is compiled" in said[0]
+    assert "runs as it is" in said[1] and "1000.00 ms instead of 500.00" in said[1]
+
+
+def test_on_a_cpu_auto_does_not_compile() -> None:
+    lm = tiny_lm("llama")
+    compile_target("auto", lm, say=lambda text: None, max_len=32)
+    assert not lm.is_compiled
+
+
+def test_a_target_that_cannot_be_compiled_is_refused_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama", dtype=torch.float32)
+
+    def fails(lm: object, max_len: int) -> float:
+        raise RuntimeError("graph break in the model\nmore")
+
+    monkeypatch.setattr(execution, "_step_s", fails)
+    with pytest.raises(EnvironmentFailed, match=r"cannot be compiled: graph break in the model\n  where"):
+        compile_target("on", lm, say=lambda text: None, max_len=32)
+    assert not lm.is_compiled
+
+
+def test_a_split_target_is_not_compiled() -> None:
+    lm = tiny_lm("llama")
+    lm.num_processes = 2
+    with pytest.raises(UsageError, match="split over processes"):
+        compile_target("on", lm, say=lambda text: None, max_len=32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_run_with_captured_steps_measures_the_same_text_and_says_so(
+    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """Whole runs, with graphs that replay operators in place of CUDA's."""
+    monkeypatch.setattr(session, "pick_graphs", lambda switch, lm: RecordedGraphs())
+    asked = request_for(
+        tiny_suite,
+        tiny_target,
+        tmp_path / "results",
+        methods=("autoregressive", "prompt_lookup", "draft_model", "suffix"),
+        settings=(Setting("draft_model", "model", str(tiny_target)),),
+        dtype="float64",
+        batch_size=batch_size,
+        repeats=1,
+    )
+    outcome = run(asked, Silent())
+    assert outcome.state == "finished" and not outcome.failed_checks and outcome.summary is not None
+    assert outcome.summary.execution == "graphs"
+    for row in outcome.summary.rows:
+        assert row.num_failed == 0 and row.equality is not None
+        assert (row.equality.identical, row.equality.bug) == (5, 0), row.method
+        assert row.phase_s.verify > 0 and row.phase_s.commit > 0
+    [folder] = (tmp_path / "results" / "runs").iterdir()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    graphs = {each["method"]: each["value"] for each in events if each.get("name") == "num_graphs"}
+    assert graphs and min(graphs.values()) > 0, "every method's steps were captured before anything was timed"
+    manifest = read_manifest(folder)
+    monkeypatch.undo()
+    with pytest.raises(EnvironmentFailed, match="how steps are run"):
+        run(RunRequest(resume=manifest.run_id, store=tmp_path / "results"), Silent())
