@@ -233,14 +233,14 @@ def test_nan_logits_fail_the_question(go, monkeypatch):
 
 
 def test_a_method_whose_answers_differ_without_a_reason_fails_the_run(go, monkeypatch):
-    from specbench.engine import decode
+    from specbench.engine import accept
 
-    right = decode.accept.walk
+    right = accept.walk
 
     def cheating(chosen_BM, tree):
         return right(tree.tokens_BN.new_full(chosen_BM.shape, 65) if tree.num_nodes else chosen_BM, tree)
 
-    monkeypatch.setattr(decode.accept, "walk", cheating)
+    monkeypatch.setattr(accept, "walk", cheating)
     outcome, _ = go()
     assert any("prompt_lookup" in sentence for sentence in outcome.failed_checks)
     row = rows_of(outcome)["prompt_lookup"]

@@ -112,6 +112,7 @@ def test_every_option_reaches_the_bench(specbench: Callable[..., Any], fake: Fak
         device="cuda:1",
         threads=2,
         attention="reference",
+        execution="operators",
         settings=(Setting("draft_model", "model", "org/small"), Setting("prompt_lookup", "num_tokens", "3")),
         grid=(GridAxis("draft_model", "num_tokens", ("1", "2")),),
         variants=(Variant("draft_model", (("adaptive", "true"),)),),

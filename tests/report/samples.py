@@ -183,6 +183,7 @@ def summary(*rows: MethodRow, **changes: Any) -> RunSummary:
         dtype="float32",
         threads=1,
         attention="sdpa",
+        execution="operators",
         batch_size=1,
         max_new_tokens=256,
         temperature=0.0,

@@ -32,6 +32,7 @@ def _later(found: RunSummary, **changes: Any) -> RunSummary:
         {"device_kind": "cuda"},
         {"threads": 2},
         {"attention": "reference"},
+        {"execution": "graphs"},
         {"temperature": 1.0},
         {"top_p": 0.9},
         {"repetition_penalty": 1.1},
