@@ -43,6 +43,20 @@ class MethodSoFar(NamedTuple):
         return self.num_decode_tokens / self.num_steps if self.num_steps else None
 
 
+class _Seconds(NamedTuple):
+    total_s: float
+    prefill_s: float
+    decode_s: float
+    draft_s: float
+    verify_s: float
+    accept_s: float
+    commit_s: float
+
+
+def _seconds(sums: list[float]) -> _Seconds:
+    return _Seconds(*sums[3:])
+
+
 class _Cell(NamedTuple):
     method: str
     unit: str
@@ -85,7 +99,7 @@ class SoFar:
             sums[record.method] = [a + b for a, b in zip(sums[record.method], parts, strict=True)]
         paired = self._speedups(cells)
         return {
-            method: MethodSoFar(method, int(of[0]), int(of[1]), int(of[2]), *of[3:], paired.get(method))
+            method: MethodSoFar(method, int(of[0]), int(of[1]), int(of[2]), *_seconds(of), speedup=paired.get(method))
             for method, of in sums.items()
         }
 
