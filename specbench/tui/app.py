@@ -101,8 +101,8 @@ class SpecbenchApp(App[None]):
 
     def on_mount(self) -> None:
         self.marks = first_mode(no_color=self.no_color, color_system=self.console.color_system)
-        self._views["home"] = HomeView()
-        self.push_screen(self._views["home"])
+        self._keep("home", HomeView())
+        self.push_screen("home")
         if self._run:
             self.open_run(self._run)
         self.set_interval(_REST_EVERY_S, self.workspace.reader.rest)
@@ -118,14 +118,19 @@ class SpecbenchApp(App[None]):
         """A screen, made when it is first asked for."""
         if name not in self._views:
             module, cls = _LATER[name]
-            self._views[name] = getattr(importlib.import_module(f"specbench.tui.views.{module}"), cls)()
+            self._keep(name, getattr(importlib.import_module(f"specbench.tui.views.{module}"), cls)())
         return self._views[name]
+
+    def _keep(self, name: str, view: View) -> None:
+        # Installed: Textual unmounts every other screen that is switched away from, and would build it anew each time.
+        self._views[name] = view
+        self.install_screen(view, name)
 
     def show_view(self, name: str) -> None:
         """Switch screens; what they show is kept."""
         found = self.view(name)
         if found is not self.screen:
-            self.switch_screen(found)
+            self.switch_screen(name)
 
     def open_run(self, run: str) -> None:
         """A run's race, or a training's curves; an unknown one is said on the screen that is shown."""
