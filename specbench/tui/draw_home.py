@@ -62,31 +62,38 @@ def rows(
     entries: Sequence[RunItem],
     summaries: Mapping[str, RunSummary],
     ratios: Mapping[str, Sequence[float]],
+    progress: Mapping[str, str],
     width: int,
 ) -> tuple[list[Line], list[tuple[str, Line]]]:
-    """Head and rows by run id. summaries, ratios: as far as they have been read; `…` stands for the rest."""
+    """Head and rows by run id. summaries, ratios: as far as they have been read; `…` stands for the rest.
+    progress: of runs that are being written."""
     columns = [
         Column("run", grows=True),
         Column("state"),
         Column("suite", drop=2),
         Column("target", drop=4),
-        Column("fastest", drop=1),
+        Column("fastest", most=15),
         Column("speed-up", right=True),
         Column("95 % interval", right=True),
         Column("τ", right=True, drop=3),
         Column("by question", drop=5),
     ]
-    cells = [_cells(entry, summaries.get(entry.run_id), ratios.get(entry.run_id, ())) for entry in entries]
+    cells = [
+        _cells(entry, summaries.get(entry.run_id), ratios.get(entry.run_id, ()), progress.get(entry.run_id, "…"))
+        for entry in entries
+    ]
     head, body = table(columns, cells, width)
     return [head], [(entry.run_id, row) for entry, row in zip(entries, body, strict=True)]
 
 
-def _cells(entry: RunItem, summary: RunSummary | None, ratios: Sequence[float]) -> list[Span]:
+def _cells(entry: RunItem, summary: RunSummary | None, ratios: Sequence[float], progress: str) -> list[Span]:
     head = [Span(entry.run_id), state_of(entry), Span(entry.suite), Span(entry.target)]
     if entry.kind == "train":
         # The step it was reached at stands beside the list.
         best = entry.headline.partition(" at ")[0] or "training"
         return [*head, Span(best, "dim"), Span(""), Span(""), Span(""), Span("")]
+    if entry.state == "running":
+        return [*head, Span(progress, "good"), Span(""), Span(""), Span(""), Span("")]
     if summary is None:
         waiting = "…" if entry.state not in ("damaged",) else text.NONE
         return [*head, Span(waiting), Span(""), Span(""), Span(""), Span("")]
@@ -95,7 +102,8 @@ def _cells(entry: RunItem, summary: RunSummary | None, ratios: Sequence[float]) 
         return [*head, Span("no method yet", "dim"), Span(""), Span(""), Span(""), Span("")]
     where = standing(row)
     style = "" if where is Standing.RANKED else "dim"
-    name = row.method if where is Standing.RANKED else f"{row.method} ({rank_text(where, rank=None, is_tied=False)})"
+    # Not ranked: dim, and with a sign for those who see no dim; why not stands beside the list.
+    name = row.method if where is Standing.RANKED else f"≈{row.method}"
     return [
         *head,
         Span(name, style),
@@ -138,6 +146,10 @@ def details(entry: RunItem, summary: RunSummary | None, source: str, width: int)
         found += wrap(entry.headline or "no evaluation yet", width)
         found += [(), *wrap("enter opens its curves", width, "dim")]
         return found
+    if entry.state == "running":
+        found += wrap("enter follows it, token by token", width, "dim")
+        found += wrap("x stops it; closing this viewer does not", width, "dim")
+        return found
     if summary is None:
         found += wrap("being summed up …" if entry.state != "damaged" else "its manifest cannot be read", width, "dim")
         return found
@@ -149,6 +161,9 @@ def details(entry: RunItem, summary: RunSummary | None, source: str, width: int)
         words = f"{text.times(row.speedup):>6} {text.interval(row.speedup_ci):>14} "
         style = "" if where in (Standing.RANKED, Standing.BASELINE) else "dim"
         found.append(line(Span(words, style), Span(row.method, style)))
+        if where not in (Standing.RANKED, Standing.BASELINE):
+            rank = rank_text(where, rank=None, is_tied=False)
+            found.append(line(Span(f"{'':>22}≈ {rank}", "dim")))
     found.append(())
     for sentence in remarks(summary):
         found += wrap(sentence, width, "bad" if "failed" in sentence else "dim")

@@ -138,10 +138,17 @@ def _from_journal(store: Path | None, run_id: str, why: str) -> Summed:
     """Through a store of its own, thrown away: the same views and the same intervals, no second definition."""
     from specbench.store.db import open_store
     from specbench.store.ingest import ingest
+    from specbench.store.invariants import InvariantViolation
 
     with tempfile.TemporaryDirectory(prefix="specbench-tui-") as name:
         file = Path(name) / "specbench.duckdb"
-        ingest(file, paths.run_dir(store, run_id))
+        try:
+            ingest(file, paths.run_dir(store, run_id))
+        except InvariantViolation as error:
+            # For `results ingest` a defect; here a run whose figures cannot be shown, beside others whose can.
+            raise EnvironmentFailed(
+                f"the journal's counts contradict each other: {error}", try_=f"specbench results ingest {run_id}"
+            ) from error
         with open_store(file, read_only=True) as connection:
             return _read(connection, run_id, f"read from the journal: {why}")
 

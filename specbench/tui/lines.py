@@ -106,6 +106,8 @@ class Column(NamedTuple):
     drop: int = 0
     grows: bool = False
     """Takes what is left over, and gives it back first."""
+    most: int = 1000
+    """Cells at most; longer ones are cut."""
 
 
 _GAP = 2
@@ -117,7 +119,8 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Span]], width: int)
     shown = list(range(len(columns)))
 
     def natural(place: int) -> int:
-        return max([cell_len(columns[place].title), *(cell_len(visible(row[place].text)) for row in rows)])
+        longest = max([cell_len(columns[place].title), *(cell_len(visible(row[place].text)) for row in rows)])
+        return min(longest, columns[place].most)
 
     widths = {place: natural(place) for place in shown}
 

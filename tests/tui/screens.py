@@ -24,13 +24,17 @@ SIZES = [pytest.param(WIDE, id="120x36"), pytest.param(NARROW, id="80x24")]
 RUN = "20260102-demo-run-a"
 
 
+LIVE_STEPS = crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0)])
+"""What the live answer has so far."""
+
+
 def write_live(store: Path, *, pid: int, run_id: str = "20260103-demo-live") -> Path:
     """A run in the middle of its second answer: the baseline's is finished, the chain's has three steps."""
     manifest = make_manifest((AUTOREGRESSIVE, CHAIN), run_id=run_id, num_questions=2, repeats=1)
     events = list(run_events(manifest, (AUTOREGRESSIVE, CHAIN)))
     start = next(n for n, e in enumerate(events) if isinstance(e, GenerationStarted) and e.method == "draft_model")
     started = RunStarted(schema=2, run_id=run_id, time="2026-01-03T00:00:00+00:00", pid=pid, resumed=False)
-    steps = Steps(group=1, rows=tuple(crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0)])))
+    steps = Steps(group=1, rows=tuple(LIVE_STEPS))
     return write_run(store / "runs" / run_id, manifest, iter([started, *events[1 : start + 1], steps]))
 
 

@@ -336,8 +336,7 @@ def test_the_form_checks_while_typing_and_shows_the_command(tmp_path: Path) -> N
             assert isinstance(form, LaunchForm)
             assert "specbench run demo --methods" in " ".join(form.query_one("#becomes", Canvas).text().split())
             await pilot.press("x")
-            await pilot.pause()
-            assert "there is no suite 'x'" in form.query_one("#becomes", Canvas).text()
+            await settled(pilot, lambda: "there is no suite 'x'" in form.query_one("#becomes", Canvas).text())
             await pilot.press("ctrl+r")
             await pilot.pause()
             assert app.screen is form, "what is wrong is not started"

@@ -13,7 +13,7 @@ from textual.worker import Worker, WorkerState
 
 from specbench.errors import SpecbenchError
 from specbench.tui import actions, sharing
-from specbench.tui.lines import Line, Span, fit, line
+from specbench.tui.lines import Line, Span, fit, line, wrap
 from specbench.tui.widgets.canvas import LineView, Strap
 
 if TYPE_CHECKING:
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from specbench.tui.workspace import Workspace
 
 T = TypeVar("T")
+
+
+_MOST_SAID = 3
+
+
+def _written(files: Sequence[Path]) -> str:
+    """The folder once, then the names."""
+    return f"written to {files[0].parent}: {', '.join(path.name for path in files)}"
 
 
 class View(Screen[None]):
@@ -101,13 +109,17 @@ class View(Screen[None]):
         return ""
 
     def _says(self, width: int, height: int) -> Sequence[Line]:
-        words = self.said or self.headline()
-        return [fit(line(Span(" " + words.replace("\n", " · "), self.said_style if self.said else "dim")), width)]
+        if not self.said:
+            return [fit(line(Span(" " + self.headline().replace("\n", " · "), "dim")), width)]
+        rows = wrap(self.said.replace("\n", " · "), width - 2, self.said_style)[:_MOST_SAID]
+        return [(Span(" "), *row) for row in rows]
 
     def say(self, words: str, *, style: str = "good") -> None:
         """One line under the tabs; toasts would hide half a pane on a small screen."""
         self.said, self.said_style = words, style
         for strap in self.query("#says").results(Strap):
+            # A path that is cut is of no use: what is said may take three lines, until the next key.
+            strap.styles.height = max(1, len(self._says(max(20, strap.size.width), 0)))
             strap.redraw()
 
     def fail(self, error: SpecbenchError) -> None:
@@ -251,9 +263,9 @@ class View(Screen[None]):
             self.fail(error)
             return
         late = self.late_exports()
-        self.say("written: " + ", ".join(map(str, written)) + (" …" if late is not None else ""))
+        self.say(_written(written) + (", …" if late is not None else ""))
         if late is not None:
-            self.in_background("export", late, lambda more: self.say("written: " + ", ".join(map(str, written + more))))
+            self.in_background("export", late, lambda more: self.say(_written(written + more)))
 
     def late_exports(self) -> Callable[[], list[Path]] | None:
         """Files that take seconds to make; written beside the screen."""

@@ -12,8 +12,10 @@ from textual.widget import Widget
 
 from specbench import paths
 from specbench.errors import SpecbenchError
+from specbench.manifest import read_manifest
 from specbench.store.words import count
 from specbench.tui import children, sharing
+from specbench.tui.index import RunIndex
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas, Rows
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from specbench.tui.figures import Listed, RunItem, Summed
 
 _LOOK_EVERY_S = 2.0
+_BYTES_A_LOOK = 16_000_000
 
 
 class HomeView(View):
@@ -44,9 +47,10 @@ class HomeView(View):
         self._summed: dict[str, Summed] = {}
         self._ratios: dict[str, list[float]] = {}
         self._unreadable: dict[str, str] = {}
+        self._indexes: dict[str, tuple[RunIndex, int]] = {}
+        """Of runs that are being written, with the number of answers planned."""
+        self._progress: dict[str, str] = {}
         self._children: list[children.Child] = []
-        self._ending_after: dict[str, int] = {}
-        """Runs to be stopped once an answer more than so many has ended."""
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="body"):
@@ -76,9 +80,29 @@ class HomeView(View):
         self._signature = signature
         self.in_background("listing", self.workspace.listing, self._listed)
 
+    def _follow(self, found: Listed) -> bool:
+        """How far runs that are being written are; True where one went on."""
+        before = dict(self._progress)
+        for entry in found.runs:
+            if entry.state != "running" or entry.kind == "train":
+                continue
+            try:
+                if entry.run_id not in self._indexes:
+                    manifest = read_manifest(self.workspace.folder(entry.run_id))
+                    planned = sum(len(record.question_ids) for record in manifest.groups)
+                    self._indexes[entry.run_id] = (RunIndex(self.workspace.folder(entry.run_id)), planned)
+                index, planned = self._indexes[entry.run_id]
+                index.advance(limit_bytes=_BYTES_A_LOOK)
+            except SpecbenchError as error:
+                self._progress[entry.run_id] = error.what
+                continue
+            ended = sum(row.ending is not None for row in index.generations())
+            self._progress[entry.run_id] = f"{ended} of {planned}"
+        return before != self._progress
+
     def _listed(self, found: Listed) -> None:
         is_first = self.listing is None
-        changed = found != self.listing
+        changed = self._follow(found) or found != self.listing
         self.listing = found
         for child in self._children:
             child.process.poll()
@@ -96,8 +120,8 @@ class HomeView(View):
         for entry in self.shown():
             if entry.kind == "train" or entry.state == "damaged" or entry.run_id in self._unreadable:
                 continue
-            is_old = entry.state == "running" and entry.run_id in self._summed
-            if is_old or (entry.run_id in self._summed and self.workspace.is_summed(entry.run_id)):
+            # Of a run that is being written its progress is shown: summing up would take time from it.
+            if entry.state == "running" or (entry.run_id in self._summed and self.workspace.is_summed(entry.run_id)):
                 continue
             self.in_background("summing", lambda run_id=entry.run_id: self._sum_up(run_id), self._summed_up)  # type: ignore[misc]
             return
@@ -161,7 +185,7 @@ class HomeView(View):
         if not shown:
             return wrap(f"No run matches {self.words!r}. esc shows all of them.", width), []
         summaries = {run_id: each.summary for run_id, each in self._summed.items()}
-        return rows(shown, summaries, self._ratios, width)
+        return rows(shown, summaries, self._ratios, self._progress, width)
 
     def _about(self, width: int, height: int) -> Sequence[Line]:
         entry = self.entry()

@@ -10,8 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Label
+from textual.worker import Worker, WorkerState
 
 from specbench.errors import SpecbenchError
 from specbench.tui import children, form
@@ -21,6 +23,10 @@ from specbench.tui.widgets.canvas import Canvas
 
 if TYPE_CHECKING:
     from specbench.tui.workspace import Workspace
+
+
+_PAUSE_S = 0.2
+"""Without a letter, before what is typed is checked."""
 
 
 class LaunchForm(ModalScreen[None]):
@@ -42,6 +48,8 @@ class LaunchForm(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close"),
         Binding("ctrl+r", "start", "Run", priority=True),
+        Binding("tab", "app.focus_next", "Next", show=False, priority=True),
+        Binding("shift+tab", "app.focus_previous", "Previous", show=False, priority=True),
         Binding("down", "app.focus_next", "Next", show=False),
         Binding("up", "app.focus_previous", "Previous", show=False),
     ]
@@ -51,7 +59,7 @@ class LaunchForm(ModalScreen[None]):
         self._workspace = workspace
         self._values = {"suite": "demo"} | (values or {})
         self.checked = form.check(self._values, store=workspace.store)
-        self._hint = ""
+        self._due: Timer | None = None
 
     def compose(self) -> ComposeResult:
         box = Horizontal(id="form")
@@ -78,8 +86,23 @@ class LaunchForm(ModalScreen[None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self._values[(event.input.id or "").removeprefix("field-")] = event.value
-        self.checked = form.check(self._values, store=self._workspace.store)
-        self.query_one("#becomes", Canvas).redraw()
+        # A check reads every method's card, a tenth of a second: done for each letter it would hold back the keys
+        # behind it, and what is typed after a tab would land in the field before.
+        if self._due is not None:
+            self._due.stop()
+        self._due = self.set_timer(_PAUSE_S, self._check)
+
+    def _check(self) -> None:
+        self._due = None
+        values, store = dict(self._values), self._workspace.store
+        self.run_worker(lambda: form.check(values, store=store), name="check", thread=True, exclusive=True)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """What a check found; a later one replaces it."""
+        if event.worker.name == "check" and event.state is WorkerState.SUCCESS:
+            assert isinstance(event.worker.result, form.Checked)
+            self.checked = event.worker.result
+            self.query_one("#becomes", Canvas).redraw()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.focus_next(Input)
@@ -107,6 +130,8 @@ class LaunchForm(ModalScreen[None]):
         """A process of its own; what is wrong is said and nothing is started."""
         from specbench.tui.views.base import View
 
+        # What stands in the fields now, whether it was checked meanwhile or not.
+        self.checked = form.check(self._values, store=self._workspace.store)
         if self.checked.problem:
             self.query_one("#becomes", Canvas).redraw()
             self.app.bell()

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from textual.containers import Grid, Horizontal, Vertical
 from textual.content import Content
 from textual.timer import Timer
 from textual.widget import Widget
 
 from specbench.errors import SpecbenchError
+from specbench.report import text
 from specbench.store.journal import run_state
 from specbench.tui import draw_race, sharing
-from specbench.tui.lines import Line, Span, line, wrap
+from specbench.tui.lines import Line, Span, cell, line, wrap
 from specbench.tui.marks import Mode, symbol
 from specbench.tui.race import MOST_LANES, Lane, Race
 from specbench.tui.sanitise import visible
@@ -26,7 +28,7 @@ from specbench.tui.workspace import LIVE_FPS, REPLAY_FPS
 if TYPE_CHECKING:
     from specbench.tui.sofar import MethodSoFar, SoFar
 
-_SUM_UP_EVERY_S = 2.0
+_STATES = {"queued": ("⧗", "queued"), "live": ("●", "LIVE"), "done": ("↻", "replay"), "failed": ("✗", "failed")}
 _STATE_EVERY_S = 2.0
 
 
@@ -60,12 +62,22 @@ class LanePane(Vertical):
         rows = draw_race.lane_lines(self.lane, self.seconds, width) if self.lane is not None else []
         return rows[:height]
 
-    def show_lane(self, lane: Lane, seconds: float, mode: str) -> None:
-        """Bring the pane to a moment. mode: `● LIVE`, `replay`, ..."""
+    def _title(self, lane: Lane, ratio: str) -> str:
+        """Words as far as there is room: the state's sign stays, its word and then the end of the name go."""
+        sign, word = _STATES[lane.state]
+        room = max(8, self.size.width - 4)
+        for tail in (f" {ratio} {sign} {word}", f" {ratio} {sign}"):
+            title = f"{symbol(lane.position)} {lane.method}{tail}".replace("  ", " ")
+            if cell_len(title) <= room:
+                return title
+        tail = f" {ratio} {sign}".replace("  ", " ")
+        return f"{symbol(lane.position)} {cell(lane.method, max(1, room - 2 - cell_len(tail)))}{tail}"
+
+    def show_lane(self, lane: Lane, seconds: float, ratio: str) -> None:
+        """Bring the pane to a moment. ratio: the method's speed-up so far, as text."""
         is_new = lane is not self.lane or lane.num_restarts != self._restarts
         self.lane, self.seconds = lane, seconds
-        title = f"{symbol(lane.position)} {lane.method}  {mode}"
-        self.border_title = Content(visible(title))
+        self.border_title = Content(visible(self._title(lane, ratio)))
         self.border_subtitle = Content(draw_race.lane_rate(lane, seconds))
         self._restarts = lane.num_restarts
         if lane.timeline is None or (lane.generation and lane.generation.ending and lane.generation.ending.error):
@@ -193,6 +205,8 @@ class RaceView(View):
                 f"the run is {state}" + (f": {lost}" if state == "lost" else ""),
                 style="bad" if state == "lost" else "good",
             )
+            # What is there can be played now.
+            self.race.leave_following()
         self.state = state
         if state == "running" and self.main.watch_live(self.race.folder):
             self.query_one("#tabs", Strap).redraw()
@@ -224,7 +238,9 @@ class RaceView(View):
             return
         seconds = self._shown_at = self.race.position()
         for number, lane in enumerate(self.race.lanes):
-            self.query_one(f"#lane{number}", LanePane).show_lane(lane, seconds, self._lane_mode(lane))
+            figure = self.figures.get(lane.method)
+            ratio = text.times(figure.speedup.geometric_mean) if figure is not None and figure.speedup else ""
+            self.query_one(f"#lane{number}", LanePane).show_lane(lane, seconds, ratio)
         self.refresh_words()
         for name in ("clock", "clockstrap"):
             self._redraw(name)
@@ -233,13 +249,6 @@ class RaceView(View):
         widget = self.query_one(f"#{name}")
         if widget.display and isinstance(widget, Canvas | Strap):
             widget.redraw()
-
-    def _lane_mode(self, lane: Lane) -> str:
-        words = {"queued": "⧗ queued", "live": "● LIVE", "done": "replay", "failed": "✗ failed"}[lane.state]
-        figure = self.figures.get(lane.method)
-        if figure is not None and figure.speedup is not None:
-            return f"{figure.speedup.geometric_mean:.2f}×  {words}"
-        return words
 
     def _shape(self) -> None:
         """As many panes as methods: side by side, or two by two where it is narrow."""
@@ -334,8 +343,8 @@ class RaceView(View):
     def _with_race(self) -> Race | None:
         if self.race is None:
             self.say("no run is open: 1 goes Home", style="warn")
-        else:
-            self.said = ""
+        elif self.said:
+            self.say("")
         return self.race
 
     def action_play(self) -> None:

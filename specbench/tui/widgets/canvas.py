@@ -23,6 +23,9 @@ Draw = Callable[[int, int], Sequence[Line]]
 """(width, height) in cells -> lines; height 0: as many as there are."""
 
 
+_WIDE = 300
+
+
 class LineView(ScrollView):
     """Renders what `shown_line` gives; subclasses keep the lines."""
 
@@ -231,6 +234,11 @@ class Rows(Canvas):
             rest = tuple(Span(span.text, "cursor") for span in row)
             return (Span("▸ ", "key"), *rest) if self.has_focus else (Span("▸ ", "key"), *row)
         return (Span("  "), *row)
+
+    def text(self) -> str:
+        """Every row whole, however narrow the pane: a cut run id is of no use in another window."""
+        head, rows = self._draw_rows(_WIDE, 0)
+        return plain_text([*head, *(row for _, row in rows)])
 
     def action_cursor(self, places: int) -> None:
         """Move by so many rows."""
