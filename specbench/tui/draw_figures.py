@@ -53,7 +53,7 @@ def acceptance_lines(summary: RunSummary, positions: Sequence[dict[str, Any]], *
             first = method_name(row.method, place, names) if number == 0 else (Span(" " * names),)
             parts: list[Span] = [*first, Span(cell(category or "all", kinds) + " ", "" if category else "bold")]
             for depth in range(1, depths + 1):
-                parts.append(_rate(by_cell.get((row.method, category, depth)), unit))
+                parts += _rate(by_cell.get((row.method, category, depth)), unit)
             tau = row.acceptance_length if category is None else taus.get(category)
             parts.append(Span(f"{text.two(tau):>5}", "bold" if category is None else ""))
             found.append(fit(tuple(parts), width))
@@ -64,12 +64,13 @@ def acceptance_lines(summary: RunSummary, positions: Sequence[dict[str, Any]], *
     return found
 
 
-def _rate(row: dict[str, Any] | None, unit: str) -> Span:
+def _rate(row: dict[str, Any] | None, unit: str) -> tuple[Span, ...]:
     rate = row[unit] if row is not None else None
     if row is None or rate is None:
-        return Span(cell(f"  {text.NONE}", _CELL), "dim")
+        return (Span(cell(f"  {text.NONE}", _CELL), "dim"),)
     few = "≈" if row["num_tested"] < FEW else " "
-    return Span(cell(f"{shade(rate) * 2}{few}{f'{rate:.2f}'.removeprefix('0') if rate < 1 else '1.0'}", _CELL))
+    number = f"{rate:.2f}".removeprefix("0") if rate < 1 else "1.0"
+    return Span(shade(rate) * 2, "accent"), Span(cell(f"{few}{number}", _CELL - 2))
 
 
 def survival_lines(summary: RunSummary, width: int) -> list[Line]:

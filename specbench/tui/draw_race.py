@@ -267,7 +267,7 @@ def header(race: Race, seconds: float) -> str:
     elif race.clock.is_playing:
         mode = f"▶ {race.clock.speed:g}×"
     else:
-        mode = f"⏸ {race.clock.speed:g}×"
+        mode = f"‖ paused {race.clock.speed:g}×"
     return f"question {place} · {number}{repeat} · {mode} {seconds:.2f} of {race.clock.duration:.2f} s"
 
 

@@ -120,7 +120,7 @@ def test_from_an_empty_store_to_an_exported_board(tmp_path: Path, terminal: _Ter
     text = terminal.wait_for("tok/s")
     assert "prompt_lookup" in text and "autoregressive" in text
     terminal.press("g", ".", ".")
-    terminal.wait_for("⏸")
+    terminal.wait_for("‖ paused")
     terminal.resize(80, 24)
     time.sleep(1.0)
     assert all(len(row) <= 80 for row in terminal.screen().splitlines())

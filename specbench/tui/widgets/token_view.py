@@ -126,7 +126,12 @@ class TokenView(LineView, can_focus=True):
             style = look(token.kind, token.depth, self._mode).style
             if piece.is_mark and not self._mode.has_colour:
                 style = Style(bold=True)
-            found.append(Segment(piece.text, base + style))
+            elif not self._mode.has_colour and piece.text.startswith(" "):
+                # An underlined gap reads as a blank to be filled in.
+                found.append(Segment(" ", base))
+                piece = piece._replace(text=piece.text[1:])
+            if piece.text:
+                found.append(Segment(piece.text, base + style))
         return found
 
     def text(self) -> str:
