@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NICENESS = 15
 """A viewer at this niceness and at most eight looks a second cost a run on all cores nothing measurable."""
-LIVE_FPS, REPLAY_FPS = 8, 20
+LIVE_FPS, REPLAY_FPS = 8, 24
 
 
 class Workspace:

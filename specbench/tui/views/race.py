@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _STATES = {"queued": ("⧗", "queued"), "live": ("●", "LIVE"), "done": ("↻", "replay"), "failed": ("✗", "failed")}
 _STATE_EVERY_S = 2.0
+_RATE_EVERY_S = 0.25
 
 
 class LanePane(Vertical):
@@ -50,6 +52,8 @@ class LanePane(Vertical):
         self.lane: Lane | None = None
         self.seconds = 0.0
         self._restarts = -1
+        self._words = ("", "")
+        self._words_at = 0.0
         self.tokens = TokenView(mode=mode)
         self.counts = Canvas(self._counts, classes="counts")
         self.counts.can_focus = False
@@ -73,12 +77,17 @@ class LanePane(Vertical):
         tail = f" {ratio} {sign}".replace("  ", " ")
         return f"{symbol(lane.position)} {cell(lane.method, max(1, room - 2 - cell_len(tail)))}{tail}"
 
-    def show_lane(self, lane: Lane, seconds: float, ratio: str) -> None:
+    def show_lane(self, lane: Lane, seconds: float, ratio: str, *, is_moving: bool) -> None:
         """Bring the pane to a moment. ratio: the method's speed-up so far, as text."""
         is_new = lane is not self.lane or lane.num_restarts != self._restarts
         self.lane, self.seconds = lane, seconds
-        self.border_title = Content(visible(self._title(lane, ratio)))
-        self.border_subtitle = Content(draw_race.lane_rate(lane, seconds))
+        title, below = self._title(lane, ratio), draw_race.lane_rate(lane, seconds)
+        # Border words repaint the whole pane: only where they changed, and the rate not with every token.
+        now = time.monotonic()
+        is_due = not is_moving or now - self._words_at > _RATE_EVERY_S
+        if title != self._words[0] or (below != self._words[1] and is_due):
+            self._words, self._words_at = (title, below), now
+            self.border_title, self.border_subtitle = Content(visible(title)), Content(below)
         self._restarts = lane.num_restarts
         if lane.timeline is None or (lane.generation and lane.generation.ending and lane.generation.ending.error):
             self.tokens.say(self._why_empty(lane))
@@ -240,8 +249,10 @@ class RaceView(View):
         for number, lane in enumerate(self.race.lanes):
             figure = self.figures.get(lane.method)
             ratio = text.times(figure.speedup.geometric_mean) if figure is not None and figure.speedup else ""
-            self.query_one(f"#lane{number}", LanePane).show_lane(lane, seconds, ratio)
-        self.refresh_words()
+            self.query_one(f"#lane{number}", LanePane).show_lane(
+                lane, seconds, ratio, is_moving=self.race.clock.is_playing
+            )
+        self.query_one("#says", Strap).redraw()
         for name in ("clock", "clockstrap"):
             self._redraw(name)
 

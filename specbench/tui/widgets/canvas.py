@@ -10,7 +10,7 @@ from rich.style import Style
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.events import Resize
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -38,6 +38,8 @@ class LineView(ScrollView):
     }
     """
 
+    _base: Style | None = None
+
     def shown_line(self, y: int) -> Line:
         """The line at content row y."""
         raise NotImplementedError
@@ -62,17 +64,29 @@ class LineView(ScrollView):
 
     def row_segments(self, y: int) -> list[Segment]:
         """A whole style on every segment: NO_COLOR's filter crashes on None (Textual 8.2)."""
-        base = self.rich_style
+        base = self.base_style
         return [Segment(span.text, base + self.style_of(span.style)) for span in self.shown_line(y)]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        # The widget's own style is found anew by every question: once a frame, not three times a line.
+        self._base = self.rich_style
+        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         _, scroll_y = self.scroll_offset
         row = scroll_y + y
         width = self.size.width
         if row >= self.num_lines():
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self.base_style)
         segments = self._with_selection(self.row_segments(row), row)
-        return Strip(segments).crop_extend(0, width, self.rich_style).apply_offsets(0, row)
+        return Strip(segments).crop_extend(0, width, self.base_style).apply_offsets(0, row)
+
+    @property
+    def base_style(self) -> Style:
+        """The widget's own style, as of this frame."""
+        if self._base is None:
+            self._base = self.rich_style
+        return self._base
 
     def _with_selection(self, segments: list[Segment], row: int) -> list[Segment]:
         selection = self.text_selection
@@ -117,6 +131,9 @@ class LineView(ScrollView):
 class Canvas(LineView, can_focus=True):
     """Lines from a function of the size, drawn again on every resize."""
 
+    _is_stable = True
+    """Equal lines look equal: not so in a list, whose cursor is no part of them."""
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "scroll_down", "Scroll", show=False),
         Binding("k", "scroll_up", "Scroll", show=False),
@@ -145,8 +162,11 @@ class Canvas(LineView, can_focus=True):
         region = self.scrollable_content_region
         if region.width <= 0 or region.height <= 0:
             return
-        self._lines = self._draw(region.width, region.height)
-        self.virtual_size = Size(region.width, len(self._lines))
+        lines = self._draw(region.width, region.height)
+        if lines == self._lines and self._is_stable:
+            return
+        self._lines = lines
+        self.virtual_size = Size(region.width, len(lines))
         self.refresh()
 
     def shown_line(self, y: int) -> Line:
@@ -174,8 +194,10 @@ class Strap(LineView):
     def redraw(self) -> None:
         """Ask for the line again."""
         if self.size.width > 0:
-            self._lines = self._draw(self.size.width, 1)
-            self.refresh()
+            lines = self._draw(self.size.width, 1)
+            if lines != self._lines:
+                self._lines = lines
+                self.refresh()
 
     def shown_line(self, y: int) -> Line:
         return self._lines[y]
@@ -186,6 +208,8 @@ class Strap(LineView):
 
 class Rows(Canvas):
     """A list with a cursor: its first lines stand still, the others are rows with keys."""
+
+    _is_stable = False
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,j", "cursor(1)", "Down", show=False),

@@ -119,7 +119,7 @@ class TokenView(LineView, can_focus=True):
         """A row of tokens, each in its style; marks never wear the colour of text before them."""
         if self._note:
             return super().row_segments(y)
-        base = self.rich_style
+        base = self.base_style
         found = []
         for piece in self._rows.row(y, self._num_shown):
             token = self._tokens[piece.token]
