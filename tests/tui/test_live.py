@@ -297,3 +297,19 @@ def test_a_child_outlives_the_process_that_started_it(tmp_path: Path) -> None:
         assert log is not None and children.end_of(log) == ["begun"]
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_streamed_from_another_host_is_followed_without_giving_way(
+    store: Path, writer: subprocess.Popen[bytes]
+) -> None:
+    """What the README says for SSH: manifest and lock are copied, the journal is streamed by tail."""
+    folder = write_live(store, pid=writer.pid, run_id=LIVE)
+    (folder / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 0.0}), encoding="utf-8")
+
+    async def body() -> None:
+        app = an_app(store, LIVE)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: "● LIVE" in screen_text(app))
+            assert app.viewer_note == ""
+
+    drive(body)
