@@ -105,7 +105,13 @@ class TokenView(LineView, can_focus=True):
         self.virtual_size = Size(self.width, self.num_lines())
         if follows:
             self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)
+            # Where the bar appears with this very scroll, it was not there yet to be told of it.
+            self.call_after_refresh(self._place_thumb)
         self.refresh()
+
+    def _place_thumb(self) -> None:
+        if self.show_vertical_scrollbar and self.vertical_scrollbar.position != self.scroll_y:
+            self.vertical_scrollbar.position = self.scroll_y
 
     def num_lines(self) -> int:
         return len(self._note) or self._rows.num_rows(self._num_shown)
