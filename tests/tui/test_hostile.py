@@ -10,7 +10,8 @@ import pytest
 from specbench.tui import actions
 from specbench.tui.detokenise import Found
 from specbench.tui.race import Race
-from specbench.tui.views.race import LanePane, RaceView
+from specbench.tui.views.race import RaceView
+from specbench.tui.widgets.lane_pane import LanePane
 from tests.store.synthetic import AUTOREGRESSIVE, Competitor, make_manifest, run_events, write_run
 from tests.tui.screens import SIZES, WIDE, an_app, drive, screen_text, settled
 

@@ -26,7 +26,8 @@ from specbench.tui.race import Race
 from specbench.tui.reader import Reader
 from specbench.tui.views.dialogs import Choice, Reading
 from specbench.tui.views.home import HomeView
-from specbench.tui.views.race import LanePane, RaceView
+from specbench.tui.views.race import RaceView
+from specbench.tui.widgets.lane_pane import LanePane
 from tests.store.crafted import crafted_answer, crafted_steps
 from tests.tui.screens import LIVE_STEPS, RUN, WIDE, an_app, append, drive, finish, screen_text, settled, write_live
 

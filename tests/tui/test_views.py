@@ -16,10 +16,11 @@ from specbench.tui.views.dialogs import Choice, Picking, Reading
 from specbench.tui.views.home import HomeView
 from specbench.tui.views.launch import LaunchForm
 from specbench.tui.views.library import LibraryView
-from specbench.tui.views.race import LanePane, RaceView
+from specbench.tui.views.race import RaceView
 from specbench.tui.views.speed import SpeedView
 from specbench.tui.views.system import SystemView
 from specbench.tui.widgets.canvas import Canvas, Rows
+from specbench.tui.widgets.lane_pane import LanePane
 from tests.tui.screens import NARROW, RUN, SIZES, WIDE, an_app, drive, screen_text, settled
 
 
