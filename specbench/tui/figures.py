@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from specbench import paths
-from specbench.errors import EnvironmentFailed, SpecbenchError, StoreBusy, UsageError
+from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.events import TrainEval, TrainStep
 from specbench.manifest import read_manifest
 from specbench.store.files import holder
@@ -122,7 +122,8 @@ def summed(store: Path | None, run_id: str) -> Summed:
                 if _is_whole(connection, paths.run_dir(store, run_id)):
                     return _read(connection, run_id, "store")
             why = "the run is not in the store, or only a part of it"
-        except StoreBusy as error:
+        except EnvironmentFailed as error:
+            # Busy, damaged, newer: the journals are there all the same, and the source says what was in the way.
             why = error.what
     return _from_journal(store, run_id, why)
 

@@ -12,7 +12,6 @@ from textual.widget import Widget
 
 from specbench import paths
 from specbench.errors import SpecbenchError
-from specbench.manifest import read_manifest
 from specbench.store.words import count
 from specbench.tui import children, sharing
 from specbench.tui.index import RunIndex
@@ -82,6 +81,8 @@ class HomeView(View):
 
     def _follow(self, found: Listed) -> bool:
         """How far runs that are being written are; True where one went on."""
+        from specbench.manifest import read_manifest  # 0.15 s of pydantic, only where a run is being written
+
         before = dict(self._progress)
         for entry in found.runs:
             if entry.state != "running" or entry.kind == "train":
