@@ -13,8 +13,6 @@ from specbench.tui.race import STUCK_STEPS, Lane, Race
 from specbench.tui.sofar import MethodSoFar
 from specbench.tui.timeline import Step
 
-_PHASES = ("draft", "verify", "accept", "commit", "other")
-
 
 def method_style(position: int) -> str:
     """A method's colour by its place in the plan, the same in every view."""
@@ -107,18 +105,22 @@ def speedup_strap(race: Race, figures: Mapping[str, MethodSoFar], width: int) ->
     return fit(line(*parts), width)
 
 
+_COSTS = (
+    ("draft", 6, 0), ("verify", 7, 0), ("accept", 7, 3), ("commit", 7, 4), ("other", 6, 2), ("step", 7, 0),
+    ("τ", 6, 5), ("ms/token", 9, 6),
+)  # fmt: skip
+"""Columns of the costs: name, cells, and in which order they leave where it is narrow (highest first, 0 never)."""
+
+
 def cost_lines(race: Race, figures: Mapping[str, MethodSoFar], width: int) -> list[Line]:
     """Mean milliseconds of a step by phase, over all answers so far, and what a step buys. other: wall clock that no
     phase claims; ms/token: end to end."""
-    heads = [*_PHASES, "step", "τ", "ms/token"]
-    sizes = [6, 7, 7, 7, 6, 7, 6, 9]
     longest = max((len(lane.method) for lane in race.lanes), default=8) + 3
-    # What a token costs is in the pane above as well: it leaves first.
-    while sum(sizes) > 12 and width - sum(sizes) < min(longest, 14):
-        sizes.pop()
-    heads = heads[: len(sizes)]
-    names = max(8, min(longest, width - sum(sizes)))
-    head = " " * names + "".join(f"{word:>{size}}" for word, size in zip(heads, sizes, strict=True))
+    shown = list(_COSTS)
+    while width - sum(size for _, size, _ in shown) < min(longest, 14) and any(leaves for *_, leaves in shown):
+        shown.remove(max(shown, key=lambda column: column[2]))
+    names = max(8, min(longest, width - sum(size for _, size, _ in shown)))
+    head = " " * names + "".join(f"{word:>{size}}" for word, size, _ in shown)
     found: list[Line] = [fit((Span(head, "bold"),), width)]
     for lane in race.lanes:
         figure = figures.get(lane.method)
@@ -126,12 +128,19 @@ def cost_lines(race: Race, figures: Mapping[str, MethodSoFar], width: int) -> li
         if figure is None or not figure.num_steps:
             found.append((*row, Span("  no answer yet", "dim")))
             continue
-        parts = [figure.draft_s, figure.verify_s, figure.accept_s, figure.commit_s]
-        parts.append(figure.decode_s - sum(parts))
-        numbers = [1000 * part / figure.num_steps for part in (*parts, figure.decode_s)]
-        numbers += [figure.acceptance_length or 0.0, 1000 * figure.total_s / figure.num_tokens]
-        words = "".join(f"{number:>{size}.2f}" for number, size in zip(numbers, sizes, strict=False))
+        numbers = _costs(figure)
+        words = "".join(f"{numbers[word]:>{size}.2f}" for word, size, _ in shown)
         found.append(fit((*row, Span(words)), width))
+    return found
+
+
+def _costs(figure: MethodSoFar) -> dict[str, float]:
+    """By the columns' names; milliseconds but for τ."""
+    parts = {"draft": figure.draft_s, "verify": figure.verify_s, "accept": figure.accept_s, "commit": figure.commit_s}
+    seconds = parts | {"other": figure.decode_s - sum(parts.values()), "step": figure.decode_s}
+    found = {name: 1000 * value / figure.num_steps for name, value in seconds.items()}
+    found["τ"] = figure.acceptance_length or 0.0
+    found["ms/token"] = 1000 * figure.total_s / figure.num_tokens
     return found
 
 

@@ -76,6 +76,7 @@ def now_lines(machine: Machine, width: int) -> list[Line]:
         )
     )
     found.append(fit(line("its share  ", Span(sparkline(list(machine.own_history), max(4, width - 12), low=0))), width))
+    found += wrap("What watching costs a run is promised by niceness and rate; it was not measured here.", width, "dim")
     return found
 
 

@@ -81,7 +81,9 @@ class SoFar:
         cells: dict[_Cell, tuple[int, float]] = {}
         for number, group in list(index.groups.items()):
             record = self._records.get(number)
-            endings = [row.ending for row in group.rows.values() if row.ending is not None and not row.ending.error]
+            endings = [
+                row.ending for row in list(group.rows.values()) if row.ending is not None and not row.ending.error
+            ]
             if record is None or len(endings) < len(record.question_ids):
                 continue
             tokens = sum(ending.num_tokens for ending in endings)
