@@ -47,6 +47,15 @@ class Pieces:
         self._start, self._read = self._read, len(self._ids)
         return text[len(before) :]
 
+    def rest(self) -> str:
+        """What is still held back at the end of an answer: bytes that were cut in the middle of a character."""
+        if self._tokenizer is None or self._read == len(self._ids):
+            return ""
+        before = self._decode(self._ids[self._start : self._read])
+        text = self._decode(self._ids[self._start :])
+        self._start, self._read = self._read, len(self._ids)
+        return text[len(before) :]
+
     def all(self, tokens: Iterable[int]) -> list[str]:
         """The pieces of many."""
         return [self.add(token) for token in tokens]

@@ -205,6 +205,11 @@ class Race:
             lane.num_restarts += 1
         for token in tokens[len(lane.tokens) :]:
             lane.tokens.append(Shown(lane.pieces.add(token.id), token.kind, token.depth))
+        rest = lane.pieces.rest() if lane.timeline.generation.ending is not None else ""
+        if rest:
+            # The answer was cut inside a character: what there is of it belongs to its last token.
+            lane.tokens[-1] = lane.tokens[-1]._replace(text=rest)
+            lane.num_restarts += 1
 
     def live_lane(self) -> Lane | None:
         """The one that is being measured now."""

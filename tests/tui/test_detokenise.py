@@ -20,7 +20,9 @@ def test_pieces_join_to_the_text(text: str) -> None:
     """Emoji and CJK are several byte tokens: none may be lost or doubled."""
     assert _DEMO is not None
     ids = _DEMO.encode(text, add_special_tokens=False).ids
-    assert "".join(Pieces(_DEMO).all(ids)) == _DEMO.decode(ids, skip_special_tokens=False)
+    pieces = Pieces(_DEMO)
+    assert "".join(pieces.all(ids)) + pieces.rest() == _DEMO.decode(ids, skip_special_tokens=False)
+    assert pieces.rest() == ""
 
 
 def test_bytes_that_never_become_a_character_do_not_hold_the_rest_back() -> None:
@@ -50,3 +52,11 @@ def test_the_hubs_cache_is_read_by_its_layout(tmp_path: Path, monkeypatch: pytes
     (snapshot / "tokenizer.json").write_bytes((DEMO_MODELS["demo"] / "tokenizer.json").read_bytes())
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert find_tokenizer("org/name", {"target": "org/name"}).tokenizer is not None
+
+
+def test_an_answer_cut_inside_a_character_shows_what_there_is_of_it() -> None:
+    assert _DEMO is not None
+    ids = _DEMO.encode("a☃", add_special_tokens=False).ids
+    pieces = Pieces(_DEMO)
+    assert pieces.all(ids[:-1])[-1] == ""
+    assert pieces.rest() == "\ufffd"
