@@ -25,7 +25,8 @@ OPENING_BYTES = 16_000_000
 """Of a journal, read between two looks at the keyboard."""
 STUCK_STEPS = 20
 """Steps in a row without an accepted token after which the pane says so."""
-LaneState = Literal["queued", "live", "done", "failed"]
+LaneState = Literal["queued", "live", "cut", "done", "failed"]
+"""live: being measured; cut: begun when the run ended, and never to be finished in this attempt."""
 
 
 class Question(NamedTuple):
@@ -75,6 +76,8 @@ class Race:
         self.index = RunIndex(folder)
         self.clock = ReplayClock(now=now)
         self.is_following = False
+        self.is_running = True
+        """A process writes the journal; set by whoever looks at it."""
         self.found = Found(None, "the tokenizer is being read")
         self._wall = wall
         self._plan = {
@@ -187,7 +190,7 @@ class Race:
         lane.timeline.extend(self.folder, group)
         self._tell(lane)
         if generation.ending is None:
-            lane.state = "live"
+            lane.state = "live" if self.is_running else "cut"
         else:
             lane.state = "failed" if generation.ending.error else "done"
 

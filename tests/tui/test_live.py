@@ -138,6 +138,9 @@ def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
             writer.kill()
             writer.wait()
             await settled(pilot, lambda: "the run is lost" in screen_text(app))
+            view = app.screen
+            assert isinstance(view, RaceView) and view.race is not None
+            assert [lane.state for lane in view.race.lanes] == ["done", "cut"], "nothing is live any more"
             await pilot.press("L")
             await pilot.pause()
             assert isinstance(app.screen, Reading)

@@ -72,7 +72,7 @@ class Choice(ModalScreen[str]):
     DEFAULT_CSS = _CSS.replace("$NAME", "Choice")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "refuse", "Back"),
-        Binding("enter", "take", "Take", priority=True),
+        Binding("enter", "take", "Take"),
     ]
 
     def __init__(self, title: str, options: Sequence[Option], *, intro: Sequence[Line] = ()) -> None:
@@ -113,7 +113,7 @@ class Picking(ModalScreen[list[str] | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "refuse", "Back"),
         Binding("space", "pick", "Pick"),
-        Binding("enter", "take", "Take", priority=True),
+        Binding("enter", "take", "Take"),
     ]
 
     def __init__(self, title: str, names: Sequence[str], picked: Sequence[str], *, most: int) -> None:

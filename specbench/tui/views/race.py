@@ -131,6 +131,10 @@ class RaceView(RaceKeys):
             )
             # What is there can be played now.
             self.race.leave_following()
+        if self.race.is_running != (state == "running"):
+            self.race.is_running = state == "running"
+            self.race.refresh()
+            self.draw_now()
         self.state = state
         if state == "running" and self.main.watch_live(self.race.folder):
             self.query_one("#tabs", Strap).redraw()

@@ -18,7 +18,13 @@ from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas
 from specbench.tui.widgets.token_view import TokenView
 
-_STATES = {"queued": ("⧗", "queued"), "live": ("●", "LIVE"), "done": ("↻", "replay"), "failed": ("✗", "failed")}
+_STATES = {
+    "queued": ("⧗", "queued"),
+    "live": ("●", "LIVE"),
+    "cut": ("‖", "cut off"),
+    "done": ("↻", "replay"),
+    "failed": ("✗", "failed"),
+}
 _RATE_EVERY_S = 0.25
 
 
