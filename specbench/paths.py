@@ -60,3 +60,13 @@ def demo_drafter(method: str) -> Path:
 def drafters_dir(store: Path | None) -> Path:
     """Where `specbench train` puts finished drafters unless told otherwise: `drafters/` beside the store."""
     return results_dir(store) / "drafters"
+
+
+def logs_dir(store: Path | None) -> Path:
+    """What runs started from `specbench tui` printed: `logs/` beside the store, one file a process."""
+    return results_dir(store) / "logs"
+
+
+def exports_dir(store: Path | None) -> Path:
+    """What `specbench tui` copies and exports: `exports/` beside the store."""
+    return results_dir(store) / "exports"

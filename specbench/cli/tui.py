@@ -1,0 +1,57 @@
+"""`specbench tui`: the workbench in a terminal. Loads Textual and never torch."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from specbench.cli import options
+from specbench.cli.help import examples, new_app
+from specbench.errors import EnvironmentFailed
+
+app = new_app()
+
+
+class Theme(StrEnum):
+    """What `--theme` takes."""
+
+    auto = "auto"
+    dark = "dark"
+    light = "light"
+    terminal = "terminal"
+
+
+@app.command(
+    epilog=examples(
+        "specbench tui",
+        "specbench tui 20260101-120000-mtbench-1f3a --store ./results",
+        after="Over SSH: ssh -t HOST specbench tui. Exit codes: 0 ok, 2 usage, 3 no terminal.",
+    )
+)
+def tui(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run to open: id, its end, or a folder.")] = None,
+    store: options.Store = None,
+    theme: Annotated[
+        Theme, typer.Option("--theme", help="auto reads COLORFGBG; terminal keeps your sixteen colours.")
+    ] = Theme.auto,
+) -> None:
+    """Watch runs and replay them, compare, start and stop them. Only reads journals: what is watched is not slowed."""
+    # Textual draws on stderr.
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
+        raise EnvironmentFailed(
+            "specbench tui needs a terminal on stdin, stdout and stderr, and one of them is a pipe or a file",
+            try_="specbench results ls and specbench results show RUN print the same figures",
+        )
+    # 0.2 s of Textual, only for this command
+    from specbench.tui.app import SpecbenchApp
+    from specbench.tui.workspace import Workspace
+
+    if run is not None:
+        # An unknown run is an error of the command, not a screen.
+        workspace = Workspace(store)
+        run = workspace.resolve(run)
+        store = workspace.store
+    SpecbenchApp(store, run or "", theme=theme.value).run()

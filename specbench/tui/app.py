@@ -1,0 +1,164 @@
+"""The application: which screens there are, the store they share, the theme. It draws nothing itself."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App, SystemCommand
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.screen import Screen
+
+from specbench.errors import SpecbenchError
+from specbench.store.files import is_training
+from specbench.tui import actions
+from specbench.tui.reader import Asking
+from specbench.tui.theme import DARK, LIGHT, THEMES, first_mode, theme_for
+from specbench.tui.views.base import View
+from specbench.tui.views.home import HomeView
+from specbench.tui.workspace import Workspace, step_aside
+
+_LATER: dict[str, tuple[str, str]] = {
+    "race": ("race", "RaceView"),
+    "accept": ("accept", "AcceptView"),
+    "speed": ("speed", "SpeedView"),
+    "system": ("system", "SystemView"),
+    "train": ("train", "TrainView"),
+    "board": ("board", "BoardView"),
+    "library": ("library", "LibraryView"),
+}
+"""Modules of screens that are imported when they are first shown."""
+
+
+_REST_EVERY_S = 10.0
+
+
+class ActionsProvider(Provider):
+    """The command palette: every action of the screen beneath it, from the one table."""
+
+    def _all(self) -> Iterable[tuple[actions.Action, View]]:
+        screen = self.screen
+        if isinstance(screen, View):
+            for action in actions.actions_of(screen.view):
+                yield action, screen
+
+    async def discover(self) -> Hits:
+        for action, screen in self._all():
+            yield DiscoveryHit(_title(action), self._run(screen, action), help=action.help)
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for action, screen in self._all():
+            score = max(matcher.match(_title(action)), matcher.match(action.help))
+            if score > 0:
+                yield Hit(score, matcher.highlight(_title(action)), self._run(screen, action), help=action.help)
+
+    @staticmethod
+    def _run(screen: View, action: actions.Action) -> _Doing:
+        return _Doing(screen, action)
+
+
+class _Doing:
+    """An action to be run when it is chosen."""
+
+    def __init__(self, screen: View, action: actions.Action) -> None:
+        self._screen, self._action = screen, action
+
+    async def __call__(self) -> None:
+        await self._screen.run_action(self._action.name)
+
+
+def _title(action: actions.Action) -> str:
+    keys = f"  ({actions.spelt(action.keys[0])})" if action.keys else ""
+    return f"{action.label}{keys}"
+
+
+class SpecbenchApp(App[None]):
+    """`specbench tui`. run: a run to open at once; empty for the list."""
+
+    COMMANDS: ClassVar = {ActionsProvider}
+    TITLE = "specbench"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - as Textual declares it
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
+    CSS = """
+    CommandPalette > Vertical { margin: 1 4; }
+    ToastRack { display: none; }
+    """
+
+    def __init__(self, store: Path | None, run: str = "", *, theme: str = "auto", reader: Asking | None = None) -> None:
+        super().__init__()
+        self.workspace = Workspace(store, reader=reader)
+        self.viewer_note = ""
+        """Of this process, in the corner: that it gives way."""
+        for each in THEMES:
+            self.register_theme(each)
+        self.theme = theme_for(theme, os.environ)
+        self._run = run
+        self._views: dict[str, View] = {}
+
+    def on_mount(self) -> None:
+        self.marks = first_mode(no_color=self.no_color, color_system=self.console.color_system)
+        self._keep("home", HomeView())
+        self.push_screen("home")
+        if self._run:
+            self.open_run(self._run)
+        self.set_interval(_REST_EVERY_S, self.workspace.reader.rest)
+
+    def on_unmount(self) -> None:
+        self.workspace.reader.close()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """None of Textual's own: the palette is made from our table."""
+        return ()
+
+    def view(self, name: str) -> View:
+        """A screen, made when it is first asked for."""
+        if name not in self._views:
+            module, cls = _LATER[name]
+            self._keep(name, getattr(importlib.import_module(f"specbench.tui.views.{module}"), cls)())
+        return self._views[name]
+
+    def _keep(self, name: str, view: View) -> None:
+        # Installed: Textual unmounts every other screen that is switched away from, and would build it anew each time.
+        self._views[name] = view
+        self.install_screen(view, name)
+
+    def show_view(self, name: str) -> None:
+        """Switch screens; what they show is kept."""
+        found = self.view(name)
+        if found is not self.screen:
+            self.switch_screen(name)
+
+    def open_run(self, run: str) -> None:
+        """A run's race, or a training's curves; an unknown one is said on the screen that is shown."""
+        try:
+            run_id = self.workspace.resolve(run)
+        except SpecbenchError as error:
+            if isinstance(self.screen, View):
+                self.screen.fail(error)
+            else:
+                self.view("home").fail(error)
+            return
+        if is_training(self.workspace.folder(run_id)):
+            self.workspace.training_id = run_id
+            name = "train"
+        else:
+            self.workspace.run_id = run_id
+            name = "race"
+        self.view(name).run_opened()
+        self.show_view(name)
+
+    def watch_live(self, folder: Path) -> bool:
+        """True where a process of this machine writes the folder: this one then gives way, for good."""
+        is_live = step_aside(folder)
+        if is_live:
+            self.viewer_note = f"viewer nice {os.nice(0)}, ≤ 8 fps"
+        return is_live
+
+    def next_theme(self) -> None:
+        """Dark, light, the terminal's own."""
+        names = [DARK, LIGHT, "ansi-dark"]
+        self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else DARK

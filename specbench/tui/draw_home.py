@@ -1,0 +1,172 @@
+"""The list of runs as lines. No Textual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from specbench.report import text
+from specbench.report.standing import Standing, rank_text, standing
+from specbench.store.records import MethodRow, RunSummary
+from specbench.tui.figures import RunItem
+from specbench.tui.lines import Column, Line, Span, line, sparkline, table
+
+SORTS = ("newest", "suite", "target", "state", "speed-up")
+_STATES = {
+    "running": ("● running", "good"),
+    "finished": ("✓ finished", ""),
+    "interrupted": ("‖ stopped", "warn"),
+    "failed": ("✗ failed", "bad"),
+    "lost": ("? lost", "bad"),
+    "damaged": ("✗ damaged", "bad"),
+}
+_SPARK = 12
+
+
+def state_of(entry: RunItem) -> Span:
+    """The state with a sign, so that colour is not its only carrier."""
+    words, style = _STATES.get(entry.state, (entry.state, ""))
+    return Span(words, style)
+
+
+def headline_row(summary: RunSummary) -> MethodRow | None:
+    """What stands for a run in a list: its fastest ranked method; without one, the fastest that was measured."""
+    rows = [row for row in summary.rows if row.kind != "baseline" and row.speedup is not None]
+    ranked = [row for row in rows if standing(row) is Standing.RANKED]
+    # Without a rank the control called oracle would win every list: cards that are never ranked stay out.
+    fair = [row for row in rows if row.too_noisy or row.control_failed]
+    return max(ranked or fair or rows, key=lambda row: row.speedup or 0.0, default=None)
+
+
+def matches(entry: RunItem, words: str) -> bool:
+    """Every word is somewhere in the row."""
+    hay = " ".join((entry.run_id, entry.suite, entry.target, entry.state, entry.kind, *entry.speedups)).lower()
+    return all(word in hay for word in words.lower().split())
+
+
+def ordered(entries: Sequence[RunItem], by: str) -> list[RunItem]:
+    """By one of SORTS; newest first among equals."""
+    match by:
+        case "suite":
+            return sorted(entries, key=lambda entry: entry.suite)
+        case "target":
+            return sorted(entries, key=lambda entry: entry.target)
+        case "state":
+            return sorted(entries, key=lambda entry: (entry.state != "running", entry.state))
+        case "speed-up":
+            return sorted(entries, key=lambda entry: -max(entry.speedups.values(), default=0.0))
+        case _:
+            return list(entries)
+
+
+def rows(
+    entries: Sequence[RunItem],
+    summaries: Mapping[str, RunSummary],
+    ratios: Mapping[str, Sequence[float]],
+    progress: Mapping[str, str],
+    width: int,
+) -> tuple[list[Line], list[tuple[str, Line]]]:
+    """Head and rows by run id. summaries, ratios: as far as they have been read; `…` stands for the rest.
+    progress: of runs that are being written."""
+    columns = [
+        Column("run", grows=True),
+        Column("state"),
+        Column("suite", drop=2),
+        Column("target", drop=4),
+        Column("fastest", most=15),
+        Column("speed-up", right=True),
+        Column("95 % interval", right=True),
+        Column("τ", right=True, drop=3),
+        Column("by question", drop=5),
+    ]
+    cells = [
+        _cells(entry, summaries.get(entry.run_id), ratios.get(entry.run_id, ()), progress.get(entry.run_id, "…"))
+        for entry in entries
+    ]
+    head, body = table(columns, cells, width)
+    return [head], [(entry.run_id, row) for entry, row in zip(entries, body, strict=True)]
+
+
+def _cells(entry: RunItem, summary: RunSummary | None, ratios: Sequence[float], progress: str) -> list[Span]:
+    head = [Span(entry.run_id), state_of(entry), Span(entry.suite), Span(entry.target)]
+    if entry.kind == "train":
+        # The step it was reached at stands beside the list.
+        best = entry.headline.partition(" at ")[0] or "training"
+        return [*head, Span(best, "dim"), Span(""), Span(""), Span(""), Span("")]
+    if entry.state == "running":
+        return [*head, Span(progress, "good"), Span(""), Span(""), Span(""), Span("")]
+    if summary is None:
+        waiting = "…" if entry.state not in ("damaged",) else text.NONE
+        return [*head, Span(waiting), Span(""), Span(""), Span(""), Span("")]
+    row = headline_row(summary)
+    if row is None:
+        return [*head, Span("no method yet", "dim"), Span(""), Span(""), Span(""), Span("")]
+    where = standing(row)
+    style = "" if where is Standing.RANKED else "dim"
+    # Not ranked: dim, and with a sign for those who see no dim; why not stands beside the list.
+    name = row.method if where is Standing.RANKED else f"≈{row.method}"
+    return [
+        *head,
+        Span(name, style),
+        Span(text.times(row.speedup), style),
+        Span(text.interval(row.speedup_ci), style),
+        Span(text.two(row.acceptance_length)),
+        Span(sparkline(list(ratios), _SPARK, low=0.0), "accent"),
+    ]
+
+
+def empty_lines(folder: str, width: int) -> list[Line]:
+    """A store without a run: what to press."""
+    return [
+        (),
+        line(Span("  No runs here yet.", "bold"), Span(f"  {folder}", "dim")),
+        (),
+        line(Span("    b", "key"), "  measures every method on the demo: needs no download, no GPU, about a minute."),
+        line(Span("    n", "key"), "  opens a form for any suite, target and methods."),
+        (),
+        line(Span("  Or in another terminal, while this one watches:", "dim")),
+        line(Span("    specbench run demo")),
+        line(Span("    specbench run mtbench --target ./my-model --limit 20")),
+        (),
+        line(Span("  The run goes on when this viewer is closed.", "dim")),
+    ]
+
+
+def details(entry: RunItem, summary: RunSummary | None, source: str, width: int) -> list[Line]:
+    """What stands beside the list: conditions, rows, remarks of the run under the cursor."""
+    from specbench.report.table import conditions, remarks
+    from specbench.tui.lines import wrap
+
+    found: list[Line] = [
+        line(Span(entry.run_id, "bold")),
+        (state_of(entry), Span(f"  {entry.created[:16]} UTC", "dim")),
+    ]
+    found.append(())
+    if entry.kind == "train":
+        found += wrap(f"training on {entry.suite} for {entry.target}", width)
+        found += wrap(entry.headline or "no evaluation yet", width)
+        found += [(), *wrap("enter opens its curves", width, "dim")]
+        return found
+    if entry.state == "running":
+        found += wrap("enter follows it, token by token", width, "dim")
+        found += wrap("x stops it; closing this viewer does not", width, "dim")
+        return found
+    if summary is None:
+        found += wrap("being summed up …" if entry.state != "damaged" else "its manifest cannot be read", width, "dim")
+        return found
+    for sentence in conditions(summary)[1:]:
+        found += wrap(sentence, width)
+    found.append(())
+    for row in sorted(summary.rows, key=lambda row: -(row.speedup or 0.0)):
+        where = standing(row)
+        words = f"{text.times(row.speedup):>6} {text.interval(row.speedup_ci):>14} "
+        style = "" if where in (Standing.RANKED, Standing.BASELINE) else "dim"
+        found.append(line(Span(words, style), Span(row.method, style)))
+        if where not in (Standing.RANKED, Standing.BASELINE):
+            rank = rank_text(where, rank=None, is_tied=False)
+            found.append(line(Span(f"{'':>22}≈ {rank}", "dim")))
+    found.append(())
+    for sentence in remarks(summary):
+        found += wrap(sentence, width, "bad" if "failed" in sentence else "dim")
+    if source != "store":
+        found += wrap(source, width, "warn")
+    return found

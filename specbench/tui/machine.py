@@ -1,0 +1,193 @@
+"""This machine and this process, once a second; and what a run's own record says of the machine it had. No Textual."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from specbench.report import text
+from specbench.store.device import DeviceLog
+from specbench.store.files import holder
+from specbench.store.records import RunSummary
+from specbench.tui.lines import Line, Span, bar, fit, line, sparkline, wrap
+
+_KEPT = 300
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass
+class Machine:
+    """Readings of now and of the last five minutes."""
+
+    cores: list[float] = field(default_factory=list)
+    memory_used: int = 0
+    memory_total: int = 1
+    swap_used: int = 0
+    load: float = 0.0
+    own_percent: float = 0.0
+    own_bytes: int = 0
+    history: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    own_history: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    _process: psutil.Process = field(default_factory=psutil.Process)
+
+    def look(self) -> None:
+        """Percentages are since the last look."""
+        self.cores = psutil.cpu_percent(percpu=True)
+        memory = psutil.virtual_memory()
+        self.memory_used, self.memory_total = memory.total - memory.available, memory.total
+        self.swap_used = psutil.swap_memory().used
+        self.load = os.getloadavg()[0]
+        self.own_percent = self._process.cpu_percent()
+        self.own_bytes = self._process.memory_info().rss
+        self.history.append(sum(self.cores) / max(1, len(self.cores)))
+        self.own_history.append(self.own_percent)
+
+
+def now_lines(machine: Machine, width: int) -> list[Line]:
+    """Cores, memory, load, and what this viewer takes of them."""
+    room = max(4, width - 26)
+    found: list[Line] = []
+    for number, percent in enumerate(machine.cores[:16]):
+        shape = bar(percent / 100, room)
+        found.append(fit(line(f"core {number:<4} {percent:>5.0f} %  ", Span(shape, "accent")), width))
+    if len(machine.cores) > 16:
+        found.append(line(Span(f"… and {len(machine.cores) - 16} more cores", "dim")))
+    used, total = machine.memory_used / 2**30, machine.memory_total / 2**30
+    shape = bar(machine.memory_used / machine.memory_total, room)
+    found.append(fit(line(f"memory {used:>6.1f} GiB  ", Span(shape, "accent"), f" of {total:.1f}"), width))
+    found.append(fit(line(f"swap   {machine.swap_used / 2**30:>6.1f} GiB"), width))
+    found.append(fit(line(f"load   {machine.load:>6.2f}      governor {governor()}"), width))
+    found.append(())
+    found.append(
+        fit(line("all cores  ", Span(sparkline(list(machine.history), max(4, width - 12), low=0, high=100))), width)
+    )
+    found.append(())
+    found.append(line(Span("this viewer", "bold")))
+    found.append(
+        line(
+            f"process {os.getpid()}, nice {os.nice(0)}, {machine.own_percent:.1f} % of a core, "
+            f"{machine.own_bytes / 2**20:.0f} MiB"
+        )
+    )
+    found.append(fit(line("its share  ", Span(sparkline(list(machine.own_history), max(4, width - 12), low=0))), width))
+    found += wrap("What watching costs a run is promised by niceness and rate; it was not measured here.", width, "dim")
+    return found
+
+
+def governor() -> str:
+    """The CPU's clock policy; `not readable` in most virtual machines."""
+    try:
+        return _GOVERNOR.read_text(encoding="ascii").strip()
+    except OSError:
+        return "not readable here"
+
+
+def run_lines(log: DeviceLog, width: int) -> list[Line]:
+    """The record the run's own sampler made, second by second."""
+    samples = log.samples
+    if not samples:
+        return wrap("The run has no record of the machine (metrics.jsonl).", width, "dim")
+    num_cpus = log.samplers[-1]["num_cpus"] or 1
+    room = max(4, width - 28)
+
+    def share(sample: dict[str, Any], name: str) -> float:
+        return 100 * float(sample[name]) / (float(sample["interval_s"]) * num_cpus)
+
+    others = [max(0.0, share(s, "busy_s") - share(s, "own_s") - share(s, "sampler_s")) for s in samples]
+    own = [share(sample, "own_s") for sample in samples]
+    rows: list[tuple[str, str, Sequence[float]]] = [
+        ("run, % of all cores", f"{_median(own):.0f}", own),
+        ("others, % of all cores", f"{_median(others):.0f}", others),
+    ]
+    for name, words in (
+        ("cpu_mhz", "CPU MHz"), ("gpu_mhz", "GPU MHz"), ("gpu_temperature_c", "GPU °C"), ("gpu_power_w", "GPU W"),
+    ):  # fmt: skip
+        values = [float(sample[name]) for sample in samples if sample[name] is not None]
+        if values:
+            rows.append((words, f"{_median(values):.0f}", values))
+    found: list[Line] = []
+    for words, value, series in rows:
+        found.append(fit(line(f"{words:<23}{value:>4} ", Span(sparkline(series, room, low=0.0), "accent")), width))
+    seconds = sum(float(sample["interval_s"]) for sample in samples)
+    found.append(line(Span(f"medians over {seconds:.0f} s", "dim")))
+    reasons = sorted({reason for sample in samples for reason in sample["throttle_reasons"]})
+    found.append(line(Span(f"throttled: {', '.join(reasons)}", "bad") if reasons else Span("throttled: never", "good")))
+    missing = log.samplers[-1]["gpu_missing"]
+    if missing:
+        found += wrap(f"GPU: {missing}", width, "warn")
+    return found
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2] if values else 0.0
+
+
+def clean_lines(summary: RunSummary, flags: Sequence[dict[str, Any]], width: int) -> list[Line]:
+    """Is this measurement clean? A line a question, each with what it means. The store's figures and its own words."""
+    found: list[Line] = []
+
+    def say(good: bool | None, words: str) -> None:
+        sign, style = {True: ("✓", "good"), False: ("✗", "bad"), None: ("⚠", "warn")}[good]
+        rows = wrap(words, width - 2)
+        found.append((Span(f"{sign} ", style), *rows[0]))
+        found.extend((Span("  "), *row) for row in rows[1:])
+
+    control = summary.control
+    if control is None:
+        say(None, "no A/A control: nothing shows how still the machine was")
+    elif control.passed is None:
+        say(None, "A/A control: too few questions for an interval")
+    else:
+        interval = text.interval(control.speedup_ci)
+        passed = "contains 1" if control.passed else "excludes 1: differences of that size mean nothing here"
+        say(control.passed, f"A/A control {text.times(control.speedup)} {interval}, {passed}")
+    for each in flags:
+        if each["num_dated"] and not each["num_watched"]:
+            say(None, "the machine was not watched during this run")
+            continue
+        groups = each["num_groups"]
+        crowded, throttled = each["num_crowded_groups"], each["num_throttled_groups"]
+        limit = f"{each['busy_limit']:.0%}" if each["busy_limit"] is not None else "their share"
+        say(
+            None if crowded else True,
+            f"{crowded} of {groups} generations while other processes took more than {limit} of the CPUs",
+        )
+        say(None if throttled else True, f"{throttled} of {groups} generations while the machine was throttled")
+    bugs = sum(row.equality.bug for row in summary.rows if row.equality is not None)
+    if summary.rule == "typical":
+        say(None, "the rule is lossy: answers may differ from the target's own")
+    else:
+        say(not bugs, f"{bugs} answers differ from the target's own without an excuse")
+    failed = sum(row.num_failed for row in summary.rows)
+    say(not failed, f"{text.count(failed, 'question')} failed")
+    noisy = [row.method for row in summary.rows if row.too_noisy and not row.is_control]
+    if noisy:
+        say(None, f"too noisy for a rank: {text.listing(noisy)}")
+    for note in summary.notes:
+        if "control" not in note and "were measured while" not in note:
+            say(None, note)
+    return found
+
+
+def process_lines(folders: Sequence[Path], width: int) -> list[Line]:
+    """Runs of this machine that are being written now."""
+    found: list[Line] = []
+    for folder in folders:
+        live = holder(folder)
+        if live is None:
+            continue
+        try:
+            process = psutil.Process(live.pid)
+            words = (
+                f"{process.cpu_percent():>4.0f} %  {process.memory_info().rss / 2**20:>7.0f} MiB  nice {process.nice()}"
+            )
+        except psutil.Error:
+            words = f"on {live.host}"
+        found.append(fit(line(f"{live.pid:>8}  {words}  {folder.name}"), width))
+    return found or wrap("No run is being written.", width, "dim")

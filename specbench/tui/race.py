@@ -1,0 +1,250 @@
+"""One question, several methods, one clock: what the race screen shows, without the screen. No Textual.
+
+Live is "follow the end of the journal": the method that is being measured grows as it is written, the others replay on
+their own recorded clocks beside it. Only one method ever runs on a device at a time, so nothing else would be honest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from specbench.manifest import Manifest, read_manifest
+from specbench.tui.clock import ReplayClock
+from specbench.tui.detokenise import Found, Pieces, find_tokenizer
+from specbench.tui.index import Generation, RunIndex
+from specbench.tui.layout import Shown
+from specbench.tui.marks import Kind
+from specbench.tui.timeline import Timeline
+
+MOST_LANES = 4
+OPENING_BYTES = 16_000_000
+"""Of a journal, read between two looks at the keyboard."""
+STUCK_STEPS = 20
+"""Steps in a row without an accepted token after which the pane says so."""
+LaneState = Literal["queued", "live", "cut", "done", "failed"]
+"""live: being measured; cut: begun when the run ended, and never to be finished in this attempt."""
+
+
+class Question(NamedTuple):
+    """What is raced on."""
+
+    question_id: str
+    category: str
+    turn: int
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """One method on the question."""
+
+    method: str
+    position: int
+    """In the plan: its symbol and colour everywhere."""
+    state: LaneState = "queued"
+    generation: Generation | None = None
+    timeline: Timeline | None = None
+    tokens: list[Shown] = field(default_factory=list)
+    num_restarts: int = 0
+    """Changes when `tokens` was made anew instead of extended."""
+    pieces: Pieces = field(default_factory=lambda: Pieces(None))
+
+    def is_stuck_at(self, seconds: float) -> bool:
+        """Nothing was accepted in the last STUCK_STEPS steps that drafted something."""
+        if self.timeline is None:
+            return False
+        done = self.timeline.steps[: self.timeline.steps_at(seconds)]
+        drafted = [step for step in done[-3 * STUCK_STEPS :] if step.num_nodes][-STUCK_STEPS:]
+        return len(drafted) == STUCK_STEPS and not any(step.num_accepted for step in drafted)
+
+
+class Race:
+    """A run's folder as a race. now: monotonic; wall: Unix time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self.index = RunIndex(folder)
+        self.clock = ReplayClock(now=now)
+        self.is_following = False
+        self.is_running = True
+        """A process writes the journal; set by whoever looks at it."""
+        self.found = Found(None, "the tokenizer is being read")
+        self._wall = wall
+        self._plan = {
+            (record.method, question, record.turn, record.repeat): (record.group, row)
+            for record in self.manifest.groups
+            for row, question in enumerate(record.question_ids)
+        }
+        categories = {question.question_id: question.category for question in self.manifest.questions}
+        # In the order of the plan: that is the order in which answers come.
+        self.questions = list(
+            dict.fromkeys(
+                Question(question, categories[question], record.turn)
+                for record in self.manifest.groups
+                for question in record.question_ids
+            )
+        )
+        self._positions = {method.label: place for place, method in enumerate(self.manifest.methods)}
+        self.place = 0
+        self.repeat = 0
+        self.lanes: list[Lane] = []
+        self.choose(self.first_choice())
+
+    def first_choice(self, speeds: Mapping[str, float] | None = None) -> list[str]:
+        """The baseline, then the fastest by `speeds`, or the plan's first; its A/A control and methods that are never
+        ranked only where room is left."""
+        methods = self.manifest.methods
+        known = speeds or {}
+        ordered = sorted(
+            methods,
+            key=lambda m: (
+                m.kind != "baseline" or m.is_control,
+                m.is_control or not m.is_ranked,
+                -known.get(m.label, 0.0),
+            ),
+        )
+        chosen = {method.label for method in ordered[:MOST_LANES]}
+        return [method.label for method in methods if method.label in chosen]
+
+    @property
+    def question(self) -> Question:
+        """The one that is shown."""
+        return self.questions[self.place]
+
+    def load_tokenizer(self) -> None:
+        """Half a second where the vocabulary is large: meant for a thread. Shows nothing by itself, see `retell`."""
+        request = self.manifest.provenance.get("request")
+        self.found = find_tokenizer(self.manifest.target.name, request if isinstance(request, dict) else {})
+
+    def retell(self) -> None:
+        """All tokens again, with the tokenizer of now."""
+        for lane in self.lanes:
+            self._restart(lane)
+        self.refresh()
+
+    def choose(self, methods: Sequence[str]) -> None:
+        """The methods that race, in this order."""
+        self.lanes = [Lane(method=method, position=self._positions[method]) for method in methods[:MOST_LANES]]
+        self.retell()
+
+    def go(self, place: int, *, repeat: int | None = None) -> None:
+        """Another question (or repeat); the clock starts again."""
+        self.place = min(max(0, place), len(self.questions) - 1)
+        self.repeat = self.repeat if repeat is None else repeat % self.manifest.repeats
+        for lane in self.lanes:
+            self._restart(lane)
+        self.refresh()
+        self.clock.seek(0.0)
+
+    def advance(self, *, limit_bytes: int = OPENING_BYTES) -> bool:
+        """Read on in the journal; True where it said something new."""
+        if not self.index.advance(limit_bytes=limit_bytes):
+            return False
+        if self.is_following:
+            self._go_to_latest()
+        self.refresh()
+        return True
+
+    def follow(self) -> None:
+        """Show the end of the journal from now on."""
+        self.is_following = True
+        self._go_to_latest()
+        self.refresh()
+
+    def _go_to_latest(self) -> None:
+        latest = self.index.latest
+        if latest is None:
+            return
+        question = Question(latest.question_id, latest.category, latest.turn)
+        if question in self.questions and (question != self.question or latest.repeat != self.repeat):
+            self.go(self.questions.index(question), repeat=latest.repeat)
+
+    def refresh(self) -> None:
+        """Bring the lanes up to what the index knows."""
+        for lane in self.lanes:
+            self._refresh(lane)
+        ends = [lane.timeline.end_s for lane in self.lanes if lane.timeline is not None]
+        self.clock.set_duration(max(ends, default=0.0))
+
+    def _refresh(self, lane: Lane) -> None:
+        place = self._plan.get((lane.method, self.question.question_id, self.question.turn, self.repeat))
+        group = self.index.groups.get(place[0]) if place is not None else None
+        generation = group.rows.get(place[1]) if group is not None and place is not None else None
+        if generation is None or group is None:
+            lane.state = "queued"
+            return
+        if generation is not lane.generation:
+            self._restart(lane)
+            lane.generation, lane.timeline = generation, Timeline(generation)
+        assert lane.timeline is not None
+        lane.timeline.extend(self.folder, group)
+        self._tell(lane)
+        if generation.ending is None:
+            lane.state = "live" if self.is_running else "cut"
+        else:
+            lane.state = "failed" if generation.ending.error else "done"
+
+    def _restart(self, lane: Lane) -> None:
+        lane.generation = lane.timeline = None
+        lane.tokens, lane.pieces = [], Pieces(self.found.tokenizer)
+        lane.num_restarts += 1
+
+    def _tell(self, lane: Lane) -> None:
+        assert lane.timeline is not None
+        tokens = lane.timeline.tokens
+        if lane.tokens and lane.tokens[0].kind is Kind.MISSING and tokens[0].kind is not Kind.MISSING:
+            # The prefill's token has become known: pieces behind it depend on it.
+            lane.tokens, lane.pieces = [], Pieces(self.found.tokenizer)
+            lane.num_restarts += 1
+        for token in tokens[len(lane.tokens) :]:
+            lane.tokens.append(Shown(lane.pieces.add(token.id), token.kind, token.depth))
+        rest = lane.pieces.rest() if lane.timeline.generation.ending is not None else ""
+        if rest:
+            # The answer was cut inside a character: what there is of it belongs to its last token.
+            lane.tokens[-1] = lane.tokens[-1]._replace(text=rest)
+            lane.num_restarts += 1
+
+    def live_lane(self) -> Lane | None:
+        """The one that is being measured now."""
+        return next((lane for lane in self.lanes if lane.state == "live"), None)
+
+    def position(self) -> float:
+        """Seconds on the race clock. Following: of the answer under way; without one, the end."""
+        if not self.is_following:
+            return self.clock.position()
+        lane = self.live_lane()
+        if lane is None or lane.timeline is None:
+            return self.clock.duration
+        began_s = lane.timeline.generation.began_s
+        behind = self._wall() - began_s if began_s is not None else lane.timeline.end_s
+        # Steps are written up to 100 ms late: the clock must not run past what is known of a run that stands still.
+        return max(lane.timeline.end_s, min(behind, lane.timeline.end_s + 1.0))
+
+    def leave_following(self) -> None:
+        """From live to replay at the same moment."""
+        if self.is_following:
+            at = self.position()
+            self.is_following = False
+            self.clock.pause()
+            self.clock.seek(at)
+
+    def step(self, lane: Lane, *, forward: bool) -> None:
+        """To the next or previous step of one method."""
+        self.leave_following()
+        self.clock.pause()
+        if lane.timeline is None:
+            return
+        at = self.clock.position()
+        to = lane.timeline.next_event(at) if forward else lane.timeline.event_before(at)
+        if to is not None:
+            self.clock.seek(to)

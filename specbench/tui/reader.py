@@ -1,0 +1,148 @@
+"""The reader: a process beside the viewer that holds DuckDB and sums up, so that the screen never waits for either.
+
+In a thread of the viewer, summing up a long journal would stop its keys for seconds (one interpreter lock), and DuckDB
+with pyarrow would be most of its memory. The reader is as nice as can be, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any, BinaryIO, Protocol
+
+from specbench.errors import EnvironmentFailed, SpecbenchError
+
+NICENESS = 15
+IDLE_S = 20.0
+
+
+class Asking(Protocol):
+    """Something that does a job of figures.py."""
+
+    def ask(self, job: str, *values: Any) -> Any:
+        """The job's result; raises the SpecbenchError it raised."""
+        ...
+
+    def rest(self) -> None:
+        """Called now and then: nothing may be wanted for a while."""
+        ...
+
+    def close(self) -> None:
+        """No more jobs."""
+        ...
+
+
+class HereReader:
+    """Does the jobs in this process: for tests, and nothing else."""
+
+    def ask(self, job: str, *values: Any) -> Any:
+        from specbench.tui.figures import JOBS
+
+        return JOBS[job](*values)
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Reader:
+    """Starts its process with the first job. Jobs wait for each other: they would only share one processor anyway."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the viewer
+        self._lock = threading.Lock()
+        self._last_job_s = 0.0
+
+    def ask(self, job: str, *values: Any) -> Any:
+        """Blocks; meant for a thread."""
+        with self._lock:
+            self._last_job_s = time.monotonic()
+            process = self._started()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                pickle.dump((job, values), process.stdin)
+                process.stdin.flush()
+                # From our own child, which nobody else can write to.
+                failed, found = pickle.load(process.stdout)  # noqa: S301
+            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                self._process = None
+                raise EnvironmentFailed(
+                    f"the process that reads the store ended in the middle of {job}: {self._last_words()}",
+                    try_="the same again; if it happens twice: specbench results ls, and specbench doctor",
+                ) from error
+        if failed:
+            assert isinstance(found, SpecbenchError)
+            raise found
+        return found
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            # Not multiprocessing: spawning from inside Textual fails (it holds stderr, Textual #3593).
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "specbench.tui.reader"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                start_new_session=True,
+            )
+        return self._process
+
+    def _last_words(self) -> str:
+        self._complaints.seek(0)
+        lines = self._complaints.read().decode("utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def rest(self) -> None:
+        """End the process where it has had nothing to do for a while: it holds more memory than the viewer. The next
+        job starts another."""
+        if time.monotonic() - self._last_job_s > IDLE_S and self._lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Its input ends, and so does it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+
+
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """Jobs in, (failed, result) out, until the input ends. A defect ends the process: the asker says so."""
+    from specbench.tui.figures import JOBS
+
+    while True:
+        try:
+            job, values = pickle.load(source)  # noqa: S301 - from our own parent
+        except EOFError:
+            return
+        answer: tuple[bool, Any]
+        try:
+            answer = (False, JOBS[job](*values))
+        except SpecbenchError as error:
+            # Its cause stays here: Exception's pickling takes the arguments and the attributes, no more.
+            answer = (True, error)
+        pickle.dump(answer, sink)
+        sink.flush()
+
+
+def main() -> None:
+    """`python -m specbench.tui.reader`: for Reader alone."""
+    os.nice(max(0, NICENESS - os.nice(0)))
+    # Whatever a library prints must not stand between two answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

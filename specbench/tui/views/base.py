@@ -1,0 +1,287 @@
+"""What every screen has: the bar of screens, a line of words, the keys; and the actions that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.worker import Worker, WorkerState
+
+from specbench.errors import SpecbenchError
+from specbench.tui import actions, sharing
+from specbench.tui.lines import Line, Span, fit, line, wrap
+from specbench.tui.widgets.canvas import LineView, Strap
+
+if TYPE_CHECKING:
+    from specbench.tui.app import SpecbenchApp
+    from specbench.tui.workspace import Workspace
+
+T = TypeVar("T")
+
+
+_MOST_SAID = 3
+
+
+def _written(files: Sequence[Path]) -> str:
+    """The folder once, then the names."""
+    return f"written to {files[0].parent}: {', '.join(path.name for path in files)}"
+
+
+class View(Screen[None]):
+    """A screen of the interface. Subclasses: `view`, `body`, and the methods of their actions."""
+
+    view: ClassVar[str] = ""
+    TITLE_WIDTH: ClassVar[int] = 11
+    AUTO_FOCUS: ClassVar[str | None] = None
+
+    DEFAULT_CSS = """
+    View { background: $background; }
+    View #body { height: 1fr; }
+    View .pane { border: round $secondary; padding: 0 1; }
+    View .pane:focus { border: heavy $accent; }
+    View #says { color: $foreground; }
+    """
+
+    def __init_subclass__(cls, **attributes: object) -> None:
+        # Before Textual's own hook: it merges BINDINGS when the class is made.
+        if cls.view:
+            cls.BINDINGS = [*actions.bindings_of(cls.view)]
+        super().__init_subclass__()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = ""
+        self.said_style = ""
+        self._waiting: dict[Worker[object], Callable[[object], None]] = {}
+
+    @property
+    def main(self) -> SpecbenchApp:
+        """The app, by its own type."""
+        from specbench.tui.app import SpecbenchApp
+
+        assert isinstance(self.app, SpecbenchApp)
+        return self.app
+
+    @property
+    def workspace(self) -> Workspace:
+        """The store and what is known of it."""
+        return self.main.workspace
+
+    def compose(self) -> ComposeResult:
+        yield Strap(self._tabs, id="tabs")
+        yield Strap(self._says, id="says")
+        yield from self.body()
+        yield Strap(lambda width, _: [actions.footer(self.view, width)], id="keys")
+
+    def body(self) -> Iterable[Widget]:
+        """Between the two lines above and the keys."""
+        raise NotImplementedError
+
+    # --- the lines above ----------------------------------------------------------------------------------------------
+
+    def _tabs(self, width: int, height: int) -> Sequence[Line]:
+        parts: list[Span] = [Span(" specbench ", "bold")]
+        for action in actions.SCREENS:
+            words = f"{action.keys[0]} {action.label}"
+            # Brackets, not colour alone, say where one is.
+            here = action.name == f"go_{self.view}"
+            parts.append(Span(f"[{words}]" if here else f" {words} ", "tab" if here else "dim"))
+        # Where not all fit, the others keep their digits: they are what is pressed.
+        if sum(len(part.text) for part in parts) > width:
+            parts = [Span(" specbench ", "bold")]
+            for action in actions.SCREENS:
+                here = action.name == f"go_{self.view}"
+                parts.append(
+                    Span(f"[{action.keys[0]} {action.label}]", "tab") if here else Span(f" {action.keys[0]} ", "dim")
+                )
+        note = self.main.viewer_note
+        left = width - sum(len(part.text) for part in parts) - len(note) - 1
+        if note and left > 0:
+            parts += [Span(" " * left), Span(note, "dim")]
+        return [fit(tuple(parts), width)]
+
+    def headline(self) -> str:
+        """What this screen is about, when nothing was said."""
+        return ""
+
+    def _says(self, width: int, height: int) -> Sequence[Line]:
+        if not self.said:
+            return [fit(line(Span(" " + self.headline().replace("\n", " · "), "dim")), width)]
+        rows = wrap(self.said.replace("\n", " · "), width - 2, self.said_style)[:_MOST_SAID]
+        return [(Span(" "), *row) for row in rows]
+
+    def say(self, words: str, *, style: str = "good") -> None:
+        """One line under the tabs; toasts would hide half a pane on a small screen."""
+        self.said, self.said_style = words, style
+        for strap in self.query("#says").results(Strap):
+            # A path that is cut is of no use: what is said may take three lines, until the next key.
+            strap.styles.height = max(1, len(self._says(max(20, strap.size.width), 0)))
+            strap.redraw()
+
+    def fail(self, error: SpecbenchError) -> None:
+        """What, where, what to type next."""
+        parts = [f"✗ {error.what}"]
+        if error.where:
+            parts.append(error.where)
+        if error.try_:
+            parts.append(f"try: {error.try_}")
+        self.say(" · ".join(parts), style="bad")
+
+    def refresh_words(self) -> None:
+        """The headline may have changed."""
+        for strap in self.query("#says, #tabs").results(Strap):
+            strap.redraw()
+
+    # --- work beside the screen ---------------------------------------------------------------------------------------
+
+    def in_background(self, name: str, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Run `work` in a thread, then `then` with its result on the screen; a SpecbenchError is said."""
+
+        def guarded() -> T | SpecbenchError:
+            try:
+                return work()
+            except SpecbenchError as error:
+                return error
+
+        worker = self.run_worker(guarded, name=name, group=name, thread=True, exclusive=True, exit_on_error=True)
+        self._waiting[cast("Worker[object]", worker)] = cast("Callable[[object], None]", then)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Deliver what a thread found."""
+        if event.state not in (WorkerState.SUCCESS, WorkerState.CANCELLED, WorkerState.ERROR):
+            return
+        then = self._waiting.pop(cast("Worker[object]", event.worker), None)
+        if then is None or event.state is not WorkerState.SUCCESS:
+            return
+        if isinstance(event.worker.result, SpecbenchError):
+            self.fail(event.worker.result)
+        else:
+            then(event.worker.result)
+
+    # --- actions that all share ---------------------------------------------------------------------------------------
+
+    def on_screen_resume(self) -> None:
+        self.entered()
+        # A screen that was resized, or first laid out, while another stood before it was told its sizes and not drawn.
+        self.call_after_refresh(self.draw_again)
+
+    def draw_again(self) -> None:
+        """Every pane for the size it has now."""
+        for pane in self.query(LineView):
+            pane.redraw()
+
+    def entered(self) -> None:
+        """The screen is shown, for the first time or again."""
+
+    def run_opened(self) -> None:
+        """Another run was chosen in the workspace."""
+
+    def action_go_home(self) -> None:
+        self.main.show_view("home")
+
+    def action_go_race(self) -> None:
+        self.main.show_view("race")
+
+    def action_go_accept(self) -> None:
+        self.main.show_view("accept")
+
+    def action_go_speed(self) -> None:
+        self.main.show_view("speed")
+
+    def action_go_system(self) -> None:
+        self.main.show_view("system")
+
+    def action_go_train(self) -> None:
+        self.main.show_view("train")
+
+    def action_go_board(self) -> None:
+        self.main.show_view("board")
+
+    def action_go_library(self) -> None:
+        self.main.show_view("library")
+
+    def action_new(self) -> None:
+        """The form."""
+        from specbench.tui.views.launch import LaunchForm
+
+        self.main.push_screen(LaunchForm(self.workspace))
+
+    def action_zoom(self) -> None:
+        """Textual's maximise, on the pane that has the focus."""
+        if self.maximized is not None:
+            self.minimize()
+        elif self.focused is not None:
+            self.maximize(self.zoomable(self.focused))
+
+    def zoomable(self, focused: Widget) -> Widget:
+        """What a zoom makes big: the pane itself unless a view says otherwise."""
+        return focused
+
+    def action_help(self) -> None:
+        """All keys of this screen."""
+        from specbench.tui.views.dialogs import Reading
+
+        title = next(action.label for action in actions.SCREENS if action.name == f"go_{self.view}")
+        self.main.push_screen(Reading(f"Keys on {title}", [*actions.help_lines(self.view), (), *self.explain()]))
+
+    def explain(self) -> list[Line]:
+        """What the words on this screen mean, for its help."""
+        return []
+
+    def copied(self) -> str:
+        """What `y` copies: the focused pane."""
+        focused = self.focused
+        return focused.text() if isinstance(focused, LineView) else ""
+
+    def action_copy(self) -> None:
+        """OSC 52 and a file: a terminal that ignores the one leaves the other."""
+        words = self.copied()
+        if not words:
+            self.say("nothing to copy: put the focus on a pane with tab", style="warn")
+            return
+        try:
+            path = sharing.write_text(self.workspace.store, f"copy-{self.view}", ".txt", words)
+        except SpecbenchError as error:
+            self.fail(error)
+            return
+        self.main.copy_to_clipboard(sharing.clipboard(words))
+        self.say(f"copied {len(words)} characters; also in {path}")
+
+    def exports(self) -> list[Path]:
+        """Write what the screen shows; every screen has at least its picture."""
+        return [sharing.write_svg(self.workspace.store, self.view, self.main.export_screenshot())]
+
+    def action_export(self) -> None:
+        """Files, and their paths said."""
+        try:
+            written = self.exports()
+        except SpecbenchError as error:
+            self.fail(error)
+            return
+        late = self.late_exports()
+        self.say(_written(written) + (", …" if late is not None else ""))
+        if late is not None:
+            self.in_background("export", late, lambda more: self.say(_written(written + more)))
+
+    def late_exports(self) -> Callable[[], list[Path]] | None:
+        """Files that take seconds to make; written beside the screen."""
+        return None
+
+    def action_theme(self) -> None:
+        """The next theme."""
+        self.main.next_theme()
+
+    def action_quit(self) -> None:
+        """Runs go on."""
+        self.main.exit()
+
+    def key_escape(self) -> None:
+        """Back: out of a zoom, out of what was said."""
+        if self.maximized is not None:
+            self.minimize()
+        else:
+            self.say("")

@@ -1,0 +1,318 @@
+"""Home: every run and training of the store, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.containers import Horizontal
+from textual.widget import Widget
+
+from specbench import paths
+from specbench.errors import SpecbenchError
+from specbench.store.words import count
+from specbench.tui import children, sharing
+from specbench.tui.index import RunIndex
+from specbench.tui.lines import Line, Span, line, wrap
+from specbench.tui.views.base import View
+from specbench.tui.widgets.canvas import Canvas, Rows
+
+if TYPE_CHECKING:
+    from specbench.tui.figures import Listed, RunItem, Summed
+
+_LOOK_EVERY_S = 2.0
+_BYTES_A_LOOK = 16_000_000
+
+
+class HomeView(View):
+    """The list, and beside it the run under the cursor."""
+
+    view: ClassVar[str] = "home"
+
+    DEFAULT_CSS = """
+    HomeView #runs { width: 1fr; }
+    HomeView #about { width: 46; }
+    HomeView.-narrow #about { display: none; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listing: Listed | None = None
+        self._signature: object = None
+        self.words = ""
+        self.sorted_by = "newest"
+        self._summed: dict[str, Summed] = {}
+        self._ratios: dict[str, list[float]] = {}
+        self._unreadable: dict[str, str] = {}
+        self._indexes: dict[str, tuple[RunIndex, int]] = {}
+        """Of runs that are being written, with the number of answers planned."""
+        self._progress: dict[str, str] = {}
+        self._children: list[children.Child] = []
+
+    def body(self) -> Iterable[Widget]:
+        with Horizontal(id="body"):
+            yield (runs := Rows(self._rows, title="Runs", id="runs", moved=self._moved))
+            runs.add_class("pane")
+            yield Canvas(self._about, title="Run", id="about", classes="pane")
+
+    def on_mount(self) -> None:
+        self.query_one("#runs").focus()
+        self.look()
+        self.set_interval(_LOOK_EVERY_S, self.look)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def entered(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Which runs there are now; in a thread, since it may wait for the store."""
+        if not self.is_current and self.listing is not None:
+            return
+        signature = self.workspace.signature()
+        is_running = self.listing is not None and any(entry.state == "running" for entry in self.listing.runs)
+        # A run's process may be gone without a trace in any file: while one runs, it is looked at every time.
+        if self.listing is not None and signature == self._signature and not is_running:
+            return
+        self._signature = signature
+        self.in_background("listing", self.workspace.listing, self._listed)
+
+    def _follow(self, found: Listed) -> bool:
+        """How far runs that are being written are; True where one went on."""
+        from specbench.manifest import read_manifest  # 0.15 s of pydantic, only where a run is being written
+
+        before = dict(self._progress)
+        for entry in found.runs:
+            if entry.state != "running" or entry.kind == "train":
+                continue
+            try:
+                if entry.run_id not in self._indexes:
+                    manifest = read_manifest(self.workspace.folder(entry.run_id))
+                    planned = sum(len(record.question_ids) for record in manifest.groups)
+                    self._indexes[entry.run_id] = (RunIndex(self.workspace.folder(entry.run_id)), planned)
+                index, planned = self._indexes[entry.run_id]
+                index.advance(limit_bytes=_BYTES_A_LOOK)
+            except SpecbenchError as error:
+                self._progress[entry.run_id] = error.what
+                continue
+            ended = sum(row.ending is not None for row in index.generations())
+            self._progress[entry.run_id] = f"{ended} of {planned}"
+        return before != self._progress
+
+    def _listed(self, found: Listed) -> None:
+        is_first = self.listing is None
+        changed = self._follow(found) or found != self.listing
+        self.listing = found
+        for child in self._children:
+            child.process.poll()
+        if changed:
+            self.query_one("#runs", Rows).redraw()
+            self.query_one("#about", Canvas).redraw()
+        if is_first or changed:
+            self.refresh_words()
+        self._sum_up_next()
+
+    def _sum_up_next(self) -> None:
+        """One run at a time, those on the screen first: 128 runs take 128 bootstraps."""
+        if self.listing is None:
+            return
+        for entry in self.shown():
+            if entry.kind == "train" or entry.state == "damaged" or entry.run_id in self._unreadable:
+                continue
+            # Of a run that is being written its progress is shown: summing up would take time from it.
+            if entry.state == "running" or (entry.run_id in self._summed and self.workspace.is_summed(entry.run_id)):
+                continue
+            self.in_background("summing", lambda run_id=entry.run_id: self._sum_up(run_id), self._summed_up)  # type: ignore[misc]
+            return
+
+    def _sum_up(self, run_id: str) -> tuple[str, Summed | str]:
+        try:
+            return run_id, self.workspace.summed(run_id)
+        except SpecbenchError as error:
+            # A run without an answer yet, or a damaged one: its row says so, the others go on.
+            return run_id, error.what
+
+    def _summed_up(self, found: tuple[str, Summed | str]) -> None:
+        from specbench.tui.draw_home import headline_row
+
+        run_id, summed = found
+        if isinstance(summed, str):
+            self._unreadable[run_id] = summed
+        else:
+            self._summed[run_id] = summed
+            row = headline_row(summed.summary)
+            method = row.method if row is not None else ""
+            self._ratios[run_id] = [unit["speedup"] for unit in summed.units if unit["method"] == method]
+        self.query_one("#runs", Rows).redraw()
+        self.query_one("#about", Canvas).redraw()
+        self._sum_up_next()
+
+    # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def headline(self) -> str:
+        if self.listing is None:
+            return "reading runs …"
+        running = sum(entry.state == "running" for entry in self.listing.runs)
+        parts = [
+            str(paths.results_dir(self.workspace.store)),
+            count(len(self.listing.runs), "run"),
+            f"{running} running",
+        ]
+        if self.words:
+            parts.append(f"filter: {self.words}")
+        if self.sorted_by != "newest":
+            parts.append(f"sorted by {self.sorted_by}")
+        # A locked store: the journals are shown, and this says what they lack.
+        parts += list(self.listing.notes)
+        return " · ".join(parts)
+
+    def shown(self) -> list[RunItem]:
+        """Filtered and sorted."""
+        from specbench.tui.draw_home import matches, ordered
+
+        entries = self.listing.runs if self.listing is not None else ()
+        return ordered([entry for entry in entries if matches(entry, self.words)], self.sorted_by)
+
+    def _rows(self, width: int, height: int) -> tuple[Sequence[Line], Sequence[tuple[str, Line]]]:
+        if self.listing is None:
+            return [line(Span("reading runs …", "dim"))], []
+        from specbench.tui.draw_home import empty_lines, rows
+
+        if not self.listing.runs:
+            return empty_lines(str(paths.results_dir(self.workspace.store).resolve()), width), []
+        shown = self.shown()
+        if not shown:
+            return wrap(f"No run matches {self.words!r}. esc shows all of them.", width), []
+        summaries = {run_id: each.summary for run_id, each in self._summed.items()}
+        return rows(shown, summaries, self._ratios, self._progress, width)
+
+    def _about(self, width: int, height: int) -> Sequence[Line]:
+        entry = self.entry()
+        if entry is None:
+            return []
+        from specbench.tui.draw_home import details
+
+        if entry.run_id in self._unreadable:
+            return [line(Span(entry.run_id, "bold")), (), *wrap(self._unreadable[entry.run_id], width, "warn")]
+        summed = self._summed.get(entry.run_id)
+        return details(
+            entry, summed.summary if summed else None, summed.source if summed is not None else "store", width
+        )
+
+    def entry(self) -> RunItem | None:
+        """The run under the cursor."""
+        key = self.query_one("#runs", Rows).key
+        return next((each for each in self.listing.runs if each.run_id == key), None) if self.listing else None
+
+    def _moved(self) -> None:
+        self.query_one("#about", Canvas).redraw()
+
+    # --- actions ------------------------------------------------------------------------------------------------------
+
+    def _chosen(self) -> RunItem | None:
+        entry = self.entry()
+        if entry is None:
+            self.say("no run is chosen: b measures the demo, n opens the form", style="warn")
+        return entry
+
+    def action_open(self) -> None:
+        entry = self._chosen()
+        if entry is not None and entry.has_journal:
+            self.main.open_run(entry.run_id)
+        elif entry is not None:
+            self.say(f"{entry.run_id} has no journal: only the store remembers it (5 Speed, 8 Board)", style="warn")
+            self.workspace.run_id = entry.run_id
+
+    def action_filter(self) -> None:
+        from specbench.tui.views.dialogs import Typing
+
+        self.main.push_screen(Typing("Show runs that contain", self.words), self._filtered)
+
+    def _filtered(self, words: str | None) -> None:
+        if words is not None:
+            self.words = words
+            self.query_one("#runs", Rows).redraw()
+            self.refresh_words()
+
+    def key_escape(self) -> None:
+        super().key_escape()
+        self._filtered("")
+
+    def action_sort(self) -> None:
+        from specbench.tui.draw_home import SORTS
+
+        self.sorted_by = SORTS[(SORTS.index(self.sorted_by) + 1) % len(SORTS)]
+        self.query_one("#runs", Rows).redraw()
+        self.refresh_words()
+
+    def action_bench(self) -> None:
+        """The demo, as a process that outlives this one."""
+        self.launch(["run", "demo"])
+
+    def launch(self, words: Sequence[str]) -> None:
+        """Start `specbench WORDS` into this store."""
+        store = self.workspace.store
+        where = [] if store is None else ["--store", str(store)]
+        try:
+            child = children.start([*words, *where], store=store)
+        except SpecbenchError as error:
+            self.fail(error)
+            return
+        self._children.append(child)
+        self.say(f"started {shlex.join(['specbench', *words])} as process {child.process.pid}; log {child.log}")
+
+    def action_resume(self) -> None:
+        entry = self._chosen()
+        if entry is None:
+            return
+        if entry.state not in ("lost", "interrupted"):
+            self.say(f"{entry.run_id} is {entry.state}: only a stopped or lost run can be continued", style="warn")
+            return
+        self.launch([entry.kind, "--resume", entry.run_id])
+
+    def action_stop(self) -> None:
+        entry = self._chosen()
+        if entry is not None:
+            from specbench.tui.views.stopping import ask_how_to_stop
+
+            ask_how_to_stop(self, entry.run_id)
+
+    def action_delete(self) -> None:
+        entry = self._chosen()
+        if entry is None:
+            return
+        from specbench.tui.views.dialogs import Choice, Option
+
+        folder = self.workspace.folder(entry.run_id)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+        options = [
+            Option("", "Keep it"),
+            Option(entry.run_id, "Delete it", help=f"{folder}, {size / 1e6:.1f} MB, and its rows in the store"),
+        ]
+        self.main.push_screen(Choice(f"Delete {entry.run_id}? It cannot be brought back.", options), self._delete)
+
+    def _delete(self, run_id: str | None) -> None:
+        if not run_id:
+            return
+
+        def deleted(_: object) -> None:
+            self.say(f"deleted {run_id}")
+            self._summed.pop(run_id, None)
+            self.look()
+
+        self.in_background(
+            "deleting", lambda: self.workspace.reader.ask("delete", self.workspace.store, run_id), deleted
+        )
+
+    def action_log(self) -> None:
+        entry = self._chosen()
+        if entry is not None:
+            from specbench.tui.views.stopping import show_log
+
+            show_log(self, entry.run_id)
+
+    def exports(self) -> list[Path]:
+        words = self.query_one("#runs", Rows).text()
+        return [*super().exports(), sharing.write_text(self.workspace.store, "runs", ".txt", words)]

@@ -1,0 +1,114 @@
+"""Ending a run from the viewer, and reading what it left: shared by Home and Race."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specbench.errors import SpecbenchError, UsageError
+from specbench.store.files import holder, is_training
+from specbench.store.journal import run_state
+from specbench.tui import children
+from specbench.tui.index import RunIndex
+from specbench.tui.lines import Line, Span, line
+from specbench.tui.views.dialogs import Choice, Option, Reading
+
+if TYPE_CHECKING:
+    from specbench.tui.views.base import View
+
+_LOOK_EVERY_S = 0.1
+
+
+def ask_how_to_stop(view: View, run_id: str) -> None:
+    """Says what each way does before anything is done."""
+    folder = view.workspace.folder(run_id)
+    live = holder(folder) if folder.exists() else None
+    if live is None:
+        view.say(f"{run_id} is not running", style="warn")
+        return
+    options = [Option("", "Let it run")]
+    if not is_training(folder):
+        options.append(Option("after", "After this answer", help="a pause: c continues it, nothing is measured twice"))
+    options += [
+        Option("now", "Now, keep the data", help="the answer under way is measured again when it is continued"),
+        Option("kill", "Kill process", help=f"{live.pid} on {live.host}, at once; what is in the journal stays"),
+    ]
+    view.main.push_screen(Choice(f"Stop {run_id}?", options), lambda how: _stop(view, run_id, how or ""))
+
+
+def _stop(view: View, run_id: str, how: str) -> None:
+    folder = view.workspace.folder(run_id)
+    try:
+        match how:
+            case "now":
+                view.say(f"asked process {children.interrupt(folder)} to stop; c continues the run")
+            case "kill":
+                view.say(f"killed process {children.kill(folder)}; the run is lost, c continues it", style="warn")
+            case "after":
+                _stop_after_answer(view, run_id)
+            case _:
+                pass
+    except SpecbenchError as error:
+        view.fail(error)
+
+
+def _stop_after_answer(view: View, run_id: str) -> None:
+    """The run itself knows no pause: its journal is watched, and the signal sent when an answer has ended. What the
+    next one had begun by then is measured again."""
+    folder = view.workspace.folder(run_id)
+    index = RunIndex(folder)
+    index.advance()
+    before = sum(row.ending is not None for row in index.generations())
+
+    def look() -> None:
+        try:
+            index.advance()
+            ended = sum(row.ending is not None for row in index.generations())
+            if ended > before:
+                timer.stop()
+                view.say(f"stopped process {children.interrupt(folder)} after an answer; c continues the run")
+            elif run_state(folder) != "running":
+                timer.stop()
+                view.say(f"{run_id} ended by itself")
+        except SpecbenchError as error:
+            timer.stop()
+            view.fail(error)
+
+    # On the app: the view may be left while the answer takes its time.
+    timer = view.main.set_interval(_LOOK_EVERY_S, look)
+    view.say("waiting for this answer to end; keep the viewer open until then")
+
+
+def log_lines(view: View, run_id: str) -> list[Line]:
+    """What the run printed, where a viewer started it; else the end of its journal."""
+    folder = view.workspace.folder(run_id)
+    if not (folder / "events.jsonl").exists():
+        raise UsageError(f"{run_id} has no journal", where=str(folder), try_="choose another run")
+    index = RunIndex(folder)
+    index.advance()
+    state = run_state(folder)
+    found: list[Line] = [line(Span(f"{run_id} is {state}", "bad" if state in ("lost", "failed") else "bold"))]
+    if state == "lost":
+        found.append(line("Its process is gone and wrote no last word: killed, or the machine went down."))
+        found.append(line("What had finished is kept; c on Home continues it."))
+    pid = index.started.pid if index.started is not None else 0
+    log = children.log_of(view.workspace.store, pid)
+    found.append(())
+    if log is not None:
+        found.append(line(Span(f"end of {log}", "bold")))
+        found += [line(row) for row in children.end_of(log)[-60:]]
+        found.append(())
+    else:
+        found.append(line(Span("It was started from a shell, which has what it printed.", "dim")))
+    found.append(line(Span(f"end of {folder / 'events.jsonl'}", "bold")))
+    found += [line(row) for row in list(index.recent)[-20:]]
+    return found
+
+
+def show_log(view: View, run_id: str) -> None:
+    """The log as a screen to read."""
+    try:
+        found = log_lines(view, run_id)
+    except SpecbenchError as error:
+        view.fail(error)
+        return
+    view.main.push_screen(Reading(f"Log of {run_id}", found))

@@ -1,0 +1,141 @@
+"""System: this machine now, the machine the run had, and whether its measurement is clean."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.containers import Grid
+from textual.widget import Widget
+
+from specbench import paths
+from specbench.errors import EnvironmentFailed
+from specbench.store.device import DeviceLog, read_device
+from specbench.tui import machine, sharing
+from specbench.tui.lines import Line, Span, line, wrap
+from specbench.tui.views.base import View
+from specbench.tui.widgets.canvas import Canvas
+
+if TYPE_CHECKING:
+    from specbench.tui.figures import Summed
+
+_LOOK_EVERY_S = 1.0
+_DOCTOR_S = 120.0
+
+
+class SystemView(View):
+    """Four panes; only the first moves, once a second."""
+
+    view: ClassVar[str] = "system"
+
+    DEFAULT_CSS = """
+    SystemView #body { grid-size: 2 2; grid-columns: 1fr 1fr; }
+    SystemView.-narrow #body { grid-size: 1 4; grid-rows: 8; overflow-y: auto; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = machine.Machine()
+        self.record: DeviceLog | None = None
+        self.summed: Summed | None = None
+        self._asked = ""
+        self._live: list[Path] = []
+
+    def body(self) -> Iterable[Widget]:
+        with Grid(id="body"):
+            yield Canvas(self._now, title="This machine now", id="now", classes="pane")
+            yield Canvas(self._clean, title="Is this measurement clean?", id="clean", classes="pane")
+            yield Canvas(self._recorded, title="The machine during the run", id="recorded", classes="pane")
+            yield Canvas(self._processes, title="Runs being written", id="processes", classes="pane")
+
+    def on_mount(self) -> None:
+        self.query_one("#now").focus()
+        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.look()
+
+    def entered(self) -> None:
+        run_id = self.workspace.run_id
+        if run_id and run_id != self._asked:
+            self._asked = run_id
+            self.record = self.summed = None
+            folder = self.workspace.folder(run_id)
+            self.in_background("device", lambda: read_device(folder), self._device_read)
+            self.in_background("summing", lambda: self.workspace.summed(run_id), self._summed_up)
+
+    def look(self) -> None:
+        """A reading a second, while the screen is shown."""
+        if not self.is_current:
+            return
+        self.machine.look()
+        self._live = [path.parent for path in paths.run_dir(self.workspace.store, "").glob("*/run.lock")]
+        for name in ("#now", "#processes"):
+            self.query_one(name, Canvas).redraw()
+
+    def _device_read(self, found: DeviceLog) -> None:
+        self.record = found
+        self.query_one("#recorded", Canvas).redraw()
+
+    def _summed_up(self, found: Summed) -> None:
+        self.summed = found
+        self.query_one("#clean", Canvas).redraw()
+
+    def headline(self) -> str:
+        run_id = self.workspace.run_id
+        return f"{run_id} and this machine" if run_id else "this machine; a run opened on Home adds its own record"
+
+    def _now(self, width: int, height: int) -> Sequence[Line]:
+        return machine.now_lines(self.machine, width)
+
+    def _clean(self, width: int, height: int) -> Sequence[Line]:
+        if self.summed is not None:
+            return machine.clean_lines(self.summed.summary, self.summed.flags, width)
+        if self.workspace.run_id:
+            return wrap("being summed up …", width, "dim")
+        return [
+            *wrap("No run is open: 1 Home, then enter on one.", width),
+            (),
+            line(Span("i", "key"), " asks specbench doctor about this machine."),
+        ]
+
+    def _recorded(self, width: int, height: int) -> Sequence[Line]:
+        if self.record is not None:
+            return machine.run_lines(self.record, width)
+        return wrap("reading …" if self.workspace.run_id else "No run is open.", width, "dim")
+
+    def _processes(self, width: int, height: int) -> Sequence[Line]:
+        return machine.process_lines(self._live, width)
+
+    def action_inspect(self) -> None:
+        """`specbench doctor` as a process: it loads torch, which this one must not."""
+        self.say("specbench doctor is looking; it loads torch and takes some seconds", style="")
+        self.in_background("doctor", self._ask_doctor, self._doctor_said)
+
+    def _ask_doctor(self) -> list[dict[str, Any]]:
+        words = [sys.executable, "-m", "specbench", "doctor", "--json"]
+        words += [] if self.workspace.store is None else ["--store", str(self.workspace.store)]
+        try:
+            done = subprocess.run(words, capture_output=True, timeout=_DOCTOR_S, stdin=subprocess.DEVNULL, check=False)
+            found: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
+        except (subprocess.TimeoutExpired, OSError, ValueError, KeyError) as error:
+            raise EnvironmentFailed(f"specbench doctor gave no answer: {error}", try_="specbench doctor") from error
+        return found
+
+    def _doctor_said(self, findings: list[dict[str, Any]]) -> None:
+        from specbench.tui.views.dialogs import Reading
+
+        signs = {"ok": ("✓", "good"), "warning": ("⚠", "warn"), "failed": ("✗", "bad")}
+        rows: list[Line] = []
+        for each in findings:
+            sign, style = signs[each["state"]]
+            rows.append(line(Span(f"{sign} ", style), Span(each["name"], "bold"), f"  {each['what']}"))
+            rows += [line(Span(f"    {each[key]}", "dim")) for key in ("consequence", "remedy") if each[key]]
+        self.say("")
+        self.main.push_screen(Reading("specbench doctor", rows))
+
+    def exports(self) -> list[Path]:
+        words = "\n\n".join(canvas.text() for canvas in self.query(Canvas))
+        return [*super().exports(), sharing.write_text(self.workspace.store, "system", ".txt", words)]

@@ -1,0 +1,1 @@
+"""What the screens are made of: line-API widgets that draw segments. Nothing here reads markup."""

@@ -1,0 +1,299 @@
+"""A pane of lines: drawn for its width, scrolled, selected with the mouse, copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.events import Resize
+from textual.geometry import Region, Size
+from textual.scroll_view import ScrollView
+from textual.selection import Selection
+from textual.strip import Strip
+
+from specbench.tui.lines import Line, Span, plain_text
+from specbench.tui.sanitise import visible
+from specbench.tui.theme import styles
+
+Draw = Callable[[int, int], Sequence[Line]]
+"""(width, height) in cells -> lines; height 0: as many as there are."""
+
+
+_WIDE = 300
+
+
+class LineView(ScrollView):
+    """Renders what `shown_line` gives; subclasses keep the lines."""
+
+    DEFAULT_CSS = """
+    LineView {
+        scrollbar-size-vertical: 1;
+        scrollbar-gutter: stable;
+        overflow-x: hidden;
+        background: transparent;
+    }
+    """
+
+    _base: Style | None = None
+
+    def shown_line(self, y: int) -> Line:
+        """The line at content row y."""
+        raise NotImplementedError
+
+    def num_lines(self) -> int:
+        """Content rows."""
+        raise NotImplementedError
+
+    def redraw(self) -> None:
+        """Make the lines again, for the size of now."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Cells a line may fill."""
+        return self.scrollable_content_region.width
+
+    def style_of(self, name: str) -> Style:
+        """A named style in the theme of now."""
+        theme = self.app.current_theme
+        return styles(dark=theme.dark, ansi=theme.ansi)[name]
+
+    def row_segments(self, y: int) -> list[Segment]:
+        """A whole style on every segment: NO_COLOR's filter crashes on None (Textual 8.2)."""
+        base = self.base_style
+        return [Segment(span.text, base + self.style_of(span.style)) for span in self.shown_line(y)]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        # The widget's own style is found anew by every question: once a frame, not three times a line.
+        self._base = self.rich_style
+        return super().render_lines(crop)
+
+    def render_line(self, y: int) -> Strip:
+        _, scroll_y = self.scroll_offset
+        row = scroll_y + y
+        width = self.size.width
+        if row >= self.num_lines():
+            return Strip.blank(width, self.base_style)
+        segments = self._with_selection(self.row_segments(row), row)
+        return Strip(segments).crop_extend(0, width, self.base_style).apply_offsets(0, row)
+
+    @property
+    def base_style(self) -> Style:
+        """The widget's own style, as of this frame."""
+        if self._base is None:
+            self._base = self.rich_style
+        return self._base
+
+    def _with_selection(self, segments: list[Segment], row: int) -> list[Segment]:
+        selection = self.text_selection
+        span = selection.get_span(row) if selection is not None else None
+        if span is None:
+            return segments
+        start, end = span
+        chosen = self.screen.get_component_rich_style("screen--selection")
+        found: list[Segment] = []
+        at = 0
+        for text, style, _ in segments:
+            style = style or Style.null()
+            stop = len(text) if end == -1 else max(0, min(len(text), end - at))
+            begin = max(0, min(len(text), start - at))
+            if begin < stop:
+                found += [
+                    Segment(text[:begin], style),
+                    Segment(text[begin:stop], style + chosen),
+                    Segment(text[stop:], style),
+                ]
+            else:
+                found.append(Segment(text, style))
+            at += len(text)
+        return [segment for segment in found if segment.text]
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        return selection.extract(self.text()), "\n"
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        self.refresh()
+
+    def text(self) -> str:
+        """All of it, as it would be copied."""
+        return plain_text(self.shown_line(y) for y in range(self.num_lines()))
+
+    def set_title(self, text: str, *, below: str = "") -> None:
+        """The border's words; never read as markup."""
+        self.border_title = Content(visible(text)) if text else None
+        self.border_subtitle = Content(visible(below)) if below else None
+
+
+class Canvas(LineView, can_focus=True):
+    """Lines from a function of the size, drawn again on every resize."""
+
+    _is_stable = True
+    """Equal lines look equal: not so in a list, whose cursor is no part of them."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll_down", "Scroll", show=False),
+        Binding("k", "scroll_up", "Scroll", show=False),
+    ]
+
+    def __init__(self, draw: Draw, *, title: str = "", id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._draw = draw
+        self._lines: Sequence[Line] = ()
+        self._title = title
+
+    def on_mount(self) -> None:
+        super().on_mount()  # type: ignore[no-untyped-call]
+        if self._title:
+            self.set_title(self._title)
+
+    def on_resize(self, event: Resize) -> None:
+        self.redraw()
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Where the height is auto: as many rows as there are lines."""
+        return max(1, len(self._draw(max(1, width - self.scrollbar_size_vertical), 0)))
+
+    def redraw(self) -> None:
+        """Ask for the lines again."""
+        region = self.scrollable_content_region
+        if region.width <= 0 or region.height <= 0:
+            return
+        lines = self._draw(region.width, region.height)
+        if lines == self._lines and self._is_stable:
+            return
+        self._lines = lines
+        self.virtual_size = Size(region.width, len(lines))
+        self.refresh()
+
+    def shown_line(self, y: int) -> Line:
+        return self._lines[y]
+
+    def num_lines(self) -> int:
+        return len(self._lines)
+
+
+class Strap(LineView):
+    """One line at the screen's edge."""
+
+    DEFAULT_CSS = """
+    Strap { height: 1; scrollbar-size: 0 0; scrollbar-gutter: auto; overflow: hidden; }
+    """
+
+    def __init__(self, draw: Draw, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._draw = draw
+        self._lines: Sequence[Line] = ()
+
+    def on_resize(self, event: Resize) -> None:
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Ask for the line again."""
+        if self.size.width > 0:
+            lines = self._draw(self.size.width, 1)
+            if lines != self._lines:
+                self._lines = lines
+                self.refresh()
+
+    def shown_line(self, y: int) -> Line:
+        return self._lines[y]
+
+    def num_lines(self) -> int:
+        return len(self._lines)
+
+
+class Rows(Canvas):
+    """A list with a cursor: its first lines stand still, the others are rows with keys."""
+
+    _is_stable = False
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down,j", "cursor(1)", "Down", show=False),
+        Binding("up,k", "cursor(-1)", "Up", show=False),
+        Binding("pagedown", "cursor(10)", "Page down", show=False),
+        Binding("pageup", "cursor(-10)", "Page up", show=False),
+        Binding("home", "cursor(-1000000)", "First", show=False),
+        Binding("end", "cursor(1000000)", "Last", show=False),
+    ]
+
+    def __init__(
+        self,
+        draw: Callable[[int, int], tuple[Sequence[Line], Sequence[tuple[str, Line]]]],
+        *,
+        title: str = "",
+        id: str | None = None,
+        moved: Callable[[], None] | None = None,
+    ) -> None:
+        """draw: (width, height) -> head lines, rows as (key, line). moved: told when the cursor stands elsewhere."""
+        super().__init__(self._both, title=title, id=id)
+        self._draw_rows = draw
+        self._head: Sequence[Line] = ()
+        self._keys: list[str] = []
+        self._moved = moved
+        self.key = ""
+        """Of the row under the cursor; empty without rows."""
+
+    def _both(self, width: int, height: int) -> Sequence[Line]:
+        # Two cells for the cursor's arrow: where there is no colour, reverse video alone is easy to miss.
+        self._head, rows = self._draw_rows(width - 2, height)
+        self._keys = [key for key, _ in rows]
+        before = self.key
+        if self.key not in self._keys:
+            self.key = self._keys[0] if self._keys else ""
+        if before != self.key and self._moved is not None:
+            self.call_later(self._moved)
+        return [*self._head, *(row for _, row in rows)]
+
+    def shown_line(self, y: int) -> Line:
+        _, scroll_y = self.scroll_offset
+        if y - scroll_y < len(self._head):
+            return (Span("  "), *self._head[y - scroll_y])
+        row = self._lines[y]
+        place = y - len(self._head)
+        if place < len(self._keys) and self._keys[place] == self.key:
+            rest = tuple(Span(span.text, "cursor") for span in row)
+            return (Span("▸ ", "key"), *rest) if self.has_focus else (Span("▸ ", "key"), *row)
+        return (Span("  "), *row)
+
+    def text(self) -> str:
+        """Every row whole, however narrow the pane: a cut run id is of no use in another window."""
+        head, rows = self._draw_rows(_WIDE, 0)
+        return plain_text([*head, *(row for _, row in rows)])
+
+    def action_cursor(self, places: int) -> None:
+        """Move by so many rows."""
+        if not self._keys:
+            return
+        place = self._keys.index(self.key)
+        self.select(self._keys[min(max(0, place + places), len(self._keys) - 1)])
+
+    def select(self, key: str) -> None:
+        """Put the cursor on a row that is there."""
+        self.key = key
+        top = self._keys.index(key)
+        first, room = round(self.scroll_y), self.scrollable_content_region.height - len(self._head)
+        if top < first:
+            self.scroll_to(y=top, animate=False)
+        elif top >= first + room:
+            self.scroll_to(y=top - room + 1, animate=False)
+        self.refresh()
+        if self._moved is not None:
+            self._moved()
+
+    def on_click(self, event: object) -> None:
+        """The row under the pointer."""
+        y = getattr(event, "y", 0) - self.gutter.top
+        if y >= len(self._head):
+            place = y + round(self.scroll_y) - len(self._head)
+            if 0 <= place < len(self._keys):
+                self.select(self._keys[place])
+
+    def on_focus(self) -> None:
+        self.refresh()
+
+    def on_blur(self) -> None:
+        self.refresh()

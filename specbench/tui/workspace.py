@@ -1,0 +1,108 @@
+"""What all views share: the store, the run that is looked at, what was summed up. No Textual, no DuckDB."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specbench import paths
+from specbench.errors import UsageError
+from specbench.store.files import holder, is_training
+from specbench.tui.reader import Asking, Reader
+
+if TYPE_CHECKING:
+    from specbench.tui.figures import Listed, Summed
+
+NICENESS = 15
+"""A viewer at this niceness and at most eight looks a second cost a run on all cores nothing measurable."""
+LIVE_FPS, REPLAY_FPS = 8, 24
+
+
+class Workspace:
+    """One store and what is known of it. What asks the reader blocks: it is meant for threads."""
+
+    def __init__(self, store: Path | None, *, reader: Asking | None = None) -> None:
+        self.store = store
+        self.reader = reader or Reader()
+        self.run_id = ""
+        """The run that Race, Accept and Speed show; empty until one is chosen."""
+        self.training_id = ""
+        self._summed: dict[str, tuple[object, Summed]] = {}
+        self._summing = threading.Lock()
+
+    def folder(self, run_id: str) -> Path:
+        """A run's folder."""
+        return paths.run_dir(self.store, run_id)
+
+    def listing(self) -> Listed:
+        """All runs, newest first; a busy store costs the speed-ups and a note says so."""
+        found: Listed = self.reader.ask("listing", self.store)
+        return found
+
+    def signature(self) -> object:
+        """Changes whenever a list of runs might: asked every two seconds, so it only looks at sizes."""
+        folders = sorted(paths.run_dir(self.store, "").glob("*/events.jsonl"))
+        return [(str(path), _size(path), _size(path.with_name("run.lock"))) for path in folders], _size(
+            paths.store_file(self.store)
+        )
+
+    def resolve(self, run: str) -> str:
+        """RUN as typed: an id, its unique beginning or end, or a run's folder. Raises UsageError with the nearest."""
+        given = Path(run)
+        if (given / "manifest.json").exists() or is_training(given):
+            folder = given.resolve()
+            if folder.parent.name == "runs":
+                self.store = folder.parent.parent
+            return folder.name
+        known = [path.name for path in paths.run_dir(self.store, "").glob("*") if path.is_dir()]
+        if run in known:
+            return run
+        near = [name for name in known if name.startswith(run) or name.endswith(run)]
+        if len(near) == 1:
+            return near[0]
+        from specbench.store.files import unknown_run
+
+        if near:
+            raise UsageError(f"{run!r} is the beginning of several runs: {', '.join(sorted(near))}", where="RUN")
+        raise unknown_run(run, known)
+
+    def summed(self, run_id: str) -> Summed:
+        """The run in figures; kept until its journal or its row in the store changes. Seconds for a long run."""
+        # One at a time: two screens that ask for the same run must not sum it up twice.
+        with self._summing:
+            key = self._freshness(run_id)
+            kept = self._summed.get(run_id)
+            if kept is not None and kept[0] == key:
+                return kept[1]
+            found: Summed = self.reader.ask("summed", self.store, run_id)
+            self._summed[run_id] = (key, found)
+            return found
+
+    def is_summed(self, run_id: str) -> bool:
+        """`summed` would answer at once."""
+        kept = self._summed.get(run_id)
+        return kept is not None and kept[0] == self._freshness(run_id)
+
+    def _freshness(self, run_id: str) -> object:
+        return _size(self.folder(run_id) / "events.jsonl"), _size(paths.store_file(self.store))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def step_aside(folder: Path, *, nice: Callable[[int], int] = os.nice) -> bool:
+    """Give way to a run of this machine; True where one writes the folder. Cannot be taken back without privileges,
+    which is harmless: niceness acts only while others want the processor."""
+    import socket
+
+    live = holder(folder)
+    if live is None or live.host != socket.gethostname():
+        return False
+    now = nice(0)
+    if now < NICENESS:
+        nice(NICENESS - now)
+    return True

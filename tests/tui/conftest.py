@@ -1,0 +1,20 @@
+"""A results folder with a recorded run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specbench.store.ingest import ingest
+from tests.store.synthetic import make_manifest, run_events, write_run
+from tests.tui.screens import RUN
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """One finished run, ingested."""
+    manifest = make_manifest(run_id=RUN, num_questions=6, num_turns=2, repeats=2)
+    folder = write_run(tmp_path / "runs" / manifest.run_id, manifest, run_events(manifest))
+    ingest(tmp_path / "specbench.duckdb", folder)
+    return tmp_path

@@ -1,0 +1,76 @@
+"""Recorded runs and an app that reads them in its own process: what the screens' tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specbench.events import GenerationStarted, RunFinished, RunStarted, Steps, to_line
+from specbench.tui.app import SpecbenchApp
+from specbench.tui.reader import HereReader
+from tests.store.crafted import crafted_steps
+from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, make_manifest, run_events, write_run
+
+os.environ["TEXTUAL_ANIMATIONS"] = "none"
+WIDE, NARROW = (120, 36), (80, 24)
+SIZES = [pytest.param(WIDE, id="120x36"), pytest.param(NARROW, id="80x24")]
+
+
+RUN = "20260102-demo-run-a"
+
+
+LIVE_STEPS = crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0)])
+"""What the live answer has so far."""
+
+
+def write_live(store: Path, *, pid: int, run_id: str = "20260103-demo-live") -> Path:
+    """A run in the middle of its second answer: the baseline's is finished, the chain's has three steps."""
+    manifest = make_manifest((AUTOREGRESSIVE, CHAIN), run_id=run_id, num_questions=2, repeats=1)
+    events = list(run_events(manifest, (AUTOREGRESSIVE, CHAIN)))
+    start = next(n for n, e in enumerate(events) if isinstance(e, GenerationStarted) and e.method == "draft_model")
+    started = RunStarted(schema=2, run_id=run_id, time="2026-01-03T00:00:00+00:00", pid=pid, resumed=False)
+    steps = Steps(group=1, rows=tuple(LIVE_STEPS))
+    return write_run(store / "runs" / run_id, manifest, iter([started, *events[1 : start + 1], steps]))
+
+
+def append(folder: Path, *events: Any) -> None:
+    """What the run writes next."""
+    with (folder / "events.jsonl").open("a", encoding="ascii") as file:
+        file.writelines(to_line(event) + "\n" for event in events)
+
+
+def finish(folder: Path) -> None:
+    """The run's last word."""
+    append(folder, RunFinished(state="finished", time="2026-01-03T00:01:00+00:00"))
+
+
+def an_app(store: Path, run: str = "", *, theme: str = "dark") -> SpecbenchApp:
+    """The app without a process beside it."""
+    return SpecbenchApp(store, run, theme=theme, reader=HereReader())
+
+
+def drive(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a Pilot test; pytest-asyncio is not among the dependencies for the sake of these."""
+    asyncio.run(body())
+
+
+async def settled(pilot: Any, until: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait for a thread's result to be on the screen; a busy machine may take its time."""
+    for _ in range(int(seconds / 0.05)):
+        await pilot.pause(0.05)
+        if until():
+            await pilot.pause()
+            return
+    raise AssertionError("the screen never came to what was waited for")
+
+
+def screen_text(app: SpecbenchApp) -> str:
+    """What is on the screen, row by row, as a terminal would show it."""
+    width, height = app.size
+    lines = app.screen._compositor.render_strips(app.size)
+    return "\n".join("".join(segment.text for segment in strip)[:width] for strip in lines[:height])

@@ -1,0 +1,164 @@
+"""Trainings on the Train screen, and what stands on Home beside them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from specbench.events import SCHEMA, RunFinished, RunStarted, TrainEval, TrainStep, to_line
+from specbench.store.ingest import ingest
+from specbench.tui import children
+from specbench.tui.views.board import BoardView
+from specbench.tui.views.dialogs import Reading
+from specbench.tui.views.home import HomeView
+from specbench.tui.views.launch import LaunchForm
+from specbench.tui.views.train import TrainView
+from specbench.tui.widgets.canvas import Canvas, Rows
+from tests.store.synthetic import make_manifest, run_events, write_run
+from tests.tui.screens import RUN, SIZES, WIDE, an_app, drive, screen_text, settled
+
+TRAINING = "20260104-train-chain"
+
+
+def write_training(store: Path, *, num_steps: int = 200) -> Path:
+    """A training's folder: a falling loss, two evaluations, the second the better."""
+    folder = store / "runs" / TRAINING
+    (folder / "best").mkdir(parents=True)
+    (folder / "best" / "config.json").write_text("{}", encoding="utf-8")
+    record = {
+        "schema_version": SCHEMA,
+        "kind": "train",
+        "run_id": TRAINING,
+        "created": "2026-01-04T00:00:00+00:00",
+        "method": "redrafter",
+        "target": {"name": "tiny", "weights_hash": "7" * 64},
+        "dataset": {"name": "answers", "hash": "8" * 64},
+        "plan": {"steps": num_steps, "parameters": {"total": 1000}},
+        "request": {"target": "demo", "seed": 0},
+    }
+    (folder / "train.json").write_text(json.dumps(record), encoding="utf-8")
+    events: list[object] = [RunStarted(schema=SCHEMA, run_id=TRAINING, time="t", pid=1, resumed=False)]
+    events += [
+        TrainStep(
+            step=n, epoch=n / 100, num_tokens=1000 * n, seconds=0.5 * n, num_anchors=900, loss=8 / (1 + n / 20),
+            lr=1e-3, grad_norm=2.0,
+        )
+        for n in range(1, num_steps + 1)
+    ]  # fmt: skip
+    for step, hits, tokens in ((100, 40, 150), (200, 60, 200)):
+        events.append(
+            TrainEval(
+                step=step, num=(100, 100), loss=(200.0, 300.0), correct=((hits, 80), (hits - 10, 70)), whole=(100, 90),
+                right=(hits, 20), num_steps=100, num_new_tokens=tokens, accepted_at=(50, 20), proposed_at=(100, 90),
+                seconds=1.0, is_best=True,
+            )
+        )  # fmt: skip
+    events.append(RunFinished(state="finished", time="t"))
+    with (folder / "events.jsonl").open("w", encoding="ascii") as file:
+        file.writelines(to_line(event) + "\n" for event in events)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_train_draws_curves_accuracies_and_simulated_acceptance(store: Path, size: tuple[int, int]) -> None:
+    async def body() -> None:
+        write_training(store)
+        app = an_app(store, TRAINING)
+        async with app.run_test(size=size) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, TrainView) and app.screen.training is not None)
+            view = app.screen
+            assert "mean of the last 50" in view.query_one("#loss", Canvas).text()
+            accuracy = view.query_one("#accuracy", Canvas).text()
+            assert "0.600" in accuracy and "0.500" in accuracy and "★" in accuracy
+            assert "τ 2.00" in view.query_one("#tau", Canvas).text()
+            assert "2000" in view.query_one("#health", Canvas).text()
+
+    drive(body)
+
+
+def test_b_fills_the_form_in_for_the_drafter_that_was_kept(store: Path) -> None:
+    async def body() -> None:
+        folder = write_training(store)
+        app = an_app(store, TRAINING)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, TrainView) and app.screen.training is not None)
+            await pilot.press("b")
+            await pilot.pause()
+            form = app.screen
+            assert isinstance(form, LaunchForm)
+            assert f"redrafter.weights={folder / 'best'}" in " ".join(form.checked.words)
+            assert form.checked.problem == ""
+
+    drive(body)
+
+
+def test_a_training_is_a_row_of_home_and_enter_opens_its_curves(store: Path) -> None:
+    async def body() -> None:
+        write_training(store)
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: "training" in screen_text(app))
+            app.screen.query_one("#runs", Rows).select(TRAINING)
+            await pilot.press("enter")
+            await settled(pilot, lambda: isinstance(app.screen, TrainView))
+
+    drive(body)
+
+
+def test_a_stopped_run_is_continued_by_the_command_that_made_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """c on a lost run: `run --resume`, as a process of its own."""
+    journal = store / "runs" / RUN / "events.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-200])
+    asked: list[list[str]] = []
+    real = subprocess.Popen
+
+    def popen(words: list[str], **options: object) -> object:
+        asked.append(words)
+        return real(["true"], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(children.subprocess, "Popen", popen)
+
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: "? lost" in screen_text(app))
+            await pilot.press("c")
+            await pilot.pause()
+            assert asked[0][1:] == ["-m", "specbench", "run", "--resume", RUN, "--store", str(store)]
+
+    drive(body)
+
+
+def test_two_marked_runs_are_compared_question_by_question(store: Path) -> None:
+    async def body() -> None:
+        manifest = make_manifest(run_id="20260105-demo-run-b", num_questions=6, num_turns=2, repeats=2)
+        folder = write_run(store / "runs" / manifest.run_id, manifest, run_events(manifest, seed=1))
+        ingest(store / "specbench.duckdb", folder)
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            await pilot.press("8")
+            await settled(pilot, lambda: isinstance(app.screen, BoardView) and app.screen.read is not None)
+            view = app.screen
+            assert isinstance(view, BoardView)
+            view.marked = [RUN, manifest.run_id]
+            await pilot.press("v")
+            await settled(pilot, lambda: isinstance(app.screen, Reading))
+            assert isinstance(app.screen, Reading)
+            assert "first / second, question by question" in app.screen.text()
+            assert "that is the machine" in " ".join(app.screen.text().split())
+
+    drive(body)
+
+
+def test_an_unknown_run_is_said_on_the_list(store: Path) -> None:
+    async def body() -> None:
+        app = an_app(store, "nothing-like-it")
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(
+                pilot, lambda: isinstance(app.screen, HomeView) and "no run 'nothing-like-it'" in app.screen.said
+            )
+
+    drive(body)
