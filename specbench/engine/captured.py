@@ -112,7 +112,8 @@ class CapturedRun(Run):
                 if flying is not None:
                     self._land(flying)
                     flying = None
-                self._shrink()
+                if self._live:  # the step that was under way may have ended them all
+                    self._shrink()
         if flying is not None:
             flying.wait()  # thrown away
         self._lm.cache.lengths = [row.length - 1 for row in self._placed]

@@ -276,6 +276,16 @@ def test_a_request_of_one_token_needs_no_step() -> None:
         assert len(found.tokens) <= new and len(found.steps) == new - 1
 
 
+def test_a_batch_may_end_with_the_step_under_way_when_it_would_shrink() -> None:
+    """Two rows end, the batch is about to shrink, and the step that is still in flight ends the other two."""
+    lm = _lm("llama")
+    requests = [Request(key=9 + row, prompt=(4, 5, 6), max_new_tokens=6 + row // 2) for row in range(4)]
+    plain, captured = (_engine(lm, Sampling(), is_captured=i, stop=Stop()) for i in (False, True))
+    wanted = plain.generate(NoDrafter(), requests).generations
+    for capturing in ("all", "none"):
+        _demand_same(captured.generate(Plain(), requests, capturing=capturing).generations, wanted)
+
+
 def test_a_warm_up_captures_every_length_and_batch_that_can_come() -> None:
     """So that no shape is met for the first time where time is taken."""
     lm = tiny_lm("llama", max_position_embeddings=600)
