@@ -31,6 +31,7 @@ PROMISES = {
     "forgets",
     "batches",
     "prefill chunks",
+    "captured steps",
     "follows",
     "rejection law",
 }

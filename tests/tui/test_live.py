@@ -36,8 +36,10 @@ LIVE = "20260103-demo-live"
 
 @pytest.fixture
 def writer() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that stands for the run."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    """A process that stands for the run. Where the tests themselves run in a shell's background, SIGINT is ignored and
+    its children inherit that: it listens by its own word."""
+    listens = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", listens], start_new_session=True)
     yield process
     process.kill()
     process.wait()
