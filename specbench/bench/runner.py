@@ -185,7 +185,9 @@ class _Run:
         floor = measure_noise_floor(session.lm, answered, num_nodes=nodes)
         journal.write(Measured(name="noise_floor", value=floor, unit="logit"))
         self._equality = EqualityCheck(session.lm, session.sampling, noise_floor=floor)
-        first = next(q for q in session.suite.questions if not session.references[q.question_id, 0].error)
+        # The shortest prompt: captured steps are made for its length and every greater one.
+        answered_first = (q for q in session.suite.questions if not session.references[q.question_id, 0].error)
+        first = min(answered_first, key=lambda question: session.num_prompt_tokens[question.question_id])
         cells = [session.cell(first, 0)] * (session.request.batch_size or 1)
         self._progress.say("warm-up")
         for label, contestant in self._contestants.items():

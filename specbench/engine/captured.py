@@ -154,6 +154,8 @@ class CapturedRun(Run):
         self._move_up([place for place, row in enumerate(self._placed) if row.finish_reason is None])
 
     def _move_up(self, places: list[int]) -> None:
+        # Replayed steps call no Python: the drafter still holds the span it was last captured or settled at.
+        self._drafter.hold(self._span)
         self._lm.keep(places, used=self._span)
         self._drafter.keep(places)
         self._pins.keep(places)

@@ -81,9 +81,8 @@ class HostDraftedRun(Run):
         self._pins = capture.pins
         self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
         self._unfinished: _Unfinished | None = None
-        self._met: set[tuple[int, int, TreeShape]] = set()
-        """Rows, span and shape of the trees of this generation."""
-        self._span = 0
+        self._met: set[tuple[int, TreeShape]] = set()
+        """Rows and shape of the trees of this generation."""
         self._stamp(0)
 
     def _stamp(self, index: int) -> None:
@@ -96,11 +95,12 @@ class HostDraftedRun(Run):
         numbers = self._capture.graphs.backend.send(self._pins.out[:TABLE])()
         self._finish(numbers[LATE_STAMP])
         if self._capture.capturing == "all":
-            # Shapes of trees are the drafter's own: those it has come to, at every length a text may have.
-            for num_rows, _, shape in list(self._met):
+            # Shapes of trees are the drafter's own: those it has come to, at every length a text may have. The texts
+            # are over, so every step begins at length 0: many steps behind one another would outgrow the cache.
+            for num_rows, shape in sorted(self._met):
                 for span in spans(self._lm.cache.num_slots):
-                    if span > self._span:
-                        self._replay(num_rows, span, shape)
+                    self._pins.length_R.zero_()
+                    self._replay(num_rows, span, shape)
 
     def _settle(self, root_B: Tensor) -> None:
         self._pins.fill(
@@ -120,13 +120,13 @@ class HostDraftedRun(Run):
         tree = self._drafter.draft(self._draft_noise)
         shape = self._put(tree)
         self._stamp(FIRST_STAMP + 1)
-        self._span = span_of(max(row.length for row in self._live) + shape.num_nodes, self._lm.cache.num_slots)
+        span = span_of(max(row.length for row in self._live) + shape.num_nodes, self._lm.cache.num_slots)
         if tree.logq_BMV is None:
-            self._met.add((num_rows, self._span, shape))
-            outcome = self._replay(num_rows, self._span, shape)
+            self._met.add((num_rows, shape))
+            outcome = self._replay(num_rows, span, shape)
         else:
             # The laws a drafter drew from are its own tensors, new in every step: nothing a graph could find again.
-            outcome = self._target_step(num_rows, self._span, shape, tree.logq_BMV)
+            outcome = self._target_step(num_rows, span, shape, tree.logq_BMV)
         width = outcome.shape.width
         numbers = self._capture.graphs.backend.send(pins.out[: TABLE + num_rows * width])()
         if step == 0:

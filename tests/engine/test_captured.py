@@ -16,11 +16,13 @@ from torch import Tensor
 from specbench.engine.answer import Generation, NotFinite
 from specbench.engine.captured import smaller_batch, span_of
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import Capturing
 from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stamps import resolution_ns
 from specbench.engine.stop import Stop
 from specbench.events import StepRow
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import ChainDrafter
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request, Rule
 from specbench.sampling import Sampling, top_children
 from specbench.tree import chain
@@ -211,6 +213,21 @@ def test_a_drafter_that_forgets_to_say_what_it_carries_drafts_from_the_past() ->
     assert [_counts(each) for each in found] != [_counts(each) for each in wanted]
 
 
+def test_a_warm_up_of_a_drafter_with_many_shapes_stays_inside_the_cache() -> None:
+    """Each shape is tried at each length; their tokens must not pile up behind one another."""
+    lm = tiny_lm("llama", max_position_embeddings=600)
+    captured = _engine(lm, Sampling(), max_len=262, is_captured=True, stop=Stop())
+    [request] = requests_for([tokens_of(3, 200)], max_new_tokens=60)
+    plain = _engine(lm, Sampling(), max_len=262, is_captured=False, stop=Stop())
+    answer = plain.generate(NoDrafter(), [request]).generations[0].tokens
+    for seed in range(3):
+        drafter = RefDrafter([answer], kind="tree", seed=seed, hit=0.95)
+        captured.generate(drafter, [request], capturing="all")
+        assert captured.graphs is not None
+        assert captured.graphs.num_graphs(drafter) >= 10
+        assert int(captured._pins.length_R.max()) < 262 if captured._pins is not None else False
+
+
 def test_a_grown_cache_makes_old_graphs_void() -> None:
     lm, requests = _lm("llama"), requests_for()
     plain, captured = (_engine(lm, Sampling(), is_captured=is_captured) for is_captured in (False, True))
@@ -284,6 +301,27 @@ def test_a_batch_may_end_with_the_step_under_way_when_it_would_shrink() -> None:
     wanted = plain.generate(NoDrafter(), requests).generations
     for capturing in ("all", "none"):
         _demand_same(captured.generate(Plain(), requests, capturing=capturing).generations, wanted)
+
+
+@pytest.mark.parametrize("capturing", ["met", "none"])
+def test_rows_that_move_up_after_growing_take_all_of_the_draft_s_cache_along(capturing: Capturing) -> None:
+    """Steps were replayed since the drafter last heard how far it is read; the target as its own draft is then right
+    at every position, or it reads slots that stayed behind."""
+    lm = tiny_lm("llama", max_position_embeddings=600)
+    prompts = [tokens_of(seed, 236) for seed in range(3)]
+    requests = [
+        Request(key=seed, prompt=tuple(prompt), max_new_tokens=40 + 40 * seed) for seed, prompt in enumerate(prompts)
+    ]
+    captured = _engine(lm, Sampling(), max_len=560, is_captured=True, stop=Stop())
+    drafter = ChainDrafter(
+        tiny_lm("llama", max_position_embeddings=600), captured.view(), num_tokens=3, num_shared=lm.vocab_size
+    )
+    captured.generate(drafter, requests)
+    # Everything is replayed in the second generation.
+    found = captured.generate(drafter, requests, capturing=capturing).generations
+    assert captured.graphs is not None and captured.graphs.num_graphs(drafter) >= 4
+    for each in found:
+        assert all(step.num_accepted == 3 for step in each.steps[:-1]), [step.num_accepted for step in each.steps]
 
 
 def test_a_warm_up_captures_every_length_and_batch_that_can_come() -> None:
