@@ -7,7 +7,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Final, Literal
 
 import torch
 
@@ -19,8 +18,6 @@ from specbench.method import Drafter
 from specbench.store.journal import Journal
 from specbench.tree import empty
 
-Switch = Literal["auto", "on", "off"]
-SWITCHES: Final = ("auto", "on", "off")
 _NUM_TRIALS = 30
 
 

@@ -24,6 +24,7 @@ Rule = Literal["coupled", "rejection", "typical"]
 Carry = Literal["none", "stream"]
 Dtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 
+_SWITCHES = ("auto", "on", "off")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -175,8 +176,8 @@ class RunRequest:
         _check_choice("--carry", self.carry, get_args(Carry))
         _check_choice("--dtype", self.dtype, get_args(Dtype))
         check_quantisation(self.quantisation)
-        _check_choice("--graphs", self.graphs, ("auto", "on", "off"))
-        _check_choice("--compile", self.compile, ("auto", "on", "off"))
+        _check_choice("--graphs", self.graphs, _SWITCHES)
+        _check_choice("--compile", self.compile, _SWITCHES)
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UsageError(
                 f"{self.device!r} is not a device", where="--device", try_="--device auto, cpu, mps, cuda or cuda:1"

@@ -16,29 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specbench.engine import accept
 from specbench.engine.answer import NotFinite, StepSink
-from specbench.engine.choose import bounded_children, choose, see
-from specbench.engine.graphs import Capturing, Graphs
-from specbench.engine.pins import FIRST_STAMP, TABLE, DrafterPins, EnginePins
-from specbench.engine.readback import Shape, committed_states, read_table, step_table
-from specbench.engine.recorder import Recorder
-from specbench.engine.run import Row, Run, Setting
-from specbench.engine.stamps import NUM_STAMPS, StampClock, stamp
+from specbench.engine.pinned_run import Capture, PinnedRun, span_of, spans
+from specbench.engine.pins import FIRST_STAMP, TABLE
+from specbench.engine.readback import Shape, read_table
+from specbench.engine.run import Row, Setting
+from specbench.engine.stamps import NUM_STAMPS
 from specbench.method import Commit, Drafter, Request
 from specbench.sampling import PinnedNoise
-
-SMALLEST_SPAN = 256
-
-
-class Capture(NamedTuple):
-    """What an engine lends to a run of captured steps. Where nothing may be captured, a shape that never was runs as it
-    is."""
-
-    graphs: Graphs
-    pins: EnginePins
-    drafter_pins: DrafterPins
-    capturing: Capturing
 
 
 class _Flight(NamedTuple):
@@ -50,28 +35,12 @@ class _Flight(NamedTuple):
     wait: Callable[[], list[int]]
 
 
-def span_of(num_needed: int, num_slots: int) -> int:
-    """S for `num_needed` slots: the next power of two, at least SMALLEST_SPAN, at most the cache."""
-    span = SMALLEST_SPAN
-    while span < num_needed:
-        span *= 2
-    return min(span, num_slots)
-
-
-def spans(num_slots: int) -> list[int]:
-    """Every S of a cache."""
-    found = [min(SMALLEST_SPAN, num_slots)]
-    while found[-1] < num_slots:
-        found.append(min(2 * found[-1], num_slots))
-    return found
-
-
 def smaller_batch(num_rows: int) -> int:
     """The largest power of two below num_rows: the next size graphs are captured for."""
     return 1 << ((num_rows - 1).bit_length() - 1) if num_rows > 1 else 0
 
 
-class CapturedRun(Run):
+class CapturedRun(PinnedRun):
     """For drafters that are capturable."""
 
     def __init__(
@@ -82,18 +51,10 @@ class CapturedRun(Run):
         sink: StepSink | None,
         capture: Capture,
     ) -> None:
-        super().__init__(setting, drafter, requests, sink)
-        self._capture = capture
-        self._pins = capture.pins
-        self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
+        super().__init__(setting, drafter, requests, sink, capture)
         self._placed: list[Row] = []
         """Who stands at which place, rows that have ended included."""
         self._span = 0
-        self._stamp(0)
-
-    def _stamp(self, index: int) -> None:
-        if self._setting.has_stamps:
-            stamp(self._pins.out, index)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -138,14 +99,7 @@ class CapturedRun(Run):
 
     def _settle(self, root_B: Tensor) -> None:
         self._placed = list(self._live)
-        self._pins.fill(
-            root_B,
-            lengths=[row.length for row in self._placed],
-            limits=[len(row.request.prompt) + row.request.max_new_tokens for row in self._placed],
-            keys=[row.request.key for row in self._placed],
-            is_rejection=self._setting.rule == "rejection",
-            seen_BV=self._seen_BV,
-        )
+        self._put_rows(root_B, self._placed)
         self._span = self._span_for(in_flight=0)
         self._drafter_settles()
 
@@ -194,42 +148,23 @@ class CapturedRun(Run):
 
     def _whole_step(self, num_rows: int, span: int) -> Shape:
         """What is captured. Reads and writes pins alone."""
-        pins, drafter_pins, setting = self._pins, self._capture.drafter_pins, self._setting
+        pins, drafter_pins = self._pins, self._capture.drafter_pins
         self._stamp(FIRST_STAMP)
         root_B, length_B = pins.root_R[:num_rows], pins.length_R[:num_rows]
-        noise, draft_noise = self._pinned_noise(num_rows)
+        noise = self._acceptance_noise(num_rows)
         before = drafter_pins.before()
-        tree = self._drafter.draft(draft_noise)
+        tree = self._drafter.draft(self._noise_of_drafts(noise, num_rows))
         self._stamp(FIRST_STAMP + 1)
         # Only rows that have ended can stand so far back that their nodes would not fit.
         base_B = length_B.clamp(max=span - tree.num_nodes - 1)
-        verified = self._lm.verify_behind(root_B, tree, base_B, span=span)
-        self._stamp(FIRST_STAMP + 2)
-        seen_BV = None if pins.seen_RV is None else pins.seen_RV[:num_rows]
-        chosen_BM = choose(
-            verified.logits_BMV,
-            tree,
-            sampling=setting.sampling,
-            rule=setting.rule,
-            noise=noise,
-            tests=PinnedTests(pins, num_rows),
-            seen_BV=seen_BV,
-            most_children=bounded_children,
-        )
-        verdict = accept.walk(chosen_BM, tree)
-        table = step_table(verdict, tree, verified.logits_BMV)
-        pins.out[TABLE : TABLE + table.numel()].copy_(table.flatten())
-        self._stamp(FIRST_STAMP + 3)
+        verdict, hidden_BCKD = self._judge(tree, base_B, span=span, noise=noise)
         is_alive_B = pins.is_open_R[:num_rows] & (length_B + 1 < pins.limit_R[:num_rows])
-        self._lm.commit_behind(tree, verdict.path_BP, base_B)
-        if seen_BV is not None:
-            see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)
         self._drafter.commit(
             Commit(
                 num_accepted_B=verdict.num_accepted_B,
                 path_BP=verdict.path_BP,
                 tokens_BC=verdict.tokens_BC,
-                hidden_BCKD=committed_states(verified.hidden_BMKD, verdict.slots_BC),
+                hidden_BCKD=hidden_BCKD,
                 tokens=[],
                 finished=[],
             )
@@ -241,16 +176,12 @@ class CapturedRun(Run):
         self._stamp(FIRST_STAMP + 4)
         return Shape.of(tree)
 
-    def _pinned_noise(self, num_rows: int) -> tuple[PinnedNoise | None, PinnedNoise | None]:
-        """Of acceptance and of drafting."""
-        if self._sampling.is_greedy:
-            return None, None
-        pins, vocab_size = self._pins, self._lm.vocab_size
-        roots_B = pins.length_R[:num_rows]
-        noise = PinnedNoise(pins.accept_keys_R[:num_rows], roots_B, vocab_size=vocab_size)
-        if self._setting.rule != "rejection":
-            return noise, noise
-        return noise, PinnedNoise(pins.draft_keys_R[:num_rows], roots_B, vocab_size=vocab_size)
+    def _noise_of_drafts(self, noise: PinnedNoise | None, num_rows: int) -> PinnedNoise | None:
+        """The acceptance noise itself; under `rejection` an independent stream."""
+        if noise is None or self._setting.rule != "rejection":
+            return noise
+        keys_B, roots_B = self._pins.draft_keys_R[:num_rows], self._pins.length_R[:num_rows]
+        return PinnedNoise(keys_B, roots_B, vocab_size=self._lm.vocab_size)
 
     # --- a step arrives ----------------------------------------------------------------------------------------------
 
@@ -274,17 +205,3 @@ class CapturedRun(Run):
         marks = numbers[FIRST_STAMP : FIRST_STAMP + NUM_STAMPS]
         self._recorder.step(flight.step, live, read, num_cut, marks)
         self._live = [row for row in self._live if row.finish_reason is None]
-
-
-class PinnedTests:
-    """`choose.Tests` of pinned rows."""
-
-    def __init__(self, pins: EnginePins, num_rows: int) -> None:
-        self._pins = pins
-        self._num_rows = num_rows
-
-    def keys_B(self) -> Tensor:
-        return self._pins.test_keys_R[: self._num_rows]
-
-    def roots_B(self) -> Tensor:
-        return self._pins.length_R[: self._num_rows] + 1

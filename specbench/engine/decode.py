@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from specbench.engine.answer import GroupResult, NotFinite, StepSink
-from specbench.engine.captured import Capture, CapturedRun
+from specbench.engine.captured import CapturedRun
 from specbench.engine.clock import Clock, clock_for
 from specbench.engine.graphs import Backend, Capturing, Graphs
 from specbench.engine.host_drafted import HostDraftedRun
+from specbench.engine.pinned_run import Capture
 from specbench.engine.pins import DrafterPins, EnginePins
 from specbench.engine.run import Run, Setting
 from specbench.engine.stop import Stop

@@ -15,17 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specbench.engine import accept
 from specbench.engine.answer import NotFinite, StepSink
-from specbench.engine.captured import Capture, PinnedTests, span_of, spans
-from specbench.engine.choose import bounded_children, choose, see
+from specbench.engine.pinned_run import Capture, Judged, PinnedRun, span_of, spans
 from specbench.engine.pins import FIRST_STAMP, LATE_STAMP, TABLE
-from specbench.engine.readback import HostRead, Shape, committed_states, read_table, step_table
-from specbench.engine.recorder import Recorder
-from specbench.engine.run import Run, Setting
-from specbench.engine.stamps import StampClock, stamp
+from specbench.engine.readback import HostRead, Shape, read_table
+from specbench.engine.run import Setting
 from specbench.method import Commit, Drafter, Request
-from specbench.sampling import PinnedNoise
 from specbench.tree import DraftTree, chain
 
 
@@ -51,8 +46,7 @@ def _power(number: int) -> int:
 
 class _Outcome(NamedTuple):
     shape: Shape
-    verdict: accept.Verdict
-    hidden_BCKD: Tensor | None
+    judged: Judged
 
 
 class _Unfinished(NamedTuple):
@@ -65,7 +59,7 @@ class _Unfinished(NamedTuple):
     marks: list[int]
 
 
-class HostDraftedRun(Run):
+class HostDraftedRun(PinnedRun):
     """For drafters that are not capturable."""
 
     def __init__(
@@ -76,21 +70,13 @@ class HostDraftedRun(Run):
         sink: StepSink | None,
         capture: Capture,
     ) -> None:
-        super().__init__(setting, drafter, requests, sink)
-        self._capture = capture
-        self._pins = capture.pins
-        self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
+        super().__init__(setting, drafter, requests, sink, capture)
         self._unfinished: _Unfinished | None = None
         self._met: set[tuple[int, TreeShape]] = set()
         """Rows and shape of the trees of this generation."""
-        self._stamp(0)
-
-    def _stamp(self, index: int) -> None:
-        if self._setting.has_stamps:
-            stamp(self._pins.out, index)
 
     def _decode(self, root_B: Tensor) -> None:
-        self._settle(root_B)
+        self._put_rows(root_B, self._live)
         super()._decode(root_B)
         numbers = self._capture.graphs.backend.send(self._pins.out[:TABLE])()
         self._finish(numbers[LATE_STAMP])
@@ -101,16 +87,6 @@ class HostDraftedRun(Run):
                 for span in spans(self._lm.cache.num_slots):
                     self._pins.length_R.zero_()
                     self._replay(num_rows, span, shape)
-
-    def _settle(self, root_B: Tensor) -> None:
-        self._pins.fill(
-            root_B,
-            lengths=[row.length for row in self._live],
-            limits=[len(row.request.prompt) + row.request.max_new_tokens for row in self._live],
-            keys=[row.request.key for row in self._live],
-            is_rejection=self._setting.rule == "rejection",
-            seen_BV=self._seen_BV,
-        )
 
     def _step(self, root_B: Tensor, step: int) -> Tensor:
         pins, num_rows = self._pins, len(self._live)
@@ -172,35 +148,13 @@ class HostDraftedRun(Run):
 
     def _target_step(self, num_rows: int, span: int, shape: TreeShape, logq_BMV: Tensor | None) -> _Outcome:
         """What is captured: from the pinned tree to the pinned root behind what was accepted."""
-        pins, setting = self._pins, self._setting
-        root_B, length_B = pins.root_R[:num_rows], pins.length_R[:num_rows]
+        length_B = self._pins.length_R[:num_rows]
         tree = self._pinned_tree(num_rows, shape, logq_BMV)
-        verified = self._lm.verify_behind(root_B, tree, length_B, span=span)
-        self._stamp(FIRST_STAMP + 2)
-        seen_BV = None if pins.seen_RV is None else pins.seen_RV[:num_rows]
-        noise = None
-        if not self._sampling.is_greedy:
-            noise = PinnedNoise(pins.accept_keys_R[:num_rows], length_B, vocab_size=self._lm.vocab_size)
-        chosen_BM = choose(
-            verified.logits_BMV,
-            tree,
-            sampling=setting.sampling,
-            rule=setting.rule,
-            noise=noise,
-            tests=PinnedTests(pins, num_rows),
-            seen_BV=seen_BV,
-            most_children=bounded_children,
-        )
-        verdict = accept.walk(chosen_BM, tree)
-        table = step_table(verdict, tree, verified.logits_BMV)
-        pins.out[TABLE : TABLE + table.numel()].copy_(table.flatten())
-        self._stamp(FIRST_STAMP + 3)
-        self._lm.commit_behind(tree, verdict.path_BP, length_B)
-        if seen_BV is not None:
-            see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)
-        root_B.copy_(verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0])
+        judged = self._judge(tree, length_B, span=span, noise=self._acceptance_noise(num_rows))
+        verdict = judged.verdict
+        self._pins.root_R[:num_rows] = verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0]
         length_B.add_(verdict.num_accepted_B + 1)
-        return _Outcome(Shape.of(tree), verdict, committed_states(verified.hidden_BMKD, verdict.slots_BC))
+        return _Outcome(Shape.of(tree), judged)
 
     def _pinned_tree(self, num_rows: int, shape: TreeShape, logq_BMV: Tensor | None) -> DraftTree:
         where = (slice(0, num_rows), slice(0, shape.num_nodes))
@@ -221,8 +175,7 @@ class HostDraftedRun(Run):
 
     def _commit(self, tree: DraftTree, outcome: _Outcome, read: HostRead, num_cut: list[int]) -> None:
         """The drafter is told as ever, in the shape of the tree it gave."""
-        verdict, num_columns = outcome.verdict, tree.max_depth + 1
-        hidden = outcome.hidden_BCKD
+        (verdict, hidden), num_columns = outcome.judged, tree.max_depth + 1
         self._drafter.commit(
             Commit(
                 num_accepted_B=verdict.num_accepted_B,

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from specbench.engine.answer import Generation, NotFinite
-from specbench.engine.captured import smaller_batch, span_of
+from specbench.engine.captured import smaller_batch
 from specbench.engine.decode import Engine
 from specbench.engine.graphs import Capturing
+from specbench.engine.pinned_run import span_of
 from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stamps import resolution_ns
 from specbench.engine.stop import Stop
