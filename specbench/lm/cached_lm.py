@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from specbench.errors import UsageError
-from specbench.lm import attention
+from specbench.lm import attention, visibility
 from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
 from specbench.lm.quantised import full_precision_copy, is_quantised, num_values, quantised_layers, stored_bytes
@@ -216,7 +216,7 @@ class CachedLM:
     ) -> tuple[Tensor, Tensor | None]:
         shape = topology(tree)
         self.cache.open_behind(length_B, tokens_BM.shape[1], span=span)
-        forward = attention.DeviceForward(
+        forward = visibility.DeviceForward(
             shape, length_B, span=span, is_chain=tree.is_chain, max_depth=tree.max_depth, dtype=self.dtype
         )
         positions_BM = shape.depth_BM + length_B[:, None]
@@ -227,7 +227,7 @@ class CachedLM:
     def _forward(
         self, tokens_BM: Tensor, shape: Topology, lengths: list[int], *, is_chain: bool, max_depth: int, keep: int
     ) -> tuple[Tensor, Tensor | None]:
-        forward = attention.HostForward(shape, lengths, is_chain=is_chain, max_depth=max_depth, dtype=self.dtype)
+        forward = visibility.HostForward(shape, lengths, is_chain=is_chain, max_depth=max_depth, dtype=self.dtype)
         if len(lengths) == 1:
             positions_BM = shape.depth_BM + lengths[0]
         else:
@@ -239,7 +239,7 @@ class CachedLM:
         return self._run(tokens_BM, positions_BM, forward, keep=keep)
 
     def _run(
-        self, tokens_BM: Tensor, positions_BM: Tensor, forward: attention.Forward, *, keep: int
+        self, tokens_BM: Tensor, positions_BM: Tensor, forward: visibility.Forward, *, keep: int
     ) -> tuple[Tensor, Tensor | None]:
         forward.cache = self.cache
         with attention.use(forward):

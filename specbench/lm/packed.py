@@ -1,7 +1,7 @@
 """The frozen target over whole texts: states for training, of documents packed behind each other, without a cache.
 
 Documents never see each other: positions start anew and the mask is block-diagonal, in every layer, sliding windows
-included, because the masks are ours (`attention.Forward`). No gradient is kept, but the results may take part in one.
+included, because the masks are ours (`visibility.Forward`). No gradient is kept, but the results may take part in one.
 
 B rows, T tokens a row, S slots of a forward, F continuation tokens, K taps, D hidden, V vocabulary, N any number.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specbench.errors import UsageError
-from specbench.lm import attention
+from specbench.lm import attention, visibility
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.taps import decoder_of
 from specbench.method import Tap
@@ -25,7 +25,7 @@ _PROBE = 8
 """Tokens of the text on which `head_logits` is held against the whole model."""
 
 
-class _Visible(attention.Forward):
+class _Visible(visibility.Forward):
     """A forward without a cache: slot i sees slot j where `sees_BSS` says so."""
 
     def __init__(self, sees_BSS: Tensor, positions_BS: Tensor, dtype: torch.dtype) -> None:
@@ -46,8 +46,7 @@ class _Visible(attention.Forward):
         if window is not None:
             place = self.topology.depth_BM
             sees = sees & (place[:, :, None] - place[:, None, :] < window)
-        bias = torch.zeros(sees.shape, dtype=self.dtype, device=sees.device)
-        return bias.masked_fill_(~sees, float("-inf"))[:, None]
+        return visibility.as_bias(sees, self.dtype)[:, None]
 
 
 def positions_of(document_BT: Tensor) -> Tensor:

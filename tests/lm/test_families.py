@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from specbench import tree as trees
-from specbench.lm import attention
+from specbench.lm import attention, visibility
 from specbench.lm.cached_lm import CachedLM
 from tests.helpers import CPU, FAMILIES, plain_logits, tiny_lm, tiny_model, tokens_of
 
@@ -227,7 +227,7 @@ def test_longrope_serves_its_original_length_only() -> None:
 def test_an_argument_the_attention_does_not_understand_is_an_error(function: attention._Function) -> None:
     """Never ignored: an unknown argument is a feature of the model that would silently be missing."""
     shape = trees.topology(trees.empty(1, CPU))
-    forward = attention.HostForward(shape, [0], is_chain=True, max_depth=0, dtype=torch.float32)
+    forward = visibility.HostForward(shape, [0], is_chain=True, max_depth=0, dtype=torch.float32)
     x = torch.randn(1, 2, 1, 4, generator=torch.Generator().manual_seed(0))
     with attention.use(forward):
         function(torch.nn.Module(), x, x, x, None, position_ids=torch.zeros(1, 1), alibi=None)
@@ -248,7 +248,7 @@ def test_the_mask_follows_its_definition() -> None:
     shape = trees.topology(tree)
     lengths = [5, 3]
     for window in (None, 1, 2, 4, 100):
-        seen = attention.visible(
+        seen = visibility.visible(
             shape, torch.tensor(lengths), span=max(lengths) + shape.depth_BM.shape[1], window=window
         )
         for row, length in enumerate(lengths):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.lm import attention
+from specbench.lm import attention, visibility
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import PROVEN, load_lm, pick_attention, pick_device, pick_dtype, refuse_unsupported
 from specbench.lm.self_check import largest_deviation, self_check
@@ -345,18 +345,18 @@ def test_the_check_fails_for_an_attention_that_is_broken_on_purpose(monkeypatch:
     """Siblings that see each other: the classic fault of a causal mask on a tree."""
     lm = tiny_lm("llama", dtype=torch.float32)
     self_check(lm)
-    whole = attention.visible
+    whole = visibility.visible
 
     def siblings_see_each_other(*args: Any, **kwargs: Any) -> torch.Tensor:
         seen = whole(*args, **kwargs)
         return seen | torch.ones_like(seen).tril(seen.shape[2] - seen.shape[1])
 
-    monkeypatch.setattr(attention, "visible", siblings_see_each_other)
+    monkeypatch.setattr(visibility, "visible", siblings_see_each_other)
     monkeypatch.setattr(
-        attention.HostForward,
+        visibility.HostForward,
         "_make_bias",
-        lambda self, window: attention._as_bias(
-            attention.visible(
+        lambda self, window: visibility.as_bias(
+            visibility.visible(
                 self.topology, self.length_B, span=self.longest + self.topology.depth_BM.shape[1], window=window
             ),
             self.dtype,
@@ -370,7 +370,7 @@ def test_the_check_notices_a_window_the_attention_is_not_told_of(monkeypatch: py
     """Its prompt is longer than the window: otherwise a layer that forgets its window would pass."""
     lm = tiny_lm("mistral", dtype=torch.float32, sliding_window=40)
     self_check(lm)
-    bias = attention.Forward.bias
-    monkeypatch.setattr(attention.Forward, "bias", lambda self, window, group: bias(self, None, group))
+    bias = visibility.Forward.bias
+    monkeypatch.setattr(visibility.Forward, "bias", lambda self, window, group: bias(self, None, group))
     with pytest.raises(UsageError, match="logits differ"):
         self_check(lm)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from specbench.lm import attention
+from specbench.lm import attention, visibility
 from specbench.tree import DraftTree, chain, topology
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton (Linux)")
@@ -61,7 +61,7 @@ def assert_as_the_reference(
         keys[row, :, length + num_slots :] = garbage
         values[row, :, length + num_slots :] = garbage
     sink = draw(heads) if has_sink else None
-    forward = attention.HostForward(shape, lengths, is_chain=tree.is_chain, max_depth=tree.max_depth, dtype=dtype)
+    forward = visibility.HostForward(shape, lengths, is_chain=tree.is_chain, max_depth=tree.max_depth, dtype=dtype)
     with attention.use(forward):
         wanted, _ = attention.plain_attention(
             nn.Module(), query.float(), keys.float(), values.float(), None, sliding_window=window, softcap=cap,
