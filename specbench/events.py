@@ -176,6 +176,8 @@ class Measured(Event):
     value: float
     unit: str
     method: str = ""
+    detail: str = ""
+    """Why, where the number alone does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

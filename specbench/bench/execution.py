@@ -98,9 +98,11 @@ def tell_of_graphs(
     journal: Journal, label: str, drafter: Drafter, graphs: Graphs, *, say: Callable[[str], None]
 ) -> None:
     """After a method's warm-up: how many graphs it has, or why it has none."""
-    journal.write(Measured(name="num_graphs", value=graphs.num_graphs(drafter), unit="graphs", method=label))
-    if graphs.refusal(drafter):
-        say(f"{label}: its steps run one by one, they cannot be captured: {graphs.refusal(drafter)}")
+    refusal = graphs.refusal(drafter)
+    num_graphs = graphs.num_graphs(drafter)
+    journal.write(Measured(name="num_graphs", value=num_graphs, unit="graphs", method=label, detail=refusal))
+    if refusal:
+        say(f"{label}: its steps run one by one, they cannot be captured: {refusal}")
 
 
 def describe(lm: CachedLM, backend: Backend | None) -> str:

@@ -126,6 +126,7 @@ class RunColumns:
                 "value": event.value,
                 "unit": event.unit,
                 "method": event.method,
+                "detail": event.detail,
             }
         )
 

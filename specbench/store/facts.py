@@ -53,6 +53,7 @@ class Facts:
         self.theory = by_method("chain_theory")
         self.meter = by_method("baseline_meter")
         self.energy = by_method("energy")
+        self.not_captured = by_method("not_captured")
         baseline = fetch(connection, "SELECT method FROM baselines WHERE run_id = ?", run_id)
         self.baseline: str | None = baseline[0]["method"] if baseline else None
         self.positions: dict[str, list[Row]] = {}

@@ -84,7 +84,13 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         ranked=can_rank and not noise and not failed_control,
         control_failed=bool(failed_control),
         too_noisy=can_rank and bool(noise),
-        notes=(*reasons, *noise, *_remarks(row, is_lossy=_is_lossy(facts, row.kind)), *method["notes"]),
+        notes=(
+            *reasons,
+            *noise,
+            *_remarks(row, is_lossy=_is_lossy(facts, row.kind)),
+            *_execution(facts, label),
+            *method["notes"],
+        ),
     )
 
 
@@ -144,6 +150,14 @@ def _remarks(row: MethodRow, *, is_lossy: bool) -> list[str]:
     if row.waterfall is not None and row.waterfall.other_share > UNEXPLAINED:
         remarks.append(f"{row.waterfall.other_share:.1%} of decode time lies outside the timed phases")
     return remarks
+
+
+def _execution(facts: Facts, label: str) -> list[str]:
+    """A row that was not run as its run says."""
+    if label not in facts.not_captured:
+        return []
+    why = facts.not_captured[label]["reason"]
+    return ["its steps ran operator by operator, they could not be captured" + (f": {why}" if why else "")]
 
 
 def _positions(rows: Sequence[Row]) -> Positions:

@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS runs (
     num_groups INTEGER NOT NULL,         -- planned
     manifest JSON NOT NULL
 );
+ALTER TABLE runs ADD COLUMN IF NOT EXISTS execution VARCHAR DEFAULT 'operators'; -- schema 4
 
 -- One row per competitor of a run, in the order of the manifest.
 CREATE TABLE IF NOT EXISTS methods (
@@ -170,8 +171,10 @@ CREATE TABLE IF NOT EXISTS measurements (
     name VARCHAR NOT NULL,
     value DOUBLE NOT NULL,
     unit VARCHAR NOT NULL,
-    method VARCHAR NOT NULL              -- '' where it belongs to the whole run
+    method VARCHAR NOT NULL,             -- '' where it belongs to the whole run
+    detail VARCHAR NOT NULL DEFAULT ''   -- why, where the number alone does not say
 );
+ALTER TABLE measurements ADD COLUMN IF NOT EXISTS detail VARCHAR DEFAULT ''; -- schema 4
 
 -- What watched the machine: one row per start of the run.
 CREATE TABLE IF NOT EXISTS device_sampler (

@@ -296,6 +296,14 @@ counts AS (
 SELECT run_id, method, depth, rank, num, num / sum(num) OVER (PARTITION BY run_id, method, depth) AS share
 FROM counts;
 
+-- Methods whose steps could not be captured although those of the run were, and why. A resumed run says it again.
+CREATE OR REPLACE VIEW not_captured AS
+SELECT run_id, method, arg_max(detail, position) AS reason
+FROM measurements
+WHERE name = 'num_graphs'
+GROUP BY run_id, method
+HAVING arg_max(value, position) = 0;
+
 -- What Leviathan et al. 2023 need to know of a chain, as measured: alpha, the rate over every tested position; gamma,
 -- the mean proposed length; c, seconds per drafted token in units of a baseline step. The formula is metrics.leviathan.
 CREATE OR REPLACE VIEW chain_theory AS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from specbench.bench import execution, session
 from specbench.bench.execution import compile_target, describe, pick_graphs
 from specbench.bench.request import RunRequest, Setting
 from specbench.bench.runner import run
+from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.manifest import read_manifest
@@ -109,3 +111,23 @@ def test_a_run_with_captured_steps_measures_the_same_text_and_says_so(
     monkeypatch.undo()
     with pytest.raises(EnvironmentFailed, match="how steps are run"):
         run(RunRequest(resume=manifest.run_id, store=tmp_path / "results"), Silent())
+
+
+class Refusing(RecordedGraphs):
+    """Captures nothing."""
+
+    def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
+        return step(), None, "operator `nonzero` reads a value on the host"
+
+
+def test_a_row_whose_steps_could_not_be_captured_says_so_and_why(
+    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "pick_graphs", lambda switch, lm: Refusing())
+    asked = request_for(
+        tiny_suite, tiny_target, tmp_path, methods=("autoregressive", "prompt_lookup"), dtype="float64", repeats=1
+    )
+    outcome = run(asked, Silent())
+    assert outcome.summary is not None and outcome.summary.execution == "graphs"
+    for row in outcome.summary.rows:
+        assert any("operator by operator" in note and "`nonzero` reads" in note for note in row.notes), row.method

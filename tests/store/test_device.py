@@ -161,6 +161,8 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date_by_reading_it(tmp_pat
         for row in fetch(connection, "SELECT view_name FROM duckdb_views() WHERE NOT internal"):
             connection.execute(f"DROP VIEW {row['view_name']}")
         connection.execute("ALTER TABLE groups DROP COLUMN began_s")
+        connection.execute("ALTER TABLE runs DROP COLUMN execution")
+        connection.execute("ALTER TABLE measurements DROP COLUMN detail")
         connection.execute("DROP TABLE device_sample")
         connection.execute("DROP TABLE device_sampler")
         connection.execute("DROP TABLE group_energy")
