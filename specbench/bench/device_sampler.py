@@ -4,7 +4,9 @@
 `DeviceWatch` starts it as a file, not as a module: it loads nothing of specbench, let alone torch. It runs at nice 15
 and ends by itself within a second of its standard input closing or its parent dying, however that comes about.
 On a line `begin GROUP` or `end GROUP` of its standard input it reads the GPU's energy counter: an `energy` line.
-First line: what is watched and what cannot be. Seconds are CPU seconds since the line before, of all cores together.
+First line: what is watched and what cannot be. Seconds are CPU seconds since the line before, of all cores that the run
+may use together: where it is held to some (taskset, a container), the others are nobody's concern, and this process
+moves there if it can.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def main(run_pid: int, gpu_uuid: str) -> None:
             "pid": os.getpid(),
             "run_pid": run_pid,
             "interval_s": INTERVAL_S,
-            "num_cpus": psutil.cpu_count(),
+            "num_cpus": len(machine.cpus),
             "governor": _text(_CPUS / "cpu0/cpufreq/scaling_governor"),
             "gpu_missing": gpu.missing,
         }
@@ -97,6 +99,8 @@ class _Machine:
 
     def __init__(self, run_pid: int) -> None:
         self._run = psutil.Process(run_pid)
+        self.cpus = _cpus_of(self._run)
+        self._is_aside = _step_aside(self.cpus)
         self._throttling = _throttle_counters()
         self._counts = {name: read() for name, read in self._throttling.items()}
         self._last = self._clocks()
@@ -104,12 +108,13 @@ class _Machine:
         self._last_top = self._last[0]
 
     def _clocks(self) -> tuple[float, float, float, float]:
-        """(monotonic, busy, own, sampler): CPU seconds so far of all cores, of the run, of this process."""
-        cpu, run, me = psutil.cpu_times(), self._run.cpu_times(), os.times()
+        """(monotonic, busy, own, sampler): CPU seconds so far on the run's cores, of all, the run, this process."""
+        cores, run, me = psutil.cpu_times(percpu=True), self._run.cpu_times(), os.times()
         # Stolen time counts as busy: a neighbour on the same hardware had it.
-        busy = sum(getattr(cpu, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+        names = ("user", "nice", "system", "irq", "softirq", "steal")
+        busy = sum(getattr(cores[cpu], name, 0.0) for cpu in self.cpus for name in names)
         own = run.user + run.system + run.children_user + run.children_system
-        return time.monotonic(), busy, own, me.user + me.system
+        return time.monotonic(), busy, own, 0.0 if self._is_aside else me.user + me.system
 
     def sample(self, *, least_s: float) -> dict[str, Any] | None:
         """One line; None where less than least_s went by. Raises psutil.NoSuchProcess when the run is gone."""
@@ -160,6 +165,26 @@ class _Machine:
             if info["pid"] not in (self._run.pid, os.getpid()) and info["cpu_times"] is not None:
                 found[info["pid"], info["name"] or "?"] = info["cpu_times"].user + info["cpu_times"].system
         return found
+
+
+def _cpus_of(run: psutil.Process) -> list[int]:
+    """The cores that the run may use."""
+    every = list(range(psutil.cpu_count() or 1))
+    if not hasattr(run, "cpu_affinity"):
+        return every
+    return [cpu for cpu in run.cpu_affinity() if cpu in every] or every
+
+
+def _step_aside(cpus: list[int]) -> bool:
+    """Off these cores, where there are others and they may be used; this process was started on the run's."""
+    others = set(range(psutil.cpu_count() or 1)) - set(cpus)
+    if not others or not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        os.sched_setaffinity(0, others)
+    except OSError:
+        return False
+    return True
 
 
 def _throttle_counters() -> dict[str, Callable[[], int]]:

@@ -181,7 +181,7 @@ CREATE TABLE IF NOT EXISTS device_sampler (
     run_id VARCHAR NOT NULL,
     at_s DOUBLE NOT NULL,                -- Unix time
     interval_s DOUBLE NOT NULL,          -- wanted
-    num_cpus INTEGER NOT NULL,
+    num_cpus INTEGER NOT NULL,           -- that the run may use
     governor VARCHAR,
     gpu_missing VARCHAR                  -- why the GPU in use was not watched; NULL where it was, or none was in use
 );

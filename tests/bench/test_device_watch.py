@@ -58,6 +58,31 @@ def test_it_writes_what_it_watches_once_a_second_and_stops_with_the_run(tmp_path
     assert len(log.samplers) == 1 and len(log.samples) == len(samples)
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores to be held to one"
+)
+def test_a_run_that_is_held_to_a_core_is_not_crowded_by_what_others_do_elsewhere(tmp_path: Path) -> None:
+    every = os.sched_getaffinity(0)
+    ours, theirs = sorted(every)[:2]
+    held = f"os.sched_setaffinity(0, {{{theirs}}})"
+    burn = f"import os, time\n{held}\nend = time.time() + 30\nwhile time.time() < end: pass"
+    other = subprocess.Popen([sys.executable, "-c", burn])
+    os.sched_setaffinity(0, {ours})
+    try:
+        with DeviceWatch(tmp_path, gpu_uuid="", say=lambda text: None) as watch:
+            assert watch._process is not None
+            wait_for(tmp_path, '"e":"sample"')
+            assert ours not in psutil.Process(watch._process.pid).cpu_affinity()
+    finally:
+        os.sched_setaffinity(0, every)
+        other.kill()
+        other.wait()
+    header, *samples = lines_of(tmp_path)
+    assert header["num_cpus"] == 1
+    assert all(sample["busy_s"] <= sample["interval_s"] + 0.1 for sample in samples), "the core next door is not summed"
+    assert all(sample["sampler_s"] == 0 for sample in samples)
+
+
 WORKING = """
 import sys, time
 end = time.monotonic() + 3
