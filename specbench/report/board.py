@@ -6,6 +6,7 @@ such rows are tied when their intervals overlap.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shlex
@@ -17,6 +18,7 @@ from specbench.manifest import Manifest
 from specbench.metrics import Interval
 from specbench.quantisation import precision
 from specbench.report import text
+from specbench.report.batches import Point, curves
 from specbench.report.standing import Standing, is_broken, rank_text, sort_key, standing
 from specbench.store.records import ExternalRow, MethodRow, RunSummary, to_json
 
@@ -51,6 +53,7 @@ def build_board(records: Sequence[RunRecord], externals: Sequence[ExternalRow]) 
     for record in sorted(records, key=lambda r: (r.summary.created, r.summary.run_id), reverse=True):
         groups.setdefault(_digest(_conditions_key(record)), []).append(record)
     scopes = [_scope(key, group) for key, group in groups.items()]
+    _add_batches(scopes, groups)
     titles = [scope["title"] for scope in scopes]
     for scope in scopes:
         if titles.count(scope["title"]) > 1:
@@ -64,6 +67,36 @@ def build_board(records: Sequence[RunRecord], externals: Sequence[ExternalRow]) 
         "external": [{**_clean(row), "notes": [text.printable(note) for note in row.notes]} for row in externals],
         "left_out": "",
     }
+
+
+def _add_batches(scopes: Sequence[dict[str, Any]], groups: dict[str, list[RunRecord]]) -> None:
+    """To every scope, the curves over all scopes that differ from it in the batch size alone."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for scope in scopes:
+        newest = groups[scope["key"]][0]
+        alike = dataclasses.replace(newest.summary, batch_size=1)
+        key = _conditions_key(dataclasses.replace(newest, summary=alike))
+        families.setdefault(_digest(key), []).append(scope)
+    for family in families.values():
+        points = [
+            (row["method"], _point(scope["batch_size"], row))
+            for scope in family
+            for row in scope["rows"]
+            if not row["is_control"] and not row["is_broken"]
+        ]
+        found = _rounded(curves(points))
+        for scope in family:
+            scope["batches"] = found
+
+
+def _point(batch_size: int, row: dict[str, Any]) -> Point:
+    is_baseline = row["kind"] == "baseline"
+    return Point(
+        batch_size=batch_size,
+        tokens_per_s=row["tokens_per_s"],
+        speedup=None if is_baseline else row["speedup"],
+        speedup_ci=None if is_baseline or row["speedup_ci"] is None else Interval(*row["speedup_ci"]),
+    )
 
 
 def _conditions_key(record: RunRecord) -> list[object]:
@@ -118,6 +151,7 @@ def _scope(key: str, group: Sequence[RunRecord]) -> dict[str, Any]:
         "suite": text.printable(newest.suite),
         "target": text.printable(newest.target),
         "num_questions": newest.num_questions,
+        "batch_size": newest.batch_size,
         "title": " · ".join([suite, text.printable(newest.target), text.device(newest), *text.settings(newest)]),
         "conditions": _conditions(shown[0]),
         "meter": text.meter(newest),

@@ -213,6 +213,40 @@ function figScatter(mount, scope) {
   }));
 }
 
+const batchSizes = (scope) => [...new Set(scope.batches.flatMap((line) => line.points.map((point) => point.batch_size)))].sort((a, b) => a - b);
+
+// One line a method over batch sizes, on a logarithmic axis whose ticks are the sizes that were measured.
+function figBatches(mount, scope) {
+  if (!scope.batches.length) return nothing(mount, "One batch size was measured under these conditions.");
+  const legend = el("ul", { class: "legend" });
+  for (const line of scope.batches) legend.append(el("li", {}, markOf(line.method), line.method));
+  mount.replaceChildren(legend);
+  const sizes = batchSizes(scope);
+  for (const [kind, title, suffix] of [["tokens_per_s", "Tokens per second", ""], ["speedup", "Speed-up at this batch size", "×"]]) {
+    const lines = scope.batches.filter((line) => line.points.some((point) => point[kind] !== null));
+    if (!lines.length) continue;
+    const traces = lines.map((line) => {
+      const points = line.points.filter((point) => point[kind] !== null);
+      const style = look(line.method);
+      const ci = (point, side) => (kind === "speedup" && point.speedup_ci ? Math.abs(point.speedup_ci[side] - point.speedup) : 0);
+      return {
+        type: "scatter", mode: "lines+markers", x: points.map((point) => point.batch_size), y: points.map((point) => point[kind]),
+        line: { color: style.colour, width: 2, dash: style.dash }, marker: { color: style.colour, size: 8, symbol: style.symbol },
+        error_y: { type: "data", symmetric: false, array: points.map((point) => ci(point, 1)), arrayminus: points.map((point) => ci(point, 0)), color: style.colour, thickness: 1, width: 3, visible: kind === "speedup" },
+        hovertext: points.map((point) => [line.method, `batch ${point.batch_size}`, `${rate(point.tokens_per_s)} tokens/s`, ...(point.speedup === null ? [] : [`${times(point.speedup)} ${interval(point.speedup_ci)}`])].map(plain).join("<br>")), hoverinfo: "text",
+      };
+    });
+    const chart = el("div");
+    mount.append(el("div", {}, el("h3", {}, title), chart));
+    draw(chart, `${title} by batch size`, traces, baseLayout(280, {
+      margin: { l: 52, r: 10, t: 8, b: 40 },
+      xaxis: { type: "log", tickvals: sizes, ticktext: sizes.map(String), title: { text: "batch size", standoff: 6 } },
+      yaxis: { rangemode: "tozero", ticksuffix: suffix, nticks: 6 },
+      shapes: kind === "speedup" ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: css("--muted"), width: 1.2, dash: "dash" } }] : [],
+    }));
+  }
+}
+
 const stepMs = (row, phase) => 1000 * row.waterfall[phase + "_s"];
 const perToken = (row, phase) => stepMs(row, phase) / row.acceptance_length;
 const timed = (scope) => scope.rows.filter((row) => row.waterfall && row.acceptance_length && !row.is_control);

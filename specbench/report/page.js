@@ -166,6 +166,22 @@ function drawContrasts(scope) {
   ], scope.contrasts, { caption: "What one option is worth", quiet: true, sticky: true });
 }
 
+// ---- throughput against batch size
+
+function drawBatches(scope) {
+  byId("batches").hidden = !scope.batches.length;
+  if (!scope.batches.length) return;
+  const sizes = batchSizes(scope);
+  const at = (line, size) => line.points.find((point) => point.batch_size === size);
+  const rateAt = (line, size) => (at(line, size) ? at(line, size).tokens_per_s : null);
+  sortableTable(byId("tab-batches"), [
+    { id: "method", head: "Method", kind: "text", key: (r) => r.method, cell: (r) => r.method, class: "wrapped" },
+    ...sizes.map((size) => ({ id: "batch" + size, head: `Batch ${size}`, title: "Tokens per second of the whole batch, and the speed-up over plain decoding at that batch size", first: "descending", key: (r) => rateAt(r, size), cell: (r) => rate(rateAt(r, size)) + (at(r, size) && at(r, size).speedup !== null ? ` (${times(at(r, size).speedup)})` : "") })),
+    { id: "crossing", head: "Even at", title: "Batch size at which the speed-up falls to 1, between two measured ones", key: (r) => r.crossing, cell: (r) => (r.crossing === null ? NONE : "≈ " + r.crossing.toPrecision(2)) },
+    { id: "verdict", head: "By its intervals", kind: "text", key: (r) => r.verdict, cell: (r) => r.verdict || NONE, class: "wrapped" },
+  ], scope.batches, { caption: "Tokens per second by batch size", quiet: true, sticky: true });
+}
+
 // ---- the numbers behind each figure
 
 function drawNumbers(scope) {
@@ -252,6 +268,7 @@ const FIGURES = {
   efficiency: (mount, scope) => figEfficiency(mount, scope),
   phases: (mount, scope) => figPhases(mount, scope),
   waterfall: (mount, scope) => figWaterfall(mount, scope, byId("waterfall-method").value),
+  batches: (mount, scope) => figBatches(mount, scope),
   acceptance: (mount, scope) => figAcceptance(mount, scope),
 };
 const drawn = new Set();
@@ -311,6 +328,7 @@ function drawBoard() {
   drawScope(scope);
   drawRanking(scope);
   drawContrasts(scope);
+  drawBatches(scope);
   drawNumbers(scope);
   drawRuns(scope);
   drawWaterfallChoice(scope);

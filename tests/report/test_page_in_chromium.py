@@ -221,6 +221,24 @@ def test_what_an_option_is_worth_stands_in_a_table_of_its_own_where_there_is_a_p
     assert browser.problems == []
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_curves_over_batch_sizes_stand_where_there_are_several(browser: Browser, tmp_path: Path, width: int) -> None:
+    runs = [
+        dataclasses.replace(summary(method_row(speedup=speedup)), run_id=f"b{size}", batch_size=size)
+        for size, speedup in ((1, 2.0), (4, 1.25), (16, 0.8))
+    ]
+    browser.open(_write(tmp_path, *runs), width=width, height=6000)
+    browser.wait("document.querySelectorAll('#fig-batches .main-svg').length >= 2")
+    cells = "[...document.querySelectorAll('#tab-batches tr.row')].map(tr => [...tr.cells].map(td => td.textContent))"
+    baseline, draft = sorted(browser.evaluate(cells))
+    assert draft[1:] == ["200 (2.00×)", "125 (1.25×)", "80.0 (0.80×)", "≈ 8.0", "pays at 1, 4; costs at 16"]
+    assert baseline[1:] == ["100", "100", "100", "–", "–"]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.open(_write(tmp_path, summary()))
+    assert browser.evaluate("document.getElementById('batches').hidden")
+    assert browser.problems == []
+
+
 def test_hostile_names_run_nothing_and_link_nowhere(browser: Browser, tmp_path: Path) -> None:
     row = method_row(HOSTILE, title=HOSTILE, notes=(HOSTILE,))
     url = _write(tmp_path, summary(row, suite=HOSTILE, target=HOSTILE, notes=(HOSTILE,)))

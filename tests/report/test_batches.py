@@ -1,0 +1,59 @@
+"""Throughput against batch size: what stands in one curve, and where a method is said to stop paying."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from specbench.metrics import Interval
+from specbench.report.batches import Point, crossing, verdict
+from specbench.report.board import build_board
+from tests.report.samples import baseline_row, control_row, method_row, record, summary
+
+
+def _point(batch_size: int, speedup: float, half: float = 0.05) -> Point:
+    interval = Interval(speedup - half, speedup + half)
+    return Point(batch_size=batch_size, tokens_per_s=100.0, speedup=speedup, speedup_ci=interval)
+
+
+def _at(batch_size: int, *speedups: tuple[str, float], **changes: Any) -> Any:
+    rows = (method_row(name, speedup=speedup) for name, speedup in speedups)
+    found = summary(rows=(baseline_row(tokens_per_s=50.0 * batch_size), control_row(), *rows))
+    return record(dataclasses.replace(found, run_id=f"b{batch_size}", batch_size=batch_size, **changes))
+
+
+def test_the_crossing_lies_on_the_straight_line_between_its_neighbours() -> None:
+    points = [_point(1, 2.0), _point(4, 1.25), _point(16, 0.8)]
+    assert crossing(points) == pytest.approx(8.0), "half way between 4 and 16, as log 1.25 = -log 0.8"
+    assert crossing(points[::-1]) == crossing(points), "the order they come in says nothing"
+
+
+@pytest.mark.parametrize("speedups", [(2.0, 1.5, 1.1), (0.9, 0.8, 0.7), (2.0,)])
+def test_without_two_sides_of_one_there_is_no_crossing(speedups: tuple[float, ...]) -> None:
+    assert crossing([_point(2**i, speedup) for i, speedup in enumerate(speedups)]) is None
+
+
+def test_an_interval_that_holds_one_proves_neither_side() -> None:
+    points = [_point(1, 1.5), _point(4, 1.02), _point(8, 0.9), _point(2, 1.3)]
+    assert verdict(points) == "pays at 1, 2; costs at 8; not told apart from plain decoding at 4"
+
+
+def test_runs_that_differ_in_the_batch_size_alone_share_their_curves() -> None:
+    board = build_board([_at(1, ("a", 2.0), ("b", 1.5)), _at(4, ("a", 1.25)), _at(16, ("a", 0.8))], [])
+    assert len(board["scopes"]) == 3, "they are never ranked together"
+    for scope in board["scopes"]:
+        lines = {line["method"]: line for line in scope["batches"]}
+        assert set(lines) == {"a", "autoregressive"}, "b has one point, the control is no method"
+        assert [point["batch_size"] for point in lines["a"]["points"]] == [1, 4, 16]
+        assert [point["tokens_per_s"] for point in lines["autoregressive"]["points"]] == [50, 200, 800]
+        assert math.isclose(lines["a"]["crossing"], 8.0, rel_tol=1e-4)
+        assert lines["autoregressive"]["verdict"] == ""
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"suite_hash": "c" * 64}, {"num_questions": 3}])
+def test_runs_that_differ_in_more_do_not(change: dict[str, Any]) -> None:
+    board = build_board([_at(1, ("a", 2.0)), _at(4, ("a", 1.2), **change)], [])
+    assert [scope["batches"] for scope in board["scopes"]] == [[], []]
