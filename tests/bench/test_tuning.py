@@ -72,6 +72,16 @@ def test_at_a_temperature_it_is_exact_too(ask, tmp_path: Path) -> None:
     assert row.acceptance_length == pytest.approx(found.candidates[0].acceptance_length)
 
 
+def test_what_the_method_was_set_to_stays_set(ask) -> None:
+    """Weights above all: no trained method can be tuned without."""
+    axes = (GridAxis("prompt_lookup", "num_tokens", ("4",)),)
+    loose, strict = (
+        tune(ask("prompt_lookup", grid=axes, settings=settings), "prompt_lookup", Silent(), top=0)
+        for settings in ((), (Setting("prompt_lookup", "min_ngram", "3"), Setting("prompt_lookup", "max_ngram", "3")))
+    )
+    assert strict.candidates[0].acceptance_length < loose.candidates[0].acceptance_length
+
+
 def test_nothing_is_confirmed_where_nothing_was_asked(ask, tmp_path: Path) -> None:
     axes = (GridAxis("prompt_lookup", "num_tokens", ("1", "2")),)
     found = tune(ask("prompt_lookup", grid=axes), "prompt_lookup", Silent(), top=0)
