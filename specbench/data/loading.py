@@ -207,5 +207,5 @@ def _nothing_left(documents: Documents, tally: Tally) -> UsageError:
     return UsageError(
         f"nothing of {documents.name} is left to learn: {'; '.join(reasons) or 'it is empty'}",
         where=documents.source,
-        try_="a larger --max-len, --all-text, or other --columns (specbench data show)",
+        try_="longer documents, prompts learnt too, or other columns; specbench data show DATASET says what is dropped",
     )

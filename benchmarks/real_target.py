@@ -1,0 +1,405 @@
+"""A real target on a real card: python benchmarks/real_target.py --data DIR --out DIR
+
+A Llama of 200 M parameters is trained from nothing on public instruction data, it writes answers to the training
+prompts, every trained method learns from those, and all methods are measured on MT-Bench, GSM8K and Alpaca. Everything
+but the target's own training is a specbench command, printed before it is run.
+
+DIR of --data holds suites/, text/ and a folder with a tokenizer that has a chat template (--tokenizer).
+Each stage leaves a file in --out when it is done and is never made again. With --minutes the script stops in time by
+itself (a training is saved, a run keeps its finished questions), and the same command goes on from there.
+`--small` rehearses all stages on a CPU with toy shapes: it shows that the script runs, never how good or fast anything
+is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from specbench.data.documents import Documents
+from specbench.data.loading import load_documents
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = ("mtbench", "gsm8k", "alpaca")
+UNFINISHED = 3
+"""Exit status: time was up, call again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large everything is."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    draft_hidden: int
+    draft_layers: int
+    tokens_seen: int
+    """By the target; the draft model sees as many."""
+    batch_tokens: int
+    warmup: int
+    """Steps."""
+    rate: float
+    """Highest learning rate."""
+    rows: int
+    """Of each data set, at most."""
+    answers: int
+    temperature: float
+    """Of the answers; a toy target says nothing but line breaks at 0."""
+    new_tokens: int
+    drafter_tokens: int
+    limit: int
+    """Questions of a suite."""
+    repeats: int
+
+
+FULL = Size(
+    hidden=1024,
+    layers=16,
+    heads=16,
+    kv_heads=4,
+    inner=2816,
+    draft_hidden=256,
+    draft_layers=2,
+    tokens_seen=24_000_000,
+    batch_tokens=32_768,
+    warmup=100,
+    rate=1e-3,
+    rows=100_000,
+    answers=16_000,
+    temperature=0.0,
+    new_tokens=256,
+    drafter_tokens=12_000_000,
+    limit=80,
+    repeats=3,
+)
+SMALL = Size(
+    hidden=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    inner=128,
+    draft_hidden=32,
+    draft_layers=1,
+    tokens_seen=150_000,
+    batch_tokens=1_024,
+    warmup=5,
+    rate=1e-2,
+    rows=64,
+    answers=24,
+    temperature=1.0,
+    new_tokens=24,
+    drafter_tokens=6_000,
+    limit=2,
+    repeats=1,
+)
+
+DRAFTERS: dict[str, tuple[str, float, tuple[str, ...]]] = {
+    "redrafter": ("redrafter", 2e-3, ()),
+    "lstm": ("lstm", 2e-3, ("num_heads=5", "embedding=target", "head=target")),
+    "eagle": ("ctc", 1e-3, ("form=eagle", "lambda_ctc=0", "lambda_soft=1")),
+    "nar": ("ctc", 1e-3, ("labels=5", "frames=8", "prefix_weighted=true", "first_frame=anchor", "lambda_text=1")),
+}
+"""Name -> method, learning rate, training options."""
+
+
+def main() -> int:
+    """Makes what is missing, in order -> 0, 1 where a command failed, UNFINISHED where time was up."""
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    work = Work(args)
+    try:
+        for name, stage in work.stages():
+            done = args.out / f"{name}.done"
+            if not done.exists():
+                print(f"== {name}", flush=True)
+                stage()
+                done.touch()
+    except TimeIsUp:
+        print("time is up: the same command goes on from here", flush=True)
+        return UNFINISHED
+    except subprocess.CalledProcessError as error:
+        print(f"failed with {error.returncode}: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class TimeIsUp(Exception):
+    """The minutes of this call are spent."""
+
+
+class Work:
+    """The stages and what they share."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.size = SMALL if args.small else FULL
+        self.end = time.monotonic() + 60 * args.minutes
+        self.device = torch.device(args.device)
+
+    def stages(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Name and work, in order."""
+        size = self.size
+        yield "target", lambda: self.model("target", size.hidden, size.layers, size.heads, size.kv_heads, size.inner)
+        yield "draft", lambda: self.model("draft", size.draft_hidden, size.draft_layers, 4, 2, 4 * size.draft_hidden)
+        yield "answers", self.answers
+        for name in self.args.drafters:
+            yield f"drafter-{name}", lambda name=name: self.drafter(name)  # type: ignore[misc]
+        for suite in self.args.suites:
+            yield f"suite-{suite}", lambda suite=suite: self.bench(suite)  # type: ignore[misc]
+        yield "board", lambda: self.command("leaderboard", "--store", self.store, "-o", self.args.out / "board.html")
+
+    @property
+    def store(self) -> Path:
+        """Journals and results of everything."""
+        return Path(self.args.out) / "store"
+
+    @property
+    def data(self) -> tuple[object, ...]:
+        """Where every command looks for data sets and suites (also for those no answer may be learnt from)."""
+        return "--data", self.args.data, "--data", self.args.data / "suites"
+
+    def model(self, name: str, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> None:
+        """Train a Llama from nothing: bf16 arithmetic, fp32 weights, whole documents, cosine."""
+        folder = self.args.out / name
+        tokenizer = AutoTokenizer.from_pretrained(self.args.tokenizer)
+        parts = [self._documents(spec, tokenizer) for spec in self.args.train_on]
+        rows = [row for part in parts for row in rows_of(part)]
+        rng = random.Random(0)
+        rng.shuffle(rows)
+        held, rows = rows[: len(rows) // 50], rows[len(rows) // 50 :]
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=inner,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = LlamaForCausalLM(config).to(self.device)
+        num_parameters = sum(p.numel() for p in model.parameters())
+        print(f"{name}: {num_parameters / 1e6:.1f} M parameters, {len(rows):,} documents", flush=True)
+        seen, losses = self._fit(model, rows, rng)
+        facts = {
+            "num_parameters": num_parameters,
+            "documents": len(rows),
+            "tokens_seen": seen,
+            "train_loss": losses[-1],
+            "held_out_loss": self._held_out(model, held),
+            "sources": {part.name: {"source": Path(part.source).name, "licence": part.licence} for part in parts},
+        }
+        print(json.dumps(facts), flush=True)
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+    def _documents(self, spec: str, tokenizer: object) -> Documents:
+        return load_documents(
+            spec,
+            tokenizer=tokenizer,
+            max_len=512,
+            seed=0,
+            limit=self.size.rows,
+            data_dirs=(self.args.data,),
+            assistant_only=False,
+            offline=True,
+        )
+
+    def _fit(self, model: LlamaForCausalLM, rows: Sequence[list[int]], rng: random.Random) -> tuple[int, list[float]]:
+        """-> tokens seen, loss of every tenth step."""
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.size.rate, betas=(0.9, 0.95), weight_decay=0.1)
+        seen, step, losses = 0, 0, [math.nan]
+        while seen < self.size.tokens_seen:
+            for batch in batches(rows, self.size.batch_tokens, rng):
+                share = seen / self.size.tokens_seen
+                if share >= 1:
+                    break
+                for group in optimizer.param_groups:
+                    rise, fall = min(1.0, (step + 1) / self.size.warmup), 0.5 * (1 + math.cos(math.pi * share))
+                    group["lr"] = self.size.rate * rise * fall
+                loss = loss_of(model, batch.to(self.device))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                seen += int((batch >= 0).sum())
+                if step % 10 == 0:
+                    losses.append(float(loss))
+                    if time.monotonic() > self.end:
+                        # Minutes of work, so not worth a state of its own: the next call begins it again.
+                        raise TimeIsUp
+                step += 1
+        return seen, losses
+
+    def _held_out(self, model: LlamaForCausalLM, rows: Sequence[list[int]]) -> float:
+        with torch.no_grad():
+            found = [
+                (float(loss_of(model, batch.to(self.device))), int((batch >= 0).sum()))
+                for batch in batches(rows, self.size.batch_tokens, random.Random(0))
+            ]
+        return sum(loss * count for loss, count in found) / sum(count for _, count in found)
+
+    def answers(self) -> None:
+        """The target's own words for the training prompts, an equal share of each set."""
+        share = max(1, self.size.answers // len(self.args.train_on))
+        merged = self.args.out / "answers.jsonl"
+        with merged.with_suffix(".part").open("w", encoding="utf-8") as out:
+            for spec in self.args.train_on:
+                folder = self.args.out / "answers" / spec
+                self.command(
+                    *("data", "generate", "--dataset", spec, "--target", self.args.out / "target", "--out", folder),
+                    *("--limit", share, "--max-new-tokens", self.size.new_tokens, "--batch-size", 64),
+                    *("--temperature", self.size.temperature),
+                    *("--device", self.args.device, *self.data),
+                )
+                out.write((folder / "responses.jsonl").read_text(encoding="utf-8"))
+        merged.with_suffix(".part").replace(merged)
+
+    def drafter(self, name: str) -> None:
+        """Train one; a training that was cut off is resumed."""
+        method, rate, settings = DRAFTERS[name]
+        folder = self.args.out / "drafters" / name
+        begun = [run.parent.name for run in self.store.glob("runs/*/train.json") if str(folder) in run.read_text()]
+        if begun:
+            self.command("train", "--resume", max(begun), "--store", self.store)
+            return
+        self.command(
+            *("train", "--method", method, "--target", self.args.out / "target", "--device", self.args.device),
+            *("--dataset", self.args.out / "answers.jsonl", "--max-tokens", self.size.drafter_tokens, "--lr", rate),
+            *("--max-length", 512, "--batch-size", 16, "--micro-batch", 16, "--precision", "bf16", "--data-seed", 0),
+            *("--eval-every", 400, "--eval-documents", 32 if not self.args.small else 4, "--eval-prompts", 16),
+            *("--eval-new-tokens", min(128, self.size.new_tokens), "--save-every", 200),
+            *("--out", folder, "--store", self.store, *self.data),
+            *(word for setting in settings for word in ("--set", f"{method}.{setting}")),
+        )
+
+    def bench(self, suite: str) -> None:
+        """One paired run of everything; a run that was cut off is resumed."""
+        begun = sorted(run.parent.name for run in self.store.glob(f"runs/*-{suite}-*/manifest.json"))
+        if begun:
+            self.command("run", "--resume", begun[-1], "--store", self.store)
+            return
+        forms = [name for name in self.args.drafters if DRAFTERS[name][0] == "ctc"]
+        others = [name for name in self.args.drafters if name not in forms]
+        methods = [
+            "autoregressive",
+            "draft_model",
+            "prompt_lookup",
+            "suffix",
+            *others,
+            *(["ctc", "hybrid"] * bool(forms)),
+        ]
+        weights = [self.args.out / "drafters" / name for name in forms]
+        chosen = [("--set", f"{name}.weights={self.args.out / 'drafters' / name}") for name in others]
+        if len(forms) > 1:
+            chosen.append(("--grid", "ctc.weights=" + ",".join(map(str, weights))))
+        elif forms:
+            chosen.append(("--set", f"ctc.weights={weights[0]}"))
+        if forms:
+            chosen.append(("--set", "hybrid.inner=ctc"))
+        self.command(
+            *("run", suite, "--target", self.args.out / "target", "--methods", ",".join(methods)),
+            *("--set", f"draft_model.model={self.args.out / 'draft'}", *(word for pair in chosen for word in pair)),
+            *("--limit", self.size.limit, "--repeats", self.size.repeats, "--max-new-tokens", self.size.new_tokens),
+            *("--device", self.args.device, *self.data, "--store", self.store, *self.args.run_options.split()),
+        )
+
+    def command(self, *words: object) -> None:
+        """Run a specbench command to its end, or until time is up (it is then interrupted, and waited for).
+
+        Raises TimeIsUp and subprocess.CalledProcessError.
+        """
+        line = [sys.executable, "-m", "specbench", *map(str, words)]
+        print("specbench " + " ".join(line[3:]), flush=True)
+        if time.monotonic() > self.end:
+            raise TimeIsUp
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": path})
+        try:
+            code = process.wait(timeout=max(1.0, self.end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise TimeIsUp from None
+        if code:
+            raise subprocess.CalledProcessError(code, ["specbench", *line[3:]])
+
+
+def rows_of(documents: Documents) -> Iterator[list[int]]:
+    """Each text as a list of ids."""
+    for document in documents:
+        yield list(document.ids)
+
+
+def batches(rows: Sequence[list[int]], num_tokens: int, rng: random.Random) -> Iterator[torch.Tensor]:
+    """int64 (B, T) of texts of like length, B x T at most num_tokens, -1 behind a text's end; in random order."""
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
+    groups: list[list[int]] = [[]]
+    for index in order:
+        if groups[-1] and (len(groups[-1]) + 1) * len(rows[index]) > num_tokens:
+            groups.append([])
+        groups[-1].append(index)
+    rng.shuffle(groups)
+    for group in groups:
+        longest = max(len(rows[index]) for index in group)
+        yield torch.tensor([rows[index] + [-1] * (longest - len(rows[index])) for index in group])
+
+
+def loss_of(model: LlamaForCausalLM, batch_BT: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next token. Padding stands behind the text, where causal attention cannot look."""
+    with torch.autocast(batch_BT.device.type, torch.bfloat16):
+        logits_BTV = model(input_ids=batch_BT.clamp_min(0)[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch_BT[:, 1:].flatten(), ignore_index=-1)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with suites/ and text/")
+    parser.add_argument("--tokenizer", type=Path, help="default: models/tiny-instruct of --data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for models, journals, page")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop in time; the same command goes on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--train-on", nargs="+", default=["alpaca", "gsm8k", "dolly", "gpteacher"])
+    parser.add_argument("--drafters", nargs="*", choices=list(DRAFTERS), default=list(DRAFTERS))
+    parser.add_argument("--suites", nargs="+", default=list(SUITES))
+    parser.add_argument("--run-options", default="", help="more words for `specbench run`")
+    parser.add_argument("--small", action="store_true", help="toy shapes, for a rehearsal on a CPU")
+    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
+    args = parser.parse_args()
+    args.tokenizer = args.tokenizer or args.data / "models" / "tiny-instruct"
+    if not args.small and args.device == "cpu":
+        parser.error("a target of 200 M parameters takes days on a CPU; rehearse with --small")
+    if args.fresh:
+        shutil.rmtree(args.out, ignore_errors=True)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

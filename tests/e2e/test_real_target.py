@@ -1,0 +1,77 @@
+"""The script that trains a real target: its batches, its loss, and that it stops in time and goes on."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import real_target
+from benchmarks.real_target import DRAFTERS, TimeIsUp, Work, batches, loss_of
+from specbench import registry
+
+
+def test_every_text_is_in_one_batch_and_none_is_larger_than_asked() -> None:
+    rng = random.Random(0)
+    rows = [[rng.randrange(50) for _ in range(rng.randrange(1, 60))] for _ in range(100)]
+    found = list(batches(rows, 256, rng))
+    texts = sorted([token for token in row if token >= 0] for batch in found for row in batch.tolist())
+    assert texts == sorted(rows)
+    assert all(batch.numel() <= 256 for batch in found)
+    longest = [batch.shape[1] for batch in found]
+    assert longest != sorted(longest), "long and short texts take turns"
+
+
+def test_padding_changes_no_loss() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
+    text = torch.tensor([[3, 5, 7, 11]])
+    padded = torch.cat([text, torch.full((1, 3), -1)], dim=1)
+    with torch.no_grad():
+        assert float(loss_of(model, text)) == pytest.approx(float(loss_of(model, padded)), rel=1e-2)
+        assert float(loss_of(model, text)) == pytest.approx(math.log(20), rel=0.2)
+
+
+def test_what_is_trained_can_be_trained() -> None:
+    for method, _, settings in DRAFTERS.values():
+        known = registry.card(method).training
+        assert {setting.split("=")[0] for setting in settings} <= set(known)
+
+
+def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Work:
+    line = ["real_target.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--small", *words]
+    monkeypatch.setattr(sys, "argv", line)
+    return Work(real_target.arguments())
+
+
+def test_a_command_is_stopped_when_time_is_up_and_not_begun_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = _work(tmp_path, monkeypatch, "--minutes", "0.01")
+    with pytest.raises(TimeIsUp):
+        work.command("run", "demo", "--store", tmp_path / "store", "--repeats", 50)
+    with pytest.raises(TimeIsUp):
+        work.command("no such command, and nobody asks")
+
+
+def test_stages_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Work, "command", lambda self, *words: said.append(words))
+    work = _work(tmp_path, monkeypatch, "--drafters", "lstm", "nar", "--suites", "gsm8k")
+    (tmp_path / "out").mkdir()
+    for name, _ in work.stages():
+        if name not in ("drafter-nar", "suite-gsm8k"):
+            (tmp_path / "out" / f"{name}.done").touch()
+    assert real_target.main() == 0
+    train, run = said
+    assert train[:3] == ("train", "--method", "ctc")
+    methods = str(run[run.index("--methods") + 1]).split(",")
+    assert methods == ["autoregressive", "draft_model", "prompt_lookup", "suffix", "lstm", "ctc", "hybrid"]
+    assert real_target.main() == 0 and len(said) == 2
