@@ -258,6 +258,27 @@ def _store(store: Path | None) -> Iterator[Finding]:
     else:
         yield _ok("results", f"{folder}, {free / _GIB:.0f} GiB free")
     yield _store_file(file)
+    yield _viewer(folder)
+
+
+def _viewer(results: Path) -> Finding:
+    from specbench.store.viewer_cost import MOST, read_viewer_cost  # the store's room, only where there is a folder
+
+    try:
+        cost = read_viewer_cost(results)
+    except SpecbenchError as error:
+        return Finding(name="viewer", state="warning", what=error.what, remedy=error.try_)
+    if cost is None:
+        return _ok("viewer", "what `specbench tui` costs a run was not measured here (specbench doctor --viewer)")
+    if cost.is_small:
+        return _ok("viewer", cost.words())
+    return Finding(
+        name="viewer",
+        state="warning",
+        what=cost.words(),
+        consequence=f"a watched run may be more than {MOST:.0%} slower: its speed-ups hold, its tokens a second do not",
+        remedy="measure with nothing else running (specbench doctor --viewer), or do not watch what is published",
+    )
 
 
 def _store_file(file: Path) -> Finding:

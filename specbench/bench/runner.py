@@ -33,6 +33,7 @@ from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
 from specbench.store.journal import Journal
 from specbench.store.summary import RunSummary
+from specbench.store.viewer_cost import read_viewer_cost
 from specbench.store.words import count
 
 State = Literal["finished", "interrupted", "failed"]
@@ -136,6 +137,17 @@ class _Run:
                 resumed=self._resumed is not None,
             )
         )
+        self._tell_viewer_cost(journal)
+
+    def _tell_viewer_cost(self, journal: Journal) -> None:
+        """What watching costs on this machine belongs to a run that may be watched."""
+        try:
+            cost = read_viewer_cost(self._folder.parent.parent)
+        except SpecbenchError as error:
+            self._progress.say(f"{error.what}; it is not stored with this run")
+            return
+        if cost is not None:
+            journal.write(Measured(name="viewer_slowdown", value=cost.slowdown, unit="share", detail=cost.words()))
 
     def _refuse_if_changed(self, manifest: Manifest) -> None:
         session = self._session

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import typer
 
+from specbench import paths
 from specbench.cli import options
+from specbench.cli.failures import note
 from specbench.cli.findings import show_findings
 from specbench.cli.help import examples, new_app
 from specbench.cli.text import show_json
@@ -18,6 +21,7 @@ app = new_app()
     epilog=examples(
         "specbench doctor",
         "specbench doctor --data ./data --json",
+        "specbench doctor --viewer",
         after="Exit codes: 0 fit (warnings included), 3 something is missing.",
     )
 )
@@ -25,11 +29,24 @@ def doctor(
     data: options.DataDirs = None,
     store: options.Store = None,
     methods_dir: options.MethodsDirs = None,
+    viewer: Annotated[
+        bool,
+        typer.Option(
+            "--viewer",
+            help="First measure what `specbench tui` costs a run here (a minute or two), and keep it.",
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Versions, devices, threads, load, memory, methods, suites, store: each with what it means and what to do."""
     from specbench.doctor import examine
 
+    if viewer:
+        # A measured run: torch and the store, only when asked for
+        from specbench.bench.viewer_cost import measure_viewer
+        from specbench.store.viewer_cost import write_viewer_cost
+
+        write_viewer_cost(paths.results_dir(store), measure_viewer(say=note))
     findings = examine(store=store, data=tuple(data or ()), methods_dirs=tuple(methods_dir or ()))
     is_fit = all(each.state != "failed" for each in findings)
     if as_json:

@@ -15,6 +15,7 @@ from specbench.report import text
 from specbench.store.device import DeviceLog
 from specbench.store.files import holder
 from specbench.store.records import RunSummary
+from specbench.store.viewer_cost import ViewerCost
 from specbench.tui.lines import Line, Span, bar, fit, line, sparkline, wrap
 
 _KEPT = 300
@@ -49,7 +50,7 @@ class Machine:
         self.own_history.append(self.own_percent)
 
 
-def now_lines(machine: Machine, width: int) -> list[Line]:
+def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None) -> list[Line]:
     """Cores, memory, load, and what this viewer takes of them."""
     room = max(4, width - 26)
     found: list[Line] = []
@@ -76,7 +77,11 @@ def now_lines(machine: Machine, width: int) -> list[Line]:
         )
     )
     found.append(fit(line("its share  ", Span(sparkline(list(machine.own_history), max(4, width - 12), low=0))), width))
-    found += wrap("What watching costs a run is promised by niceness and rate; it was not measured here.", width, "dim")
+    if cost is None:
+        words = "What watching costs a run was not measured here: specbench doctor --viewer, a minute or two."
+        found += wrap(words, width, "dim")
+    else:
+        found += wrap(f"Measured: {cost.words()}.", width, "good" if cost.is_small else "warn")
     return found
 
 

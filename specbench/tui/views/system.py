@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from textual.widget import Widget
 from specbench import paths
 from specbench.errors import EnvironmentFailed
 from specbench.store.device import DeviceLog, read_device
+from specbench.store.viewer_cost import ViewerCost, read_viewer_cost
 from specbench.tui import machine, sharing
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.views.base import View
@@ -42,6 +44,7 @@ class SystemView(View):
         self.machine = machine.Machine()
         self.record: DeviceLog | None = None
         self.summed: Summed | None = None
+        self.cost: ViewerCost | None = None
         self._asked = ""
         self._live: list[Path] = []
 
@@ -58,6 +61,8 @@ class SystemView(View):
         self.look()
 
     def entered(self) -> None:
+        with suppress(EnvironmentFailed):  # `specbench doctor` names a damaged one
+            self.cost = read_viewer_cost(paths.results_dir(self.workspace.store))
         run_id = self.workspace.run_id
         if run_id and run_id != self._asked:
             self._asked = run_id
@@ -88,7 +93,7 @@ class SystemView(View):
         return f"{run_id} and this machine" if run_id else "this machine; a run opened on Home adds its own record"
 
     def _now(self, width: int, height: int) -> Sequence[Line]:
-        return machine.now_lines(self.machine, width)
+        return machine.now_lines(self.machine, width, self.cost)
 
     def _clean(self, width: int, height: int) -> Sequence[Line]:
         if self.summed is not None:
