@@ -209,7 +209,10 @@ def _recipe(request: Settled, found: Checkpoint, folder: Path, view: TargetView)
     if not isinstance(options, Mapping):
         return None
     build = registry.load_recipe(request.method, methods_dirs=request.methods_dirs)
-    recipe = build(dict(options), view)
+    # What the drafter's own version did not know yet is at its default, which is what it did then.
+    card = registry.card(request.method, methods_dirs=request.methods_dirs)
+    unsaid = {name: option.default for name, option in card.training.items() if name not in options}
+    recipe = build({**unsaid, **options}, view)
     checkpoint.load_state(recipe.module, found.state, folder=folder)
     return recipe
 

@@ -248,6 +248,22 @@ def test_the_finished_drafter_drafts_what_the_live_one_did(target: Path, tmp_pat
     assert len(found.accuracy) == 2 and found.num_labels[0] >= found.num_labels[1] > 0
 
 
+def test_a_drafter_made_before_an_option_existed_is_evaluated_with_its_default(target: Path, tmp_path: Path) -> None:
+    from specbench.training.measure import evaluate
+
+    outcome = train(make_request(target, tmp_path, max_steps=2), Quiet(), corpus=make_corpus())
+    assert outcome.folder is not None
+    request = make_request(target, tmp_path, options={"weights": str(outcome.folder)})
+    documents = make_corpus().held_out
+    now = evaluate(request, Quiet(), documents=documents)
+    config = outcome.folder / "config.json"
+    body = json.loads(config.read_text())
+    assert body["training"]["options"], "the shallow method has options to forget"
+    body["training"]["options"] = {}
+    config.write_text(json.dumps(body))
+    assert evaluate(request, Quiet(), documents=documents) == now
+
+
 def test_without_prompts_the_best_is_by_loss(target: Path, tmp_path: Path) -> None:
     outcome = train(make_request(target, tmp_path, eval_prompts=0), Quiet(), corpus=make_corpus())
     assert outcome.best["tau"] is None and outcome.folder is not None
