@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.ctc.drafter import EagleDrafter, NarDrafter, build
+from methods.ctc.drafter import build
+from methods.ctc.eagle_drafter import EagleDrafter
 from methods.ctc.eagle_recipe import EagleRecipe
 from methods.ctc.frame_attention import frames_of_anchors
 from methods.ctc.module import CtcNetwork
+from methods.ctc.nar_drafter import NarDrafter
 from specbench import checkpoint
 from specbench.conformance.check import check_method
 from specbench.conformance.targets import TableLM
