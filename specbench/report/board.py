@@ -157,7 +157,10 @@ def _scope(key: str, group: Sequence[RunRecord]) -> dict[str, Any]:
         "meter": text.meter(newest),
         "remarks": [r for r in (text.control(newest), *map(text.printable, newest.notes)) if r],
         "runs": [record.summary.run_id for record in shown if record.summary.run_id in used],
-        "rows": [_row(entry, place, order, num_runs=len(used)) for order, (entry, place) in enumerate(ordered)],
+        "rows": [
+            _row(entry, place, order, num_runs=len(used), unlike=_unlike(entry, entries))
+            for order, (entry, place) in enumerate(ordered)
+        ],
         # Paired inside their own run; of runs that left no row here nothing is said.
         "contrasts": [
             _rounded(to_json(each))
@@ -181,6 +184,19 @@ def _entries(shown: Sequence[RunRecord]) -> list[_Entry]:
             same = _digest([row.method, method.name, method.options, method.weights_hash, method.num_parameters])
             found.setdefault(same, _Entry(record=record, row=row, where=where))
     return list(found.values())
+
+
+def _options_of(entry: _Entry) -> dict[str, Any]:
+    return dict(next(m.options for m in entry.record.manifest.methods if m.label == entry.row.method))
+
+
+def _unlike(entry: _Entry, entries: Sequence[_Entry]) -> str:
+    """Options by which a row differs from others of its name; '' where the name is its own."""
+    namesakes = [_options_of(other) for other in entries if other.row.method == entry.row.method]
+    own = _options_of(entry)
+    return ", ".join(
+        f"{name}={value}" for name, value in own.items() if any(other.get(name) != value for other in namesakes)
+    )
 
 
 def _places(entries: Sequence[_Entry]) -> list[_Place]:
@@ -213,12 +229,13 @@ def _interval(row: MethodRow) -> Interval:
     return row.speedup_ci
 
 
-def _row(entry: _Entry, place: _Place, order: int, *, num_runs: int) -> dict[str, Any]:
+def _row(entry: _Entry, place: _Place, order: int, *, num_runs: int, unlike: str) -> dict[str, Any]:
     """The store's row unchanged but for rounding, and where it stands on this board."""
     row = entry.row
     method = next(m for m in entry.record.manifest.methods if m.label == row.method)
     is_said = _letters(method.title) in _letters(row.method)
     detail = [] if is_said else [text.printable(method.title)]
+    detail += [text.printable(unlike)] if unlike else []
     detail += [f"{text.parameters(row.num_parameters)} parameters"] if row.num_parameters else []
     detail += [f"run {text.printable(entry.record.summary.run_id)}"] if num_runs > 1 else []
     notes = [f"tied with {text.listing(map(text.printable, place.tied_with))}"] if place.tied_with else []

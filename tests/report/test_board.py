@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from specbench.metrics import Interval
-from specbench.report.board import build_board
+from specbench.report.board import RunRecord, build_board
 from specbench.store.records import RunSummary
 from tests.report.samples import external_row, method_row, record, summary
 
@@ -151,3 +151,21 @@ def test_numbers_keep_six_digits_and_names_lose_their_control_characters() -> No
 def test_an_empty_store_is_an_empty_board() -> None:
     board = build_board([], [])
     assert (board["scopes"], board["runs"], board["external"]) == ([], {}, [])
+
+
+def test_rows_of_one_name_and_other_options_say_in_what_they_differ() -> None:
+    """prompt_lookup of two runs with other settings: two rows that only their options tell apart."""
+    old, new = record(summary(method_row("a"))), record(_later(summary(method_row("a"))))
+
+    def with_options(found: RunRecord, **options: int) -> RunRecord:
+        methods = [
+            method.model_copy(update={"options": options} if method.label == "a" else {})
+            for method in found.manifest.methods
+        ]
+        return dataclasses.replace(found, manifest=found.manifest.model_copy(update={"methods": tuple(methods)}))
+
+    board = build_board([with_options(old, num_tokens=10, width=1), with_options(new, num_tokens=5, width=1)], [])
+    details = [row["detail"] for row in board["scopes"][0]["rows"] if row["method"] == "a"]
+    assert sorted(detail.split(" · ")[0] for detail in details) == ["num_tokens=10", "num_tokens=5"]
+    alone = build_board([with_options(old, num_tokens=10, width=1)], [])
+    assert not any("num_tokens" in row["detail"] for row in alone["scopes"][0]["rows"])
