@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS
-from specbench.bench.request import RunRequest
+from specbench.bench.request import RunRequest, Variant
 from specbench.card import Card
 
 BASELINE: Final = "autoregressive"
@@ -59,35 +59,61 @@ def competitors(request: RunRequest) -> tuple[Competitor, ...]:
             continue
         for varied in _combinations(name, request):
             # A wrapped method's axes are varied inside what wraps it, and it may need one of them to be ready.
-            first = _choose(name, said, _firsts(request) | varied, request, is_demo=is_demo)
-            inner_axes = _combinations(first.inner.card.name, request) if first.inner else [{}]
+            first = _choose(name, said, _firsts(request) | varied.options, request, is_demo=is_demo)
+            inner_axes = _combinations(first.inner.card.name, request) if first.inner else [_Combination()]
             for more in inner_axes:
-                choice = _choose(name, said, varied | more, request, is_demo=is_demo)
-                shown = [
-                    f"{option if method == name else f'{method}.{option}'}={value}"
-                    for (method, option), value in (varied | more).items()
-                    if (method, option) != (name, "inner")
-                ]
-                label = f"{choice.name}[{','.join(shown)}]" if shown else choice.name
-                chosen.append(Competitor(label=label, choice=choice))
+                choice = _choose(name, said, varied.options | more.options, request, is_demo=is_demo)
+                chosen.append(Competitor(label=_label(choice, varied, more), choice=choice))
     return tuple(chosen)
+
+
+def _label(choice: registry.Choice, own: _Combination, inner: _Combination) -> str:
+    """Method, or METHOD:NAME of a named variant, then what else is varied: `hybrid(ctc:eagle)[max_tokens=8]`."""
+    method = choice.card.name
+    name = method + (f":{own.name}" if own.name else "")
+    if choice.inner is not None:
+        name += f"({choice.inner.name}{f':{inner.name}' if inner.name else ''})"
+    shown = [
+        f"{option if whose == method else f'{whose}.{option}'}={value}"
+        for (whose, option), value in (own.shown | inner.shown).items()
+        if (whose, option) != (method, "inner")
+    ]
+    return f"{name}[{','.join(shown)}]" if shown else name
 
 
 _Varied = dict[tuple[str, str], str]
 """(method, option) -> value, still text."""
 
 
-def _combinations(method: str, request: RunRequest) -> list[_Varied]:
+@dataclass(frozen=True, kw_only=True)
+class _Combination:
+    """A variant under one value of every grid axis."""
+
+    name: str = ""
+    variant: _Varied = field(default_factory=dict)
+    axes: _Varied = field(default_factory=dict)
+
+    @property
+    def options(self) -> _Varied:
+        return self.variant | self.axes
+
+    @property
+    def shown(self) -> _Varied:
+        """What the label tells: a name stands for its options."""
+        return self.axes if self.name else self.options
+
+
+def _combinations(method: str, request: RunRequest) -> list[_Combination]:
     """Its variants, each once per combination of its grid axes."""
     axes = [axis for axis in request.grid if axis.method == method]
-    variants: list[_Varied] = [
-        {(method, option): value for option, value in variant.options}
-        for variant in request.variants
-        if variant.method == method
-    ]
+    variants = [variant for variant in request.variants if variant.method == method]
     return [
-        variant | {(method, axis.option): value for axis, value in zip(axes, values, strict=True)}
-        for variant in variants or [{}]
+        _Combination(
+            name=variant.name,
+            variant={(method, option): value for option, value in variant.options},
+            axes={(method, axis.option): value for axis, value in zip(axes, values, strict=True)},
+        )
+        for variant in variants or [Variant(method, ())]
         for values in itertools.product(*(axis.values for axis in axes))
     ]
 

@@ -60,7 +60,9 @@ def request_as_json(request: RunRequest) -> dict[str, Any]:
         elif field.name == "grid":
             value = [[axis.method, axis.option, [_findable(text) for text in axis.values]] for axis in value]
         elif field.name == "variants":
-            value = [[item.method, [[option, _findable(text)] for option, text in item.options]] for item in value]
+            value = [
+                [item.method, [[option, _findable(text)] for option, text in item.options], item.name] for item in value
+            ]
         elif field.name in ("suite", "target") and value is not None:
             value = _findable(value)
         body[field.name] = list(value) if isinstance(value, tuple) else value
@@ -100,8 +102,8 @@ def request_from(manifest: Manifest, resuming: RunRequest) -> RunRequest:
     values["grid"] = tuple(GridAxis(method, option, tuple(axis)) for method, option, axis in values["grid"])
     # Runs from before there were variants do not name them.
     values["variants"] = tuple(
-        Variant(method, tuple((option, text) for option, text in options))
-        for method, options in values.get("variants", ())
+        Variant(method, tuple((option, text) for option, text in options), *name)
+        for method, options, *name in values.get("variants", ())
     )
     for name in ("methods", "command", "stop"):
         values[name] = None if values[name] is None else tuple(values[name])

@@ -70,25 +70,39 @@ def parse_grid(text: str) -> GridAxis:
 
 
 class Variant(NamedTuple):
-    """`--variant METHOD:OPTION=V,OPTION=V,...`: the method competes once with these options together."""
+    """`--variant [NAME=]METHOD:OPTION=V,OPTION=V,...`: the method competes once with these options together."""
 
     method: str
     options: tuple[tuple[str, str], ...]
+    name: str = ""
+    """What its rows are called, behind the method's name: METHOD:NAME. Empty: they are called by their options."""
 
     def __str__(self) -> str:
-        return f"{self.method}:" + ",".join(f"{option}={value}" for option, value in self.options)
+        listed = ",".join(f"{option}={value}" for option, value in self.options)
+        return f"{self.name}={self.method}:{listed}" if self.name else f"{self.method}:{listed}"
+
+
+_NAMED_VARIANT = re.compile(r"\s*(?:([^=:,]*)=)?\s*([^=:,]+?)\s*:(.*)", re.DOTALL)
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
 def parse_variant(text: str) -> Variant:
-    """`redrafter:beam_width=2,num_tokens=6` -> the variant. Values hold no comma."""
-    method, colon, listed = text.partition(":")
+    """`redrafter:beam_width=2,num_tokens=6`, or `wide=redrafter:beam_width=4` -> the variant. Values hold no comma."""
     where = "--variant"
-    if not colon or not listed.strip():
+    found = _NAMED_VARIANT.fullmatch(text)
+    if found is None or not found[3].strip():
         raise UsageError(
             f"{text!r} is not METHOD:OPTION=VALUE,...", where=where, try_=f"{where} redrafter:beam_width=2,num_tokens=4"
         )
-    parts = [parse_setting(f"{method.strip()}.{part.strip()}", where=where) for part in listed.split(",")]
-    return Variant(method.strip(), tuple((part.option, part.value) for part in parts))
+    name, method, listed = found[1], found[2], found[3]
+    if name is not None and not _VARIANT_NAME.fullmatch(name.strip()):
+        raise UsageError(
+            f"{name.strip()!r} cannot name a variant: letters, digits, '.', '_' and '-', at most 32",
+            where=where,
+            try_=f"{where} wide={method}:{listed.strip()}",
+        )
+    parts = [parse_setting(f"{method}.{part.strip()}", where=where) for part in listed.split(",")]
+    return Variant(method, tuple((part.option, part.value) for part in parts), (name or "").strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +225,12 @@ class RunRequest:
     def _check_settings(self) -> None:
         seen: set[tuple[str, str]] = set()
         varied = {(item.method, name): None for item in self.variants for name, _ in item.options}
-        if len(set(self.variants)) != len(self.variants):
+        alike = [(item.method, item.options) for item in self.variants]
+        named = [(item.method, item.name) for item in self.variants if item.name]
+        if len(set(alike)) != len(alike):
             raise UsageError("the same variant is given twice", where="--variant", try_="say it once")
+        if len(set(named)) != len(named):
+            raise UsageError("two variants have one name", where="--variant", try_="another name for one of them")
         for option, method, name in [
             *(("--set", item.method, item.option) for item in self.settings),
             *(("--grid", item.method, item.option) for item in self.grid),

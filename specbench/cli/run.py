@@ -47,7 +47,7 @@ def run(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        option("--variant", WHAT, "M:K=V,K=V", "These options together compete. Repeatable."),
+        option("--variant", WHAT, "[NAME=]M:K=V,…", "These options together compete, as M:NAME. Repeatable."),
     ] = None,
     limit: Annotated[int | None, option("--limit", WHAT, "N", "A seeded subset of N questions.")] = None,
     stop: Annotated[

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from specbench import registry
+from specbench.bench.competitors import competitors
 from specbench.bench.defaults import full_command, ready_methods, with_defaults
 from specbench.bench.request import GridAxis, RunRequest, Setting, Variant, parse_grid, parse_setting, parse_variant
 from specbench.card import Card
@@ -118,6 +119,15 @@ def test_a_variant_holds_options_that_compete_together() -> None:
     assert parse_variant(str(found)) == found
 
 
+def test_a_named_variant_is_read_as_it_is_written() -> None:
+    found = parse_variant(" wide = redrafter:beam_width=4,weights=a/b=c")
+    assert found == Variant("redrafter", (("beam_width", "4"), ("weights", "a/b=c")), "wide")
+    assert parse_variant(str(found)) == found
+    for text in ("=redrafter:beam_width=4", "a b=redrafter:beam_width=4", "[x]=redrafter:beam_width=4"):
+        with pytest.raises(UsageError, match="cannot name a variant"):
+            parse_variant(text)
+
+
 @pytest.mark.parametrize("text", ["redrafter", "redrafter:", "redrafter:beam_width", ":a=1", "redrafter:a=1,,b=2"])
 def test_a_variant_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -133,6 +143,36 @@ def test_variants_are_refused_twice_and_beside_the_same_option() -> None:
         RunRequest(suite="demo", variants=(one,), settings=(Setting("m", "k", "2"),))
     with pytest.raises(UsageError, match="not among the methods"):
         RunRequest(suite="demo", methods=("n",), variants=(one,))
+    with pytest.raises(UsageError, match="one name"):
+        RunRequest(suite="demo", variants=(one._replace(name="a"), Variant("m", (("k", "2"),), "a")))
+
+
+def test_rows_of_variants_are_called_by_name_or_by_their_options() -> None:
+    request = with_defaults(
+        RunRequest(
+            suite="demo",
+            methods=("autoregressive", "prompt_lookup", "hybrid"),
+            settings=(Setting("hybrid", "inner", "prompt_lookup"),),
+            grid=(GridAxis("prompt_lookup", "continuations", ("1", "2")),),
+            variants=(
+                parse_variant("wide=prompt_lookup:num_tokens=20,max_ngram=5"),
+                parse_variant("prompt_lookup:num_tokens=3,max_ngram=2"),
+            ),
+        ),
+        Defaults(),
+    ).request
+    labels = [each.label for each in competitors(request)][2:]
+    assert labels[:4] == [
+        "prompt_lookup:wide[continuations=1]",
+        "prompt_lookup:wide[continuations=2]",
+        "prompt_lookup[num_tokens=3,max_ngram=2,continuations=1]",
+        "prompt_lookup[num_tokens=3,max_ngram=2,continuations=2]",
+    ]
+    assert labels[4] == "hybrid(prompt_lookup:wide)[prompt_lookup.continuations=1]"
+    wide = competitors(request)[2]
+    assert (wide.options["num_tokens"], wide.options["max_ngram"]) == (20, 5), (
+        "the name hides no option from the record"
+    )
 
 
 def entry(name: str, kind: str = "chain", *, needs: bool = False, error: str = "") -> registry.Entry:

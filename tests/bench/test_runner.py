@@ -455,13 +455,14 @@ def test_variants_compete_with_their_options_together_and_survive_a_resume(go, t
     from specbench.bench.request import GridAxis, Variant
 
     variants = tuple(
-        Variant("prompt_lookup", (("num_tokens", a), ("max_ngram", b))) for a, b in (("2", "1"), ("4", "2"))
+        Variant("prompt_lookup", (("num_tokens", a), ("max_ngram", b)), name)
+        for a, b, name in (("2", "1", "short"), ("4", "2", ""))
     )
     outcome, _ = go(
         methods=("prompt_lookup",), variants=variants, grid=(GridAxis("prompt_lookup", "min_ngram", ("1",)),)
     )
     labels = {
-        "prompt_lookup[num_tokens=2,max_ngram=1,min_ngram=1]",
+        "prompt_lookup:short[min_ngram=1]",
         "prompt_lookup[num_tokens=4,max_ngram=2,min_ngram=1]",
     }
     assert set(rows_of(outcome)) == {"autoregressive", "autoregressive#2"} | labels
