@@ -109,6 +109,9 @@ class Card(BaseModel):
     """`reference`: the engine hands it the autoregressive answer (Request.reference)."""
     demo: dict[str, int | float | str | bool] = Field(default_factory=dict)
     """Values that make the method ready for the embedded target."""
+    demo_lr: float | None = Field(default=None, gt=0)
+    """Highest learning rate of a training on the embedded target where none is typed: published rates are those of
+    targets a thousand times as large. None: that of any other target."""
     tune: dict[str, tuple[int | float | str | bool, ...]] = Field(default_factory=dict)
     """Values of drafting options that `specbench tune` tries, in all combinations."""
     ranked: bool = True

@@ -71,7 +71,10 @@ def train(
     kd_temperature: Annotated[float | None, option("--kd-temperature", LOSS, "T", "Of both laws; default 1.")] = None,
     kd_alpha: Annotated[float | None, option("--kd-alpha", LOSS, "A", "A x kd + (1 - A) x ce; default 1.")] = None,
     depth_decay: Annotated[float | None, option("--depth-decay", LOSS, "D", "Depth i weighs D ** i.")] = None,
-    lr: Annotated[float | None, option("--lr", HOW, "X", "Highest learning rate; default 1e-3.")] = None,
+    lr: Annotated[
+        float | None,
+        option("--lr", HOW, "X", "Highest; default 1e-3, the method's own on `demo`."),
+    ] = None,
     schedule: Annotated[str | None, option("--schedule", HOW, "S", "cosine (default), linear or constant.")] = None,
     warmup: Annotated[float | None, option("--warmup", HOW, "SHARE", "Of the training; default 0.05.")] = None,
     weight_decay: Annotated[float | None, option("--weight-decay", HOW, "X", "Default 0.")] = None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS, DEMO_THREADS
 from specbench.bench.request import Dtype, Setting
 from specbench.errors import UsageError
@@ -143,6 +144,9 @@ def with_defaults(request: TrainRequest) -> TrainRequest:
     is_demo = target in DEMO_TARGETS
     own = _DEMO if is_demo else _OTHER
     filled = {name: value for name, value in {**_COMMON, **own}.items() if getattr(request, name) is None}
+    if is_demo and request.lr is None and request.method is not None:
+        card = registry.card(request.method, methods_dirs=request.methods_dirs, named_by="--method")
+        filled["lr"] = card.demo_lr or _COMMON["lr"]
     if all(getattr(request, name) is None for name in BUDGETS):
         filled |= {"max_steps": _DEMO_STEPS} if is_demo else {"epochs": _OTHER_EPOCHS}
     if request.loss is None:
