@@ -188,6 +188,7 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         layers,
         LearningPlan.from_options(options),
         num_shared=shared.num_shared,
+        temperature=target.sampling.temperature,
         collector=Collector(
             top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=shared.num_shared
         ),

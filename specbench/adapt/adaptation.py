@@ -73,6 +73,8 @@ class Domain:
     memory: Memory
     in_use: InUse = field(default_factory=InUse)
     live: Live = field(default_factory=Live)
+    candidate: Mapping[str, Tensor] | None = None
+    """What the last round came to, where it is learnt on though it was not promoted."""
     num_rounds: int = 0
 
 
@@ -86,18 +88,20 @@ class Adaptation:
         plan: LearningPlan,
         *,
         num_shared: int,
+        temperature: float,
         collector: Collector | None,
         by_domain: bool = False,
         capacity: int = 2000,
         seed: int = 0,
         store: AdapterStore | None = None,
     ) -> None:
-        """collector: None observes nothing (opted out). store: where answers and versions are kept; None: in memory
-        alone."""
+        """temperature: answers are drawn at it, which decides what a held-out acceptance is. collector: None observes
+        nothing (opted out). store: where answers and versions are kept; None: in memory alone."""
         self.lm = lm
         self.layers = layers
         self.plan = plan
         self.num_shared = num_shared
+        self.temperature = temperature
         self.collector = collector
         self.store = store
         self.by_domain = by_domain
@@ -106,7 +110,8 @@ class Adaptation:
         """How often other weights came into use; a drafter that sees it change reads its texts again."""
         self._capacity = capacity
         self._domains: dict[str, Domain] = {}
-        self._loaded: InUse = InUse()
+        self.loaded: InUse = InUse()
+        """What the layers draft with now."""
         self._told_warning = False
         self.domain("")
 
@@ -136,15 +141,15 @@ class Adaptation:
     def use(self, domain: str) -> None:
         """Draft with this domain's adapter. Nothing happens where it is the one in use."""
         wanted = self.domain(domain).in_use
-        if wanted.weights is not self._loaded.weights:
+        if wanted.weights is not self.loaded.weights:
             self.layers.set(wanted.weights)
             self.swaps += 1
-        self._loaded = wanted
+        self.loaded = wanted
 
     def swap(self, domain: str, in_use: InUse) -> None:
         """From now on this domain drafts with another adapter."""
         found = self.domain(domain)
-        was_loaded = found.in_use.weights is self._loaded.weights
+        was_loaded = found.in_use.weights is self.loaded.weights
         found.in_use = in_use
         found.live = found.live.swapped()
         if was_loaded:
@@ -194,4 +199,10 @@ class Adaptation:
 
 
 def _copy(domain: Domain) -> Domain:
-    return Domain(memory=domain.memory.copy(), in_use=domain.in_use, live=domain.live, num_rounds=domain.num_rounds)
+    return Domain(
+        memory=domain.memory.copy(),
+        in_use=domain.in_use,
+        live=domain.live,
+        candidate=domain.candidate,
+        num_rounds=domain.num_rounds,
+    )

@@ -18,6 +18,8 @@ from specbench.adapt.observed import Observed
 from specbench.losses import Law, top_law, whole_law
 from specbench.method import Commit
 
+_MOST_WAITING = 64
+"""Answers that wait for `settle`; where nobody calls it the oldest are forgotten."""
 _SETTLE = 256
 """Positions whose laws are computed at one time."""
 
@@ -48,7 +50,7 @@ class Collector:
 
     def begin(self, prompts: Sequence[tuple[int, ...]], domains: Sequence[str], *, max_new_tokens: int) -> None:
         """A new group of rows."""
-        self._done += self._live
+        self._done = (self._done + self._live)[-_MOST_WAITING:]
         self._live = [_Answer(prompt, domain) for prompt, domain in zip(prompts, domains, strict=True)]
         self._every = max(1.0, max_new_tokens / self._per_answer)
         self._phase = 0.0

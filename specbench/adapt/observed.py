@@ -10,6 +10,7 @@ T tokens of the text, N positions, K entries of a law.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +81,12 @@ class Observed:
 
     def prompt_digest(self) -> bytes:
         """Eight bytes for the prompt: what decides whether an answer is learnt from or held out."""
-        tokens = self.tokens_T[: self.num_prompt].to(torch.int32).numpy()
-        return hashlib.blake2b(tokens.tobytes(), digest_size=8).digest()
+        return prompt_digest(self.tokens_T[: self.num_prompt].tolist())
+
+
+def prompt_digest(prompt: Sequence[int]) -> bytes:
+    """See `Observed.prompt_digest`."""
+    return hashlib.blake2b(torch.tensor(prompt, dtype=torch.int32).numpy().tobytes(), digest_size=8).digest()
 
 
 def shared_law(law: Law, num_shared: int) -> Law:

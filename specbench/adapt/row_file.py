@@ -33,13 +33,28 @@ class RowFile:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self.path = folder / FILE
         self._max_bytes = max_bytes
+        self._known: set[bytes] | None = None
+        """Contexts in the file; None until the first answer is kept."""
         self.warning = ""
         """Why nothing more is kept; empty while it is."""
 
     def append(self, observed: Observed) -> None:
-        """Keep one answer. Past the cap, and after the disk has refused once, nothing is."""
+        """Keep what is new of one answer. Past the cap, and after the disk has refused once, nothing is."""
         if self.warning:
             return
+        if self._known is None:
+            try:
+                self._known = {context for each in self.read() for context in each.contexts()}
+            except EnvironmentFailed as error:
+                self.warning = f"collecting stops, decoding goes on: {error.what} ({self.path})"
+                return
+        contexts = observed.contexts()
+        new = [place for place, context in enumerate(contexts) if context not in self._known]
+        if not new:
+            return
+        if len(new) < len(contexts):
+            observed = observed.only(torch.tensor(new))
+        self._known.update(contexts[place] for place in new)
         blob = _to_bytes(observed)
         record = _HEAD.pack(_MAGIC, len(blob), zlib.crc32(blob)) + blob
         try:
@@ -103,6 +118,7 @@ class RowFile:
     def purge(self) -> int:
         """Delete everything that was observed -> bytes freed."""
         freed = self.num_bytes()
+        self._known = None
         self.path.unlink(missing_ok=True)
         return freed
 

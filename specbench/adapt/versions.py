@@ -14,6 +14,7 @@ import datetime
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,6 +152,11 @@ class AdapterStore:
         numbers.pop()
         self._write(history)
         return numbers[-1]
+
+    def purge_versions(self) -> None:
+        """Delete every version; nothing is drafted with."""
+        shutil.rmtree(self.folder / _VERSIONS, ignore_errors=True)
+        (self.folder / _ACTIVE).unlink(missing_ok=True)
 
     def _write(self, history: dict[str, list[int]]) -> None:
         part = self.folder / f".{_ACTIVE}.{os.getpid()}.part"

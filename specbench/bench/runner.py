@@ -22,6 +22,7 @@ from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
 from specbench.bench.execution import describe, tell_of_graphs
+from specbench.bench.learning import adapter_stores, learn_between
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
@@ -94,7 +95,8 @@ class _Run:
         state: State = "finished"
         watch = DeviceWatch(self._folder, gpu_uuid=machine.gpu_uuid(self._session.lm.device), say=self._progress.say)
         self._watch = watch
-        with Journal(self._folder) as journal, watch, machine.settled_heap():
+        stores = adapter_stores(list(self._contestants.values()), self._folder)
+        with Journal(self._folder) as journal, stores, watch, machine.settled_heap():
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
@@ -104,6 +106,7 @@ class _Run:
                 for group in groups:
                     if group.group not in done:
                         self._one_group(journal, group)
+                        self._learn(journal, group)
             except KeyboardInterrupt:
                 state = "interrupted"
             journal.write(RunFinished(state=state, time=record.now()))
@@ -218,6 +221,12 @@ class _Run:
                 self._session.generate(
                     contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
                 )
+                learn_between(contestant, None, self._progress.say)
+
+    def _learn(self, journal: Journal, group: GroupRecord) -> None:
+        """Under `carry: none` nothing is remembered, so nothing is learnt either."""
+        if self._session.request.carry == "stream":
+            learn_between(self._contestants[group.method], journal, self._progress.say)
 
     # --- one group -------------------------------------------------------------------------------------------------
 
