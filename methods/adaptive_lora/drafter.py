@@ -48,6 +48,8 @@ class AdaptiveDrafter(ChainDrafter):
         self._domains: list[str] = []
         self._logits: list[Tensor] = []
         self._drafted_BN: Tensor | None = None
+        self._num_B: list[int] = []
+        """Drafted tokens of each row that may be accepted."""
         self._num_swaps = learns.swaps
         self._is_running = False
         if learns.collector is not None:
@@ -85,8 +87,10 @@ class AdaptiveDrafter(ChainDrafter):
             self._num_swaps = self._learns.swaps
             self.reread(self._texts)
         self._logits.clear()
+        rooms = [self._room(row) for row in range(len(self._texts))]
         tree = super().draft(noise)
         self._drafted_BN = tree.tokens_BN
+        self._num_B = [min(tree.num_nodes, room) for room in rooms]
         return tree
 
     def commit(self, commit: Commit) -> None:
@@ -99,17 +103,17 @@ class AdaptiveDrafter(ChainDrafter):
         self._logits.clear()
         self._extend(commit)
         if self._learns.collector is not None:
-            self._learns.collector.step(commit, commit.tokens_BC, ())
+            self._learns.collector.step(commit, commit.tokens_BC, [0] * len(self._texts), ())
         super().follow(commit, is_own)
 
     def _observe(self, commit: Commit, drafted_BN: Tensor) -> None:
-        num = len(self._logits) if self._learns.collector is not None else drafted_BN.shape[1]
-        for domain, tokens, ends in zip(self._domains, commit.tokens, commit.finished, strict=True):
+        rows = zip(self._domains, commit.tokens, commit.finished, self._num_B, strict=True)
+        for domain, tokens, ends, num in rows:
             # A row that ends is cut at its stop: what was accepted behind it is not known here.
             if num and not ends:
                 self._learns.saw(domain, tried=min(len(tokens), num), accepted=len(tokens) - 1)
         if self._learns.collector is not None:
-            self._learns.collector.step(commit, drafted_BN, self._logits)
+            self._learns.collector.step(commit, drafted_BN, self._num_B, self._logits)
         self._extend(commit)
 
     def _extend(self, commit: Commit) -> None:

@@ -112,6 +112,8 @@ class Adaptation:
         self._domains: dict[str, Domain] = {}
         self.loaded: InUse = InUse()
         """What the layers draft with now."""
+        self._current = ""
+        """The domain it is of."""
         self._told_warning = False
         self.domain("")
 
@@ -145,14 +147,14 @@ class Adaptation:
             self.layers.set(wanted.weights)
             self.swaps += 1
         self.loaded = wanted
+        self._current = domain
 
     def swap(self, domain: str, in_use: InUse) -> None:
         """From now on this domain drafts with another adapter."""
         found = self.domain(domain)
-        was_loaded = found.in_use.weights is self.loaded.weights
         found.in_use = in_use
         found.live = found.live.swapped()
-        if was_loaded:
+        if domain == self._current:
             self.use(domain)
 
     # --- what was observed -------------------------------------------------------------------------------------------

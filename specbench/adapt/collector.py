@@ -60,15 +60,16 @@ class Collector:
         for answer, root in zip(self._live, roots, strict=True):
             answer.tokens.append(root)
 
-    def step(self, commit: Commit, drafted_BN: Tensor, logits: Sequence[Tensor]) -> None:
-        """One step's verdict. logits: of the draft, (B, V) per depth."""
+    def step(self, commit: Commit, drafted_BN: Tensor, num_B: Sequence[int], logits: Sequence[Tensor]) -> None:
+        """One step's verdict. num_B: drafted tokens of each row that stood to be verified. logits: of the draft, (B, V)
+        per depth."""
         self._phase += 1.0
         is_kept = self._phase >= self._every and commit.target is not None
         if is_kept:
             self._phase -= self._every
         for row, answer in enumerate(self._live):
             tokens = commit.tokens[row]
-            num = min(len(tokens), len(logits), self._per_answer - answer.num_kept) if is_kept else 0
+            num = min(len(tokens), num_B[row], self._per_answer - answer.num_kept) if is_kept else 0
             if num > 0:
                 assert commit.target is not None
                 first = len(answer.prompt) + len(answer.tokens)

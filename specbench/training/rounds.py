@@ -50,6 +50,7 @@ class Round:
     num_positions: int = 0
     """New ones since the round before."""
     first_loss: float | None = None
+    """Per unit of weight, of the first step; None where the round changes its loss on the way."""
     last_loss: float | None = None
     num_held_out: int = 0
     before: float | None = None
@@ -150,13 +151,14 @@ def learn(adaptation: Adaptation, name: str = "") -> Round:
     if found.outcome == "dropped":
         domain.candidate = None
     domain.memory.learnt()
+    is_one_loss = adaptation.plan.loss != "kl-tv"
     return replace(
         found,
         seconds=time.perf_counter() - start,
         num_positions=num_new,
         num_steps=0 if trained is None else trained.num_steps,
-        first_loss=None if trained is None else trained.first_loss,
-        last_loss=None if trained is None else trained.last_loss,
+        first_loss=trained.first_loss if trained is not None and is_one_loss else None,
+        last_loss=trained.last_loss if trained is not None and is_one_loss else None,
     )
 
 
@@ -309,8 +311,6 @@ def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, 
             "gain_low": found.gain.low,
             "gain_high": found.gain.high,
             "steps": trained.num_steps,
-            "first_loss": trained.first_loss,
-            "last_loss": trained.last_loss,
         },
     )
     number = adaptation.store.add(Adapter(shape=adaptation.layers.shape, weights=trained.weights, lineage=lineage))
