@@ -77,7 +77,8 @@ def with_defaults(request: RunRequest, defaults: Defaults) -> Filled:
         else:
             taken["methods"] = defaults.methods
     taken |= _adapting(replace(request, **taken))
-    fallbacks = {name: value for name, value in _FALLBACKS.items() if getattr(request, name) is None}
+    left_open = [name for name in _FALLBACKS if getattr(request, name) is None and name not in taken]
+    fallbacks = {name: _FALLBACKS[name] for name in left_open}
     command = full_command(replace(request, **taken))
     return Filled(
         request=replace(request, **taken, **fallbacks), taken=tuple(taken), command=command, left_out=left_out

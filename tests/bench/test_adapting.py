@@ -1,0 +1,118 @@
+"""Learning inside a paired run: a stream that every repeat grows anew, and learning on a clock of its own, shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specbench import paths
+from specbench.adapt.versions import AdapterStore
+from specbench.api import Silent
+from specbench.bench.defaults import with_defaults
+from specbench.bench.request import GridAxis, RunRequest, Setting
+from specbench.bench.runner import run
+from specbench.errors import UsageError
+from specbench.events import Measured
+from specbench.store.journal import read_events
+from specbench.store.summary import to_json
+from specbench.suite.schema import Defaults
+from tests.bench.conftest import save_tiny_target
+from tests.bench.test_carry import _accepted
+
+SMALL = {"after_positions": 20, "steps": 8, "lr": 0.01, "batch": 4, "min_held_out": 2, "top_k": 16, "round_s": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_target(tmp_path_factory.mktemp("draft"), seed=5)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twelve short questions, so that some are held out."""
+    path = tmp_path / "many.jsonl"
+    rows = [
+        {"question_id": f"q{n}", "category": "ab"[n % 2], "turns": [f"{n} say {'abcdef'[n % 6]}"]} for n in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _request(suite: Path, target: Path, draft: Path, store: Path, **changes: object) -> RunRequest:
+    settings = {"model": str(draft), "num_tokens": 3, **SMALL}
+    values = {
+        "suite": str(suite),
+        "target": str(target),
+        "methods": ("adaptive_lora",),
+        "settings": tuple(Setting("adaptive_lora", name, str(value)) for name, value in settings.items()),
+        "max_new_tokens": 16,
+        "temperature": 1.0,
+        "repeats": 2,
+        "threads": 1,
+        "store": store,
+        **changes,
+    }
+    return RunRequest(**values)  # type: ignore[arg-type]
+
+
+def _measured(store: Path, run_id: str) -> list[Measured]:
+    return [line.event for line in read_events(paths.run_dir(store, run_id)) if isinstance(line.event, Measured)]
+
+
+def test_on_and_off_run_in_one_plan_and_learning_is_charged_beside_the_clock(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    """Repeats begin from the same state and learn the same; the texts are the target's own; the seconds are shown."""
+    store = tmp_path / "store"
+    grid = (GridAxis("adaptive_lora", "adapt", ("off", "on")),)
+    outcome = run(_request(many, tiny_target, tiny_draft, store, grid=grid, carry="stream"), Silent())
+    assert outcome.state == "finished" and outcome.failed_checks == ()
+    assert outcome.summary is not None
+    off, on = (next(r for r in outcome.summary.rows if f"adapt={word}" in r.method) for word in ("off", "on"))
+    assert off.learn_s is None and off.speedup_serial is None
+    assert on.lossless and on.learn_s is not None and on.learn_s > 0 and on.speedup_serial is not None
+    assert on.speedup_total is not None and on.speedup_serial < on.speedup_total
+    assert any("learnt for" in note and "serial" in note for note in on.notes)
+    assert {"learn_s", "speedup_serial"} <= to_json(outcome.summary)["rows"][0].keys()
+    measured = [each for each in _measured(store, outcome.run_id) if each.method == on.method]
+    learnt = [each.value for each in measured if each.name == "learn_s"]
+    assert len(learnt) == 24 and sum(learnt) == pytest.approx(on.learn_s)
+    assert any(each.name == "adapter_round_s" for each in measured)
+    repeats = _accepted(store, outcome.run_id, on.method)
+    assert repeats[0] == repeats[1], "a repeat finds nothing of the one before"
+    [kept] = (paths.run_dir(store, outcome.run_id) / "adapters").iterdir()
+    assert list(AdapterStore(kept).rows.read()), "observed answers lie beside the journal"
+
+
+def test_without_a_stream_nothing_is_learnt(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", limit=3, repeats=1)
+    request = RunRequest(**{**vars(request), "settings": (*request.settings, Setting("adaptive_lora", "adapt", "on"))})
+    outcome = run(request, Silent())
+    assert outcome.summary is not None
+    assert not any(each.name == "learn_s" for each in _measured(tmp_path / "store", outcome.run_id))
+
+
+def test_adapt_on_is_a_stream_and_says_so_on_the_command(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    request = _request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="on")
+    filled = with_defaults(request, Defaults())
+    assert filled.request.carry == "stream" and Setting("adaptive_lora", "adapt", "on") in filled.request.settings
+    assert "--adapt on" in filled.command and "--carry stream" in filled.command
+    assert with_defaults(filled.request, Defaults()).request == filled.request, "filling twice changes nothing"
+    off = with_defaults(_request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="off"), Defaults())
+    assert off.request.carry == "none" and Setting("adaptive_lora", "adapt", "off") in off.request.settings
+
+
+def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "s.jsonl"
+    with pytest.raises(UsageError, match="--adapt on learns from one question for the next"):
+        _request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", carry="none")
+    with pytest.raises(UsageError, match="is not a choice of --adapt"):
+        _request(suite, tiny_target, tiny_draft, tmp_path, adapt="maybe")
+    with pytest.raises(UsageError, match="no method of this run learns") as refused:
+        with_defaults(RunRequest(suite=str(suite), target="demo", methods=("suffix",), adapt="on"), Defaults())
+    assert "adaptive_lora" in str(refused.value.try_)
+    settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "off"))
+    with pytest.raises(UsageError, match="contradict each other"):
+        with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
