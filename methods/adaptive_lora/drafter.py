@@ -204,7 +204,12 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     if first is not None:
         adaptation.swap("", InUse(number=first.number, weights=first.adapter.weights, parent=InUse()))
     drafter = AdaptiveDrafter(lm, target, learns=adaptation, **chain)
-    drafter.notes = (*notes, "its adapter learns between requests")
+    how = (
+        "in a process beside its answers, on the same cores: what that takes is in their times"
+        if options["learning"] == "concurrent"
+        else "between answers: what that takes is told beside their times"
+    )
+    drafter.notes = (*notes, f"its adapter learns {how}")
     if first is not None:
         drafter.weights_hash = _both_hashes(lm, first.adapter)
     return drafter

@@ -22,7 +22,7 @@ from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
 from specbench.bench.execution import describe, tell_of_graphs
-from specbench.bench.learning import adapter_stores, learn_between
+from specbench.bench.learning import Learning, adapter_stores
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
@@ -87,6 +87,7 @@ class _Run:
         self._num_bugs: dict[str, int] = {}
         self._broken_journal: SpecbenchError | None = None
         self._watch: DeviceWatch | None = None
+        self._learning = Learning(progress.say)
         self._streams: dict[str, int] = {}
         """The repeat each carrying method's state belongs to."""
 
@@ -109,6 +110,8 @@ class _Run:
                         self._learn(journal, group)
             except KeyboardInterrupt:
                 state = "interrupted"
+            finally:
+                self._learning.close()
             journal.write(RunFinished(state=state, time=record.now()))
         return self._outcome(state)
 
@@ -221,12 +224,12 @@ class _Run:
                 self._session.generate(
                     contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
                 )
-                learn_between(contestant, None, self._progress.say)
+                self._learning.between(contestant, None)
 
     def _learn(self, journal: Journal, group: GroupRecord) -> None:
         """Under `carry: none` nothing is remembered, so nothing is learnt either."""
         if self._session.request.carry == "stream":
-            learn_between(self._contestants[group.method], journal, self._progress.say)
+            self._learning.between(self._contestants[group.method], journal)
 
     # --- one group -------------------------------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ class _Run:
         for row, cell in enumerate(cells):
             journal.write(entries.started(group, row, cell))
         try:
-            with _quiet():
+            with self._learning.answering(contestant), _quiet():
                 self._mark("begin", group)
                 result = session.generate(
                     contestant.drafter, cells, with_reference=contestant.wants_reference, sink=sink
@@ -282,6 +285,7 @@ class _Run:
         if contestant.drafter.carries == "nothing":
             return
         if self._session.request.carry == "none" or self._streams.get(group.method) != group.repeat:
+            self._learning.forget(contestant)
             contestant.drafter.restore(contestant.snapshot)
         self._streams[group.method] = group.repeat
 

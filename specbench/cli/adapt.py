@@ -123,6 +123,12 @@ def train(
     domain: _Domain = "",
     device: options.Device = None,
     threads: options.Threads = None,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", min=0, help="Learn on from it; default: the active one.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="DIR", help="Store for what comes of it; --store is only read.")
+    ] = None,
     store: _Store = None,
     as_json: _Json = False,
 ) -> None:
@@ -132,7 +138,14 @@ def train(
 
     opened = _store(store)
     found = train_store(
-        opened, values, temperature=temperature, domain=domain, device=device or "auto", threads=threads
+        opened,
+        values,
+        temperature=temperature,
+        domain=domain,
+        device=device or "auto",
+        threads=threads,
+        into=into,
+        version=version,
     )
     if as_json:
         show_json(dataclasses.asdict(found))

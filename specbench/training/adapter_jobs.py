@@ -78,9 +78,9 @@ def stats_of(store: AdapterStore) -> StoreStats:
     )
 
 
-def load_draft(options: Mapping[str, Any], *, device: str = "auto", dtype: str = "auto") -> CachedLM:
-    """The draft model that `model` names."""
-    where = pick_device(device)
+def load_draft(options: Mapping[str, Any], *, device: str = "auto") -> CachedLM:
+    """The draft model that `model` names, in the type that `dtype` says."""
+    where, dtype = pick_device(device), str(options["dtype"])
     return load_lm(
         str(options["model"]),
         device=where,
@@ -91,10 +91,16 @@ def load_draft(options: Mapping[str, Any], *, device: str = "auto", dtype: str =
 
 
 def open_adaptation(
-    lm: CachedLM, store: AdapterStore, options: Mapping[str, Any], *, temperature: float, domain: str = ""
+    lm: CachedLM,
+    store: AdapterStore,
+    options: Mapping[str, Any],
+    *,
+    temperature: float,
+    domain: str = "",
+    version: int | None = None,
 ) -> Adaptation:
-    """The store's answers of one domain in memory, its active adapter in use. Call inside `store.writing()`."""
-    number = store.active(domain)
+    """The store's answers of one domain in memory, its active adapter (or this version) in use."""
+    number = store.active(domain) if version is None else version
     first = store.load(number, base_hash=lm.weights_hash) if number else None
     shape = (
         LoraShape(
@@ -135,13 +141,21 @@ def train_store(
     domain: str = "",
     device: str = "auto",
     threads: int | None = None,
+    into: Path | None = None,
+    version: int | None = None,
 ) -> Round:
-    """One round from everything a store holds. Raises UsageError where there is nothing to learn from."""
+    """One round from everything a store holds, from its active adapter or another version. into: the store for what
+    comes of it; this one is then only read, and another process may be writing it.
+
+    Raises UsageError where there is nothing to learn from.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    with store.writing():
+    written = store if into is None else AdapterStore(into)
+    with written.writing():
         lm = load_draft(options, device=device)
-        adaptation = open_adaptation(lm, store, options, temperature=temperature, domain=domain)
+        adaptation = open_adaptation(lm, store, options, temperature=temperature, domain=domain, version=version)
+        adaptation.store = written
         memory = adaptation.domain(domain).memory
         if not memory.new:
             raise UsageError(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from specbench import paths
+from specbench import paths, registry
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
 from specbench.bench.defaults import with_defaults
 from specbench.bench.request import GridAxis, RunRequest, Setting
+from specbench.bench.round_process import RoundProcess
 from specbench.bench.runner import run
 from specbench.errors import UsageError
 from specbench.events import Measured
@@ -116,3 +117,50 @@ def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draf
     settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "off"))
     with pytest.raises(UsageError, match="contradict each other"):
         with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+
+
+def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path) -> None:
+    """Stopped until its method answers; its candidate becomes a version of the run's store, and is drafted with."""
+    import psutil
+    from helpers import requests_for, tokens_of
+
+    from tests.adapt.adapted import engine, learning_drafter, save_draft
+
+    draft = save_draft(tmp_path / "draft")
+    given = {"steps": 30, "lr": 3e-3, "rank": 8, "loss": "kl", "pull": 0.0, "dtype": "float64", "round_s": 0.0}
+    on = engine(temperature=1.0)
+    drafter = learning_drafter(draft, on, store=str(tmp_path / "store"), **given)
+    on.reserve(drafter.max_nodes)
+    adaptation = drafter.adaptation
+    assert adaptation is not None and adaptation.store is not None
+    requests = requests_for([tokens_of(seed, 4 + seed % 5) for seed in range(40)], max_new_tokens=10)
+    for start in range(0, 40, 4):
+        on.generate(drafter, requests[start : start + 4])
+        adaptation.gather()
+    card = registry.card("adaptive_lora")
+    options = registry.check_options(card, {"model": str(draft), "rank": 8, "min_held_out": 2, "top_k": 8, **given})
+    with adaptation.store.writing():
+        process = RoundProcess(adaptation, "", "adaptive_lora", options)
+        assert psutil.Process(process._process.pid).status() == psutil.STATUS_STOPPED and not process.is_over
+        process.go_on()
+        process._process.wait(timeout=200)
+        assert adaptation.store.numbers() == [], "the process writes elsewhere"
+        found = process.finish()
+    assert found.outcome == "promoted" and found.version == 1, found
+    assert found.gain is not None and found.gain.low > 0
+    assert adaptation.store.active() == adaptation.loaded.number == 1
+    killed = RoundProcess(adaptation, "", "adaptive_lora", options)
+    killed.kill()
+    assert killed.is_over and not psutil.pid_exists(killed._process.pid)
+
+
+def test_a_concurrent_round_ends_with_its_run(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    import psutil
+
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=1, limit=6)
+    settings = (*request.settings, Setting("adaptive_lora", "learning", "concurrent"))
+    outcome = run(RunRequest(**{**vars(request), "settings": settings}), Silent())
+    assert outcome.summary is not None and outcome.failed_checks == ()
+    row = next(row for row in outcome.summary.rows if row.name == "adaptive_lora")
+    assert any("beside its answers, on the same cores" in note for note in row.notes)
+    assert not any("adapt" in child.cmdline() for child in psutil.Process().children(recursive=True))
