@@ -3,9 +3,9 @@
     python benchmarks/adaptive_curve.py --target T --draft D --stream gsm8k/train.jsonl \
         --held-out gsm8k=gsm8k/test.jsonl --held-out mtbench=... --held-out alpaca=... --out DIR
 
-The stream is answered greedily by the target, once; answers and the target's laws are kept in DIR. What a draft model
-with an adapter would have drafted and learnt along it is then replayed, which is exact at temperature 0 but for
-rounding (a test holds it against decoding). Nothing here is a time but `learn_s`: seconds are measured by
+The stream is answered by the target, once; answers and the target's laws are kept in DIR. What a draft model with an
+adapter would have drafted (with the target's noise, where there is any) and learnt along it is then replayed, which is
+exact but for rounding: a test holds it against decoding. Nothing here is a time but `learn_s`: seconds are measured by
 `specbench run ... --grid adaptive_lora.adapt=off,on --carry stream`.
 
 Resumable: answers that are there are kept, a seed whose last checkpoint is there is not run again. Held-out prompts
@@ -32,7 +32,7 @@ from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.lora import LoraLayers, LoraShape, parse_targets
 from specbench.adapt.observed import Observed, prompt_digest
 from specbench.adapt.plan import LearningPlan
-from specbench.adapt.replay import ReplayedStep, greedy_steps
+from specbench.adapt.replay import ReplayedStep, chain_steps, choices
 from specbench.adapt.row_file import RowFile
 from specbench.adapt.versions import AdapterStore
 from specbench.conformance.watch import PlainDrafter
@@ -84,26 +84,31 @@ def prompts_of(path: Path, lm: CachedLM, *, limit: int, most: int) -> list[tuple
     return found[:limit]
 
 
+def key_of(prompt: Sequence[int]) -> int:
+    """Of its noise."""
+    return int.from_bytes(prompt_digest(prompt)) >> 2
+
+
 def answer_all(
-    lm: CachedLM, prompts: Sequence[tuple[int, ...]], rows: RowFile, *, max_new_tokens: int, say: str
+    lm: CachedLM, prompts: Sequence[tuple[int, ...]], rows: RowFile, arguments: argparse.Namespace, *, say: str
 ) -> None:
-    """Greedy answers with the target's law at every position, for prompts the file lacks."""
+    """Answers with the target's law at every position, for prompts the file lacks."""
     known = {each.prompt_digest() for each in rows.read()}
     missing = sorted((prompt for prompt in prompts if prompt_digest(prompt) not in known), key=len)
     if not missing:
         return
     engine = Engine(
         lm,
-        sampling=Sampling(),
+        sampling=Sampling(temperature=arguments.temperature),
         max_batch=BATCH,
-        max_len=max(map(len, missing)) + max_new_tokens,
+        max_len=max(map(len, missing)) + arguments.max_new_tokens,
         stop=Stop(ids=frozenset(stop_ids_of(lm))),
     )
     began = time.monotonic()
     for start in range(0, len(missing), BATCH):
         group = missing[start : start + BATCH]
         requests = [
-            Request(key=place, prompt=prompt, max_new_tokens=max_new_tokens) for place, prompt in enumerate(group)
+            Request(key=key_of(prompt), prompt=prompt, max_new_tokens=arguments.max_new_tokens) for prompt in group
         ]
         generations = engine.generate(PlainDrafter(engine.view()), requests).generations
         for prompt, generation in zip(group, generations, strict=True):
@@ -141,19 +146,24 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
 # --- one seed --------------------------------------------------------------------------------------------------------
 
 
-def steps_of(lm: CachedLM, answer: Observed, *, max_new_tokens: int) -> tuple[list[ReplayedStep], Tensor]:
-    """What the draft model, as it is now, would do along this answer -> steps and its logits at all positions."""
+def steps_of(
+    lm: CachedLM, answer: Observed, arguments: argparse.Namespace
+) -> tuple[list[ReplayedStep], Tensor, Tensor]:
+    """What the draft model, as it is now, would do along this answer -> steps, and its picks and
+    logits at all positions."""
     tokens = answer.tokens_T.tolist()
     first = answer.num_prompt + 1
     logits = logits_of(lm, tokens, first)
-    agrees = [False] * first + [a == b for a, b in zip(logits.argmax(-1).tolist(), tokens[first:], strict=True)]
-    steps = greedy_steps(agrees, num_prompt=answer.num_prompt, max_new_tokens=max_new_tokens, num_tokens=K)
-    return steps, logits
+    key = key_of(tokens[: answer.num_prompt])
+    picked = choices(logits, temperature=arguments.temperature, key=key, first=first)
+    agrees = [False] * first + [a == b for a, b in zip(picked.tolist(), tokens[first:], strict=True)]
+    steps = chain_steps(agrees, num_prompt=answer.num_prompt, max_new_tokens=arguments.max_new_tokens, num_tokens=K)
+    return steps, picked, logits
 
 
-def observe(lm: CachedLM, answer: Observed, *, max_new_tokens: int) -> tuple[Observed, list[ReplayedStep]]:
+def observe(lm: CachedLM, answer: Observed, arguments: argparse.Namespace) -> tuple[Observed, list[ReplayedStep]]:
     """The verified positions of a replayed answer, as decoding would have left them to be learnt from."""
-    steps, logits = steps_of(lm, answer, max_new_tokens=max_new_tokens)
+    steps, picked, logits = steps_of(lm, answer, arguments)
     first = answer.num_prompt + 1
     places = [step.first - first + i for step in steps for i in range(step.num_verified)]
     depths = [i + 1 for step in steps for i in range(step.num_verified)]
@@ -165,7 +175,7 @@ def observe(lm: CachedLM, answer: Observed, *, max_new_tokens: int) -> tuple[Obs
         replace(
             seen,
             depth_N=torch.tensor(depths, dtype=torch.uint8),
-            drafted_N=here.argmax(-1).to(torch.int32),
+            drafted_N=picked[places].to(torch.int32),
             # The bound from the kept entries: it only weighs positions against each other.
             overlap_N=overlap(
                 here.float(), Law(seen.target.logp_RK, seen.target.ids_RK.long(), seen.target.log_tail_R)
@@ -191,7 +201,8 @@ def run_seed(
     )
     layers.attach()
     adaptation = Adaptation(
-        draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size, temperature=0.0, collector=None,
+        draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size,
+        temperature=arguments.temperature, collector=None,
         capacity=options["capacity"], seed=seed, store=AdapterStore(folder),
     )  # fmt: skip
     order = list(stream)
@@ -200,7 +211,7 @@ def run_seed(
     with AdapterStore(folder).writing():
         check(arguments, seed, 0, adaptation, held_out, learn_s)
         for place, answer in enumerate(order, start=1):
-            seen, steps = observe(draft, answer, max_new_tokens=arguments.max_new_tokens)
+            seen, steps = observe(draft, answer, arguments)
             domain.memory.add(seen)
             adaptation.saw(
                 "",
@@ -228,7 +239,7 @@ def check(
     domain = adaptation.domain("")
     with (arguments.out / "curve.jsonl").open("a", encoding="utf-8") as file:
         for name, answers in held_out.items():
-            all_steps = [steps_of(adaptation.lm, a, max_new_tokens=arguments.max_new_tokens)[0] for a in answers]
+            all_steps = [steps_of(adaptation.lm, a, arguments)[0] for a in answers]
             found = Checkpoint(
                 seed=seed,
                 answers=place,
@@ -294,6 +305,7 @@ def main() -> None:
     parser.add_argument("--num-held-out", type=int, default=80, help="of each set")
     parser.add_argument("--every", type=int, default=200, help="answers between two checkpoints")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--most-prompt", type=int, default=400)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of adaptive_lora")
@@ -319,7 +331,7 @@ def main() -> None:
     for name, prompts in sets.items():
         rows = RowFile(arguments.out / name, max_bytes=8 << 30)
         rows.mend()
-        answer_all(target, prompts, rows, max_new_tokens=arguments.max_new_tokens, say=name)
+        answer_all(target, prompts, rows, arguments, say=name)
         answers[name] = list(rows.read())
     stream = answers.pop("stream")
     curve = arguments.out / "curve.jsonl"

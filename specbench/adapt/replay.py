@@ -1,7 +1,7 @@
-"""What decoding would have observed, from texts that are known: at temperature 0 a draft is accepted exactly where its
-first choice is the text's token, so that one forward over the text gives every step.
+"""What decoding would have observed, from texts that are known: under `coupled` a draft is accepted exactly where its
+choice, made with the target's own noise, is the text's token, so that one forward over the text gives every step.
 
-N positions, K drafted tokens of a step.
+N positions, K drafted tokens of a step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from specbench.sampling import STREAM_ACCEPT, NoiseStream
+
 
 class ReplayedStep(NamedTuple):
-    """One step of a greedy chain. Positions are places in the text, prompt included."""
+    """One step of a chain. Positions are places in the text, prompt included."""
 
     first: int
     """Of the first drafted token."""
@@ -27,10 +32,21 @@ class ReplayedStep(NamedTuple):
         return min(self.num_accepted + 1, self.num_drafted, self.num_kept)
 
 
-def greedy_steps(
-    agrees: Sequence[bool], *, num_prompt: int, max_new_tokens: int, num_tokens: int
-) -> list[ReplayedStep]:
-    """agrees[t]: the draft's first choice given text[:t] is text[t]. The text: prompt and the target's answer, ended by
+def choices(logits_NV: Tensor, *, temperature: float, key: int, first: int) -> Tensor:
+    """What a draft model picks at positions first .. first + N - 1 of the sequence with this key: int64 (N,).
+
+    Its argmax at temperature 0, else argmax(log q + g) with the acceptance noise; no other processor.
+    """
+    if temperature == 0:
+        return logits_NV.argmax(-1)
+    noise = NoiseStream([key], vocab_size=logits_NV.shape[-1], device=logits_NV.device, stream=STREAM_ACCEPT)
+    noise.seek([first])
+    compute = torch.promote_types(logits_NV.dtype, torch.float32)
+    return (logits_NV.to(compute) / temperature + noise.ahead(logits_NV.shape[0])[0]).argmax(-1)
+
+
+def chain_steps(agrees: Sequence[bool], *, num_prompt: int, max_new_tokens: int, num_tokens: int) -> list[ReplayedStep]:
+    """agrees[t]: the draft's choice given text[:t] is text[t]. The text: prompt and the target's answer, ended by
     a stop or the limit. num_tokens: K.
 
     The same rules as `ChainDrafter` and the engine: the prefill gives the first token; a draft is no longer than the
