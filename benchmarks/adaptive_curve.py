@@ -29,8 +29,9 @@ from torch import Tensor
 
 from specbench import registry, suite
 from specbench.adapt.adaptation import Adaptation
+from specbench.adapt.collector import JUDGED_TOP_K
 from specbench.adapt.lora import LoraLayers, LoraShape, parse_targets
-from specbench.adapt.observed import Observed, prompt_digest
+from specbench.adapt.observed import Observed, is_held_out_prompt, prompt_digest
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.replay import ReplayedStep, chain_steps, choices
 from specbench.adapt.row_file import RowFile
@@ -128,7 +129,8 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
     """The target's top-k law at every position of an answer but its first token."""
     tokens = [*prompt, *answer]
     first = len(prompt) + 1
-    law = top_law(whole_law(logits_of(lm, tokens, first)), TOP_K)
+    top_k = JUDGED_TOP_K if is_held_out_prompt(prompt) else TOP_K
+    law = top_law(whole_law(logits_of(lm, tokens, first)), top_k)
     num = len(tokens) - first
     none = Law(torch.zeros(num, 1), torch.zeros(num, 1, dtype=torch.int32), torch.zeros(num))
     return Observed(

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specbench.adapt.observed import Observed
+from specbench.adapt.observed import Observed, is_held_out_prompt
 from specbench.losses import Law, top_law, whole_law
 from specbench.method import Commit
 
+JUDGED_TOP_K = 512
+"""Least entries kept of the target's law where an answer is held out: what a candidate is judged by must not hide in
+the tail, whose inside nothing is known of."""
 _MOST_WAITING = 64
 """Answers that wait for `settle`; where nobody calls it the oldest are forgotten."""
 _SETTLE = 256
@@ -107,11 +110,12 @@ class Collector:
             target.append(target_nV)
             draft.append(torch.stack(logits))
         target_NV, draft_NV = torch.cat(target), torch.cat(draft)
+        kept = max(self._top_k, JUDGED_TOP_K) if is_held_out_prompt(answer.prompt) else self._top_k
         for start in range(0, len(positions), _SETTLE):
             where = slice(start, start + _SETTLE)
             p, q = whole_law(target_NV[where]), whole_law(draft_NV[where, : self._num_shared])
             both = torch.minimum(p.logp_RK[:, : self._num_shared].exp(), q.logp_RK.exp()).sum(-1)
-            parts.append((self._cut(p), self._cut(q), both))
+            parts.append((self._cut(p, kept), self._cut(q, self._top_k), both))
         return Observed(
             tokens_T=torch.tensor([*answer.prompt, *answer.tokens], dtype=torch.int32),
             num_prompt=len(answer.prompt),
@@ -124,10 +128,10 @@ class Collector:
             domain=answer.domain,
         )
 
-    def _cut(self, law: Law) -> Law:
+    def _cut(self, law: Law, top_k: int) -> Law:
         """Its top-k and tail; with fewer ids than k all of them and a tail of nothing."""
-        if self._top_k < law.logp_RK.shape[-1]:
-            return top_law(law, self._top_k)
+        if top_k < law.logp_RK.shape[-1]:
+            return top_law(law, top_k)
         num_rows, num_ids = law.logp_RK.shape
         ids = torch.arange(num_ids, device=law.logp_RK.device).expand(num_rows, num_ids)
         return Law(law.logp_RK, ids, law.logp_RK.new_full((num_rows,), -69.0))

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from specbench.adapt.observed import Observed
+from specbench.adapt.observed import NUM_SIDES, Observed, is_held_out_prompt
 
-NUM_SIDES = 5
-"""One prompt in so many is held out."""
+__all__ = ["NUM_SIDES", "Memory", "is_held_out"]
 
 
 @dataclass
@@ -101,4 +100,4 @@ class Memory:
 
 def is_held_out(observed: Observed) -> bool:
     """Whether its prompt's answers are never learnt from."""
-    return observed.prompt_digest()[0] % NUM_SIDES == 0
+    return is_held_out_prompt(observed.tokens_T[: observed.num_prompt].tolist())

@@ -89,6 +89,15 @@ def prompt_digest(prompt: Sequence[int]) -> bytes:
     return hashlib.blake2b(torch.tensor(prompt, dtype=torch.int32).numpy().tobytes(), digest_size=8).digest()
 
 
+NUM_SIDES = 5
+"""One prompt in so many is held out."""
+
+
+def is_held_out_prompt(prompt: Sequence[int]) -> bool:
+    """Whether its answers are never learnt from; decided by the prompt alone."""
+    return prompt_digest(prompt)[0] % NUM_SIDES == 0
+
+
 def shared_law(law: Law, num_shared: int) -> Law:
     """The law as a draft of another vocabulary size can be asked for it: entries it lacks join the tail."""
     ids = law.ids_RK

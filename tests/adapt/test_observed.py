@@ -65,7 +65,7 @@ def test_every_law_is_that_of_a_plain_forward(
             assert law.ids_RK is not None and law.log_tail_R is not None
             here = logp[positions - 1]
             torch.testing.assert_close(law.logp_RK, here.gather(-1, law.ids_RK.long()), rtol=0, atol=1e-4)
-            tail = 1 - here.topk(TOP_K).values.exp().sum(-1)
+            tail = 1 - here.topk(law.ids_RK.shape[-1]).values.exp().sum(-1)
             torch.testing.assert_close(law.log_tail_R.exp(), tail, rtol=0, atol=1e-4)
         both = torch.minimum(wanted[0].exp(), wanted[1].exp()).sum(-1)[positions - 1]
         torch.testing.assert_close(observed.overlap_N, both, rtol=0, atol=1e-4)
@@ -81,6 +81,15 @@ def test_positions_are_capped_per_answer_and_spread_over_it(draft: Path) -> None
     [all_of_them] = _observe(draft, engine(), num=1)
     assert few.num_positions <= 4 < all_of_them.num_positions
     assert few.position_N[-1] > all_of_them.position_N[all_of_them.num_positions // 2]
+
+
+def test_what_is_judged_keeps_more_of_the_targets_law(draft: Path) -> None:
+    """A gain that hides inside the tail bucket is none: held-out answers keep (here) the whole law."""
+    for observed in _observe(draft, engine()):
+        law = observed.target
+        assert law.ids_RK is not None and law.log_tail_R is not None
+        assert law.ids_RK.shape[-1] == (64 if is_held_out(observed) else TOP_K)
+        assert observed.draft.ids_RK is not None and observed.draft.ids_RK.shape[-1] == TOP_K
 
 
 def test_nothing_is_observed_without_consent(draft: Path) -> None:
