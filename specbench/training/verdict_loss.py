@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specbench.adapt.lora import LoraLayers, LoraModule
@@ -108,9 +109,13 @@ class Answers:
 
 
 def _stacked(laws: list[Law], device: torch.device) -> Law:
+    """Laws of several answers; those with fewer entries are filled up with entries of mass 0."""
+    width = max(law.logp_RK.shape[-1] for law in laws)
+    logp = [F.pad(law.logp_RK, (0, width - law.logp_RK.shape[-1]), value=float("-inf")) for law in laws]
+    ids = [F.pad(law.ids_RK, (0, width - law.ids_RK.shape[-1])) for law in laws if law.ids_RK is not None]
     return Law(
-        torch.cat([law.logp_RK for law in laws]).to(device),
-        torch.cat([law.ids_RK for law in laws if law.ids_RK is not None]).to(device),
+        torch.cat(logp).to(device),
+        torch.cat(ids).to(device),
         torch.cat([law.log_tail_R for law in laws if law.log_tail_R is not None]).to(device),
     )
 
