@@ -13,9 +13,10 @@ from torch import Tensor
 from methods.adaptive_lora.drafter import AdaptiveDrafter
 from specbench.adapt.adaptation import Adaptation, InUse, Live
 from specbench.adapt.versions import AdapterStore
+from specbench.losses import kl, overlap, top_law, whole_law
 from specbench.training import rounds
 from specbench.training.rounds import between_requests, due, evidence, learn, rolled_back
-from specbench.training.verdict_loss import Answers, VerdictLearner, agreement
+from specbench.training.verdict_loss import Answers, VerdictLearner, _stacked, agreement
 from tests.adapt.adapted import engine, learning_drafter, noisy_weights, save_draft
 
 PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
@@ -251,3 +252,16 @@ def test_domains_learn_apart(draft: Path) -> None:
     assert adaptation.swaps == swaps + 1 and adaptation.loaded.number == 1
     on.generate(drafter, [replace(requests_for(PROMPTS[:1], max_new_tokens=8)[0], domain="maths")])
     assert adaptation.loaded.number == 0
+
+
+def test_laws_with_fewer_entries_stand_beside_longer_ones() -> None:
+    """Entries of mass 0 fill them up and change no divergence: held-out and learnt answers, or another top_k later."""
+    logits = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    whole = whole_law(torch.randn(2, 16, generator=torch.Generator().manual_seed(1)))
+    short, long = (top_law(whole_law(whole.logp_RK[row : row + 1]), num) for row, num in ((0, 3), (1, 9)))
+    both = _stacked([short, long], torch.device("cpu"))
+    apart = torch.cat([kl(logits[:1], short), kl(logits[1:], long)])
+    torch.testing.assert_close(kl(logits, both), apart)
+    torch.testing.assert_close(
+        overlap(logits, both), torch.cat([overlap(logits[:1], short), overlap(logits[1:], long)])
+    )
