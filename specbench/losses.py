@@ -141,7 +141,7 @@ def kl(logits_NV: Tensor, law: Law, *, temperature: float = 1.0) -> Tensor:
         wanted = law.wanted(temperature)
         found: Tensor = _WholeKL.apply(logits_NV, wanted.p_RV, wanted.negative_entropy_R, law.row_N)  # type: ignore[no-untyped-call]
         return found
-    law = _tempered(law.spread(), temperature)
+    law = tempered(law.spread(), temperature)
     assert law.ids_RK is not None
     logq_NV = logits_NV.log_softmax(-1)
     logp = law.logp_RK.to(logq_NV.dtype)
@@ -194,7 +194,7 @@ def _cross_entropy(logits_NV: Tensor, label_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV, label_N, reduction="none", ignore_index=-1)
 
 
-def _tempered(law: Law, temperature: float) -> Law:
+def tempered(law: Law, temperature: float) -> Law:
     """p ** (1 / tau) of a cut law, renormalised; its tail is one entry among the others, which is not exact."""
     if temperature == 1.0:
         return law

@@ -23,6 +23,8 @@ from specbench.tree import DraftTree
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from specbench.adapt.adaptation import Adaptation
+
 __all__ = [
     "Commit",
     "DraftNoise",
@@ -33,6 +35,7 @@ __all__ = [
     "Rule",
     "Sampling",
     "Tap",
+    "TargetStats",
     "TargetView",
 ]
 
@@ -92,6 +95,8 @@ class Request:
     max_new_tokens: int
     reference: tuple[int, ...] | None = None
     """The autoregressive answer, for methods whose card says `requires: [reference]` (oracle); None for all others."""
+    domain: str = ""
+    """What kind of prompt it is (a suite's category), for methods that keep an adapter per kind."""
 
 
 class DraftNoise(Protocol):
@@ -101,6 +106,15 @@ class DraftNoise(Protocol):
     def at_depth(self, depth: int) -> Tensor:
         """Noise for children at `depth` >= 1 below the root: float32 (B, V)."""
         ...
+
+
+@dataclass(frozen=True)
+class TargetStats:
+    """What verification computed of the target anyway, for drafters that learn from it (`Drafter.wants_target`)."""
+
+    logits_BMV: Tensor
+    """The target's own logits before any processor: row m's law is that of the token after slot m (0 = root). The
+    engine's memory, written anew in the next step: read it in `commit`, copy what is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +137,8 @@ class Commit:
     """The same tokens on the host, per row, cut at the stop; the engine read them already."""
     finished: list[bool]
     """Rows that end with this step; `keep` follows when others go on."""
+    target: TargetStats | None = None
+    """Set for a drafter that `wants_target`."""
 
 
 class Drafter(ABC):
@@ -143,6 +159,10 @@ class Drafter(ABC):
     per sequence, or None; draft() and commit() may replace them or write into them. Under capture the engine keeps
     them in one place and gives rows that have ended their old values back. Caches of which a carried length says how
     much counts need not be named: what stands behind the length is never read."""
+    wants_target: bool = False
+    """Whether commits bring the target's logits (`Commit.target`); read at every generation."""
+    adaptation: Adaptation | None = None
+    """What of it learns between requests (`specbench.adapt`), for whoever has the time to let it; None: nothing."""
     weights_hash: str = ""
     """sha256 of the drafter's weights, for provenance; empty for methods without any."""
     trained_on: str = ""

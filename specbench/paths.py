@@ -62,6 +62,11 @@ def drafters_dir(store: Path | None) -> Path:
     return results_dir(store) / "drafters"
 
 
+def adapters_dir(store: Path | None) -> Path:
+    """Where `specbench adapt` keeps observed answers and adapter versions unless told otherwise."""
+    return results_dir(store) / "adapters"
+
+
 def logs_dir(store: Path | None) -> Path:
     """What runs started from `specbench tui` printed: `logs/` beside the store, one file a process."""
     return results_dir(store) / "logs"

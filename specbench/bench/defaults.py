@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from specbench import paths, registry
-from specbench.bench.request import RunRequest
+from specbench.bench.request import RunRequest, Setting
 from specbench.errors import UsageError
 from specbench.suite.schema import Defaults
 
@@ -76,11 +76,43 @@ def with_defaults(request: RunRequest, defaults: Defaults) -> Filled:
             taken["methods"], left_out = ready_methods(request, target=target)
         else:
             taken["methods"] = defaults.methods
-    fallbacks = {name: value for name, value in _FALLBACKS.items() if getattr(request, name) is None}
+    taken |= _adapting(replace(request, **taken))
+    left_open = [name for name in _FALLBACKS if getattr(request, name) is None and name not in taken]
+    fallbacks = {name: _FALLBACKS[name] for name in left_open}
     command = full_command(replace(request, **taken))
     return Filled(
         request=replace(request, **taken, **fallbacks), taken=tuple(taken), command=command, left_out=left_out
     )
+
+
+def _adapting(request: RunRequest) -> dict[str, Any]:
+    """What `--adapt` stands for: the option of every method that has it, and `on` a stream.
+
+    Raises UsageError where no method of the run can learn, or one is told otherwise.
+    """
+    if request.adapt is None:
+        return {}
+    methods = request.methods or ()
+    able = [name for name in methods if "adapt" in registry.card(name, methods_dirs=request.methods_dirs).options]
+    if not able:
+        cards = [entry.card for entry in registry.cards(methods_dirs=request.methods_dirs) if entry.card is not None]
+        knows = [card.name for card in cards if "adapt" in card.options]
+        raise UsageError(
+            "no method of this run learns between requests", where="--adapt", try_=f"--methods {','.join(knows)}"
+        )
+    settings = list(request.settings)
+    for name in able:
+        said = [item.value for item in settings if (item.method, item.option) == (name, "adapt")]
+        if said and said != [request.adapt]:
+            raise UsageError(
+                f"--adapt {request.adapt} and --set {name}.adapt={said[0]} contradict each other",
+                where="--adapt",
+                try_="say it once",
+            )
+        if not said:
+            settings.append(Setting(name, "adapt", request.adapt))
+    stream = {"carry": "stream"} if request.adapt == "on" and request.carry is None else {}
+    return {"settings": tuple(settings), **stream}
 
 
 class Readiness(NamedTuple):

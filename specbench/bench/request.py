@@ -129,6 +129,8 @@ class RunRequest:
     batch_size: int | None = None
     repeats: int | None = None
     carry: Carry | None = None
+    adapt: str | None = None
+    """Whether methods that can learn between requests do: on or off; on is `carry: stream`."""
     dtype: Dtype | None = None
     quantisation: str | None = None
     """Of the target's weights while they are loaded; one of `specbench.quantisation`."""
@@ -188,6 +190,13 @@ class RunRequest:
         _check_range("--fail-under", self.fail_under, above=0)
         _check_choice("--rule", self.rule, get_args(Rule))
         _check_choice("--carry", self.carry, get_args(Carry))
+        _check_choice("--adapt", self.adapt, ("on", "off"))
+        if self.adapt == "on" and self.carry == "none":
+            raise UsageError(
+                "--adapt on learns from one question for the next, which --carry none forgets",
+                where="--carry",
+                try_="--carry stream, or leave it out",
+            )
         _check_choice("--dtype", self.dtype, get_args(Dtype))
         check_quantisation(self.quantisation)
         _check_choice("--graphs", self.graphs, _SWITCHES)

@@ -22,6 +22,7 @@ from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
 from specbench.bench.execution import describe, tell_of_graphs
+from specbench.bench.learning import Learning, adapter_stores
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
@@ -87,6 +88,7 @@ class _Run:
         self._num_bugs: dict[str, int] = {}
         self._broken_journal: SpecbenchError | None = None
         self._watch: DeviceWatch | None = None
+        self._learning = Learning(progress.say)
         self._streams: dict[str, int] = {}
         """The repeat each carrying method's state belongs to."""
 
@@ -95,7 +97,8 @@ class _Run:
         state: State = "finished"
         watch = DeviceWatch(self._folder, gpu_uuid=machine.gpu_uuid(self._session.lm.device), say=self._progress.say)
         self._watch = watch
-        with Journal(self._folder) as journal, watch, machine.settled_heap():
+        stores = adapter_stores(list(self._contestants.values()), self._folder)
+        with Journal(self._folder) as journal, stores, watch, machine.settled_heap():
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
@@ -105,8 +108,11 @@ class _Run:
                 for group in groups:
                     if group.group not in done:
                         self._one_group(journal, group)
+                        self._learn(journal, group)
             except KeyboardInterrupt:
                 state = "interrupted"
+            finally:
+                self._learning.close()
             journal.write(RunFinished(state=state, time=record.now()))
         return self._outcome(state)
 
@@ -230,6 +236,12 @@ class _Run:
                 self._session.generate(
                     contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
                 )
+                self._learning.between(contestant, None)
+
+    def _learn(self, journal: Journal, group: GroupRecord) -> None:
+        """Under `carry: none` nothing is remembered, so nothing is learnt either."""
+        if self._session.request.carry == "stream":
+            self._learning.between(self._contestants[group.method], journal)
 
     # --- one group -------------------------------------------------------------------------------------------------
 
@@ -256,7 +268,7 @@ class _Run:
         for row, cell in enumerate(cells):
             journal.write(entries.started(group, row, cell))
         try:
-            with _quiet():
+            with self._learning.answering(contestant), _quiet():
                 self._mark("begin", group)
                 result = session.generate(
                     contestant.drafter, cells, with_reference=contestant.wants_reference, sink=sink
@@ -285,6 +297,7 @@ class _Run:
         if contestant.drafter.carries == "nothing":
             return
         if self._session.request.carry == "none" or self._streams.get(group.method) != group.repeat:
+            self._learning.forget(contestant)
             contestant.drafter.restore(contestant.snapshot)
         self._streams[group.method] = group.repeat
 

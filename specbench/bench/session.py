@@ -210,6 +210,7 @@ class Session:
                     prompt=cell.prompt,
                     max_new_tokens=self.max_new_tokens,
                     reference=answer.tokens if answer else None,
+                    domain=cell.question.category,
                 )
             )
         return self.engine.generate(drafter, requests, sink=sink, capturing=capturing)

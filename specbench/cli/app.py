@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "train": _Line("specbench.cli.train", "Train", "Train a method's drafter on a target."),
     "eval": _Line("specbench.cli.eval", "Train", "Accuracy by depth and simulated acceptance of a trained drafter."),
     "experiment": _Line("specbench.cli.experiment", "Train", "A matrix of trainings and evaluations, resumable."),
+    "adapt": _Line("specbench.cli.adapt", "Train", "Adapters of a draft model that learn from rejected drafts."),
     "tui": _Line("specbench.cli.tui", "Look", "Watch runs token by token, replay, compare and start them."),
     "results": _Line("specbench.cli.results", "Look", "List, show, compare, export and import runs."),
     "leaderboard": _Line("specbench.cli.leaderboard", "Look", "Write the results as one offline HTML page."),

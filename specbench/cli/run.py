@@ -73,6 +73,10 @@ def run(
         str | None,
         option("--carry", HOW, "MODE", "none (default): nothing is remembered; stream: state grows."),
     ] = None,
+    adapt: Annotated[
+        str | None,
+        option("--adapt", HOW, "on|off", "Methods that can learn between questions do; on is a stream."),
+    ] = None,
     dtype: options.TargetDtype = None,
     quantisation: options.Quantisation = None,
     device: options.Device = None,
@@ -115,6 +119,7 @@ def run(
         batch_size=batch_size,
         repeats=repeats,
         carry=cast("Carry | None", carry),
+        adapt=adapt,
         dtype=cast("Dtype | None", dtype),
         quantisation=quantisation,
         device=device,

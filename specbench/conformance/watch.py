@@ -111,6 +111,7 @@ class Watched(Drafter):
         self.taps = inner.taps
         self.carries = inner.carries
         self.capturable = inner.capturable
+        self.wants_target = inner.wants_target
         self.max_nodes = inner.max_nodes
         self.drafts: list[list[HostTree]] = []
         self.num_drafts = 0

@@ -157,7 +157,7 @@ class CapturedRun(PinnedRun):
         self._stamp(FIRST_STAMP + 1)
         # Only rows that have ended can stand so far back that their nodes would not fit.
         base_B = length_B.clamp(max=span - tree.num_nodes - 1)
-        verdict, hidden_BCKD = self._judge(tree, base_B, span=span, noise=noise)
+        verdict, hidden_BCKD, target = self._judge(tree, base_B, span=span, noise=noise)
         is_alive_B = pins.is_open_R[:num_rows] & (length_B + 1 < pins.limit_R[:num_rows])
         self._drafter.commit(
             Commit(
@@ -167,6 +167,7 @@ class CapturedRun(PinnedRun):
                 hidden_BCKD=hidden_BCKD,
                 tokens=[],
                 finished=[],
+                target=target,
             )
         )
         drafter_pins.after(before, is_alive_B)

@@ -175,7 +175,7 @@ class HostDraftedRun(PinnedRun):
 
     def _commit(self, tree: DraftTree, outcome: _Outcome, read: HostRead, num_cut: list[int]) -> None:
         """The drafter is told as ever, in the shape of the tree it gave."""
-        (verdict, hidden), num_columns = outcome.judged, tree.max_depth + 1
+        (verdict, hidden, target), num_columns = outcome.judged, tree.max_depth + 1
         self._drafter.commit(
             Commit(
                 num_accepted_B=verdict.num_accepted_B,
@@ -184,6 +184,7 @@ class HostDraftedRun(PinnedRun):
                 hidden_BCKD=None if hidden is None else hidden[:, :num_columns],
                 tokens=[new[: len(new) - cut] for new, cut in zip(read.tokens, num_cut, strict=True)],
                 finished=[row.finish_reason is not None for row in self._live],
+                target=target,
             )
         )
 

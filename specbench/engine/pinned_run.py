@@ -20,7 +20,7 @@ from specbench.engine.readback import committed_states, step_table
 from specbench.engine.recorder import Recorder
 from specbench.engine.run import Row, Run, Setting
 from specbench.engine.stamps import StampClock, stamp
-from specbench.method import Drafter, Request
+from specbench.method import Drafter, Request, TargetStats
 from specbench.sampling import PinnedNoise
 from specbench.tree import DraftTree
 
@@ -38,10 +38,11 @@ class Capture(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A verified tree. hidden_BCKD: the tapped states of what is committed."""
+    """A verified tree. hidden_BCKD: the tapped states of what is committed. target: for drafters that want it."""
 
     verdict: accept.Verdict
     hidden_BCKD: Tensor | None
+    target: TargetStats | None = None
 
 
 def span_of(num_needed: int, num_slots: int) -> int:
@@ -122,7 +123,8 @@ class PinnedRun(Run):
         self._lm.commit_behind(tree, verdict.path_BP, length_B)
         if seen_BV is not None:
             see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)
-        return Judged(verdict, committed_states(verified.hidden_BMKD, verdict.slots_BC))
+        target = TargetStats(verified.logits_BMV) if self._drafter.wants_target else None
+        return Judged(verdict, committed_states(verified.hidden_BMKD, verdict.slots_BC), target)
 
 
 class _PinnedTests:

@@ -22,7 +22,7 @@ from specbench.engine.readback import Shape, committed_states, read_table, step_
 from specbench.engine.recorder import Recorder
 from specbench.engine.stop import Stop
 from specbench.lm.cached_lm import CachedLM
-from specbench.method import Commit, Drafter, Request, Rule
+from specbench.method import Commit, Drafter, Request, Rule, TargetStats
 from specbench.sampling import STREAM_ACCEPT, STREAM_DRAFT, NoiseStream, Sampling, process
 
 
@@ -209,6 +209,7 @@ class Run:
                 hidden_BCKD=committed_states(verified.hidden_BMKD, verdict.slots_BC),
                 tokens=[new[: len(new) - cut] for new, cut in zip(read.tokens, num_cut, strict=True)],
                 finished=[row.finish_reason is not None for row in self._live],
+                target=TargetStats(verified.logits_BMV) if self._drafter.wants_target else None,
             )
         )
         marks.append(mark())

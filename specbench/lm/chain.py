@@ -89,15 +89,20 @@ class _Picker:
         *,
         seen_BV: Tensor | None,
         records_law: bool,
+        tell: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._shared = shared
+        self._tell = tell
         self._sampling = sampling
         self._noise = noise
         self._seen_BV = seen_BV
         self._laws: list[Tensor] | None = [] if records_law else None
 
     def __call__(self, depth: int, logits_BV: Tensor) -> Tensor:
-        scores_BV = process(self._shared(logits_BV), self._sampling, self._seen_BV)
+        shared_BV = self._shared(logits_BV)
+        if self._tell is not None:
+            self._tell(shared_BV)
+        scores_BV = process(shared_BV, self._sampling, self._seen_BV)
         tokens_B1 = top_children(scores_BV, None if self._noise is None else self._noise.at_depth(depth), 1)
         if self._laws is not None:
             self._laws.append(log_probs(scores_BV))
@@ -149,6 +154,8 @@ class ChainDrafter(Drafter):
         self._held: HeldChain | None = None
         self._context = lm.context_length
         self._own_noise: NoiseStream | None = None
+        self._tell: Callable[[Tensor], None] | None = None
+        """Told each drafted depth's logits (B, V) over the target's vocabulary, before any processor."""
         self._seen_BV: Tensor | None = None
         self._pending_BM = torch.empty(0, 0, dtype=torch.long)
         self._last_B = torch.empty(0, dtype=torch.long)
@@ -243,6 +250,7 @@ class ChainDrafter(Drafter):
             noise if self._draws else None,
             seen_BV=None if self._seen_BV is None else self._seen_BV.clone(),
             records_law=self._records_law,
+            tell=self._tell,
         )
 
     def commit(self, commit: Commit) -> None:
@@ -282,10 +290,7 @@ class ChainDrafter(Drafter):
             kept = min(count, num - 1) if is_own[row] else 0
             self._lm.truncate(row, self._lm.lengths[row] - (num - 1 - kept))
             pending.append(tokens[kept:])
-        self._num_pending = [len(tokens) for tokens in pending]
-        width = max(self._num_pending)
-        padded = [tokens + [0] * (width - len(tokens)) for tokens in pending]
-        self._pending_BM = torch.tensor(padded, device=self._target.device)
+        self._set_pending(pending)
         self._see(commit)
         if self._adaptive is not None and num > 0:
             learnt_from = zip(commit.tokens, commit.finished, is_own, strict=True)
@@ -323,6 +328,21 @@ class ChainDrafter(Drafter):
         ]
         return tokens_BC.gather(1, torch.tensor(index, device=tokens_BC.device))
 
+    def reread(self, texts: Sequence[Sequence[int]]) -> None:
+        """The model's weights have changed, so its cache is void: every row's text, root included, stays pending and is
+        read again with the next draft. Between steps, and not while steps are captured."""
+        assert self._held is None, "a captured step cannot be told of it"
+        self._lm.begin(len(texts))
+        # A row past the draft's context drafts nothing further: nothing of it need be read.
+        fits = [self._context is None or len(text) <= self._context for text in texts]
+        self._set_pending([list(text) if fit else list(text[-1:]) for text, fit in zip(texts, fits, strict=True)])
+
+    def _set_pending(self, pending: list[list[int]]) -> None:
+        self._num_pending = [len(tokens) for tokens in pending]
+        width = max(self._num_pending)
+        padded = [tokens + [0] * (width - len(tokens)) for tokens in pending]
+        self._pending_BM = torch.tensor(padded, device=self._target.device)
+
     # --- rows leave, state stays -------------------------------------------------------------------------------------
 
     def keep(self, rows: list[int]) -> None:
@@ -340,7 +360,7 @@ class ChainDrafter(Drafter):
         if self._own_noise is not None:
             self._own_noise.keep(rows)
 
-    def snapshot(self) -> Evidence | None:
+    def snapshot(self) -> object:
         return None if self._adaptive is None else self._adaptive.evidence
 
     def restore(self, snapshot: object) -> None:

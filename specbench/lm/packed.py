@@ -66,8 +66,7 @@ def _same_document(document_BT: Tensor) -> Tensor:
     return causal & (document_BT[:, :, None] == document_BT[:, None, :])
 
 
-@torch.no_grad()
-def _forward(lm: CachedLM, tokens_BS: Tensor, positions_BS: Tensor, sees_BSS: Tensor, taps: tuple[Tap, ...]) -> Tensor:
+def _read(lm: CachedLM, tokens_BS: Tensor, positions_BS: Tensor, sees_BSS: Tensor, taps: tuple[Tap, ...]) -> Tensor:
     if lm.num_processes > 1:
         raise UsageError(
             "texts are read by a target in one process, not by one that is split over several",
@@ -81,6 +80,17 @@ def _forward(lm: CachedLM, tokens_BS: Tensor, positions_BS: Tensor, sees_BSS: Te
         states = lm.take_taps()
     assert states is not None, "at least one tap is asked for"
     return states
+
+
+_forward = torch.no_grad()(_read)
+
+
+def packed_logits(lm: CachedLM, tokens_BT: Tensor, document_BT: Tensor, index_N: Tensor) -> Tensor:
+    """Logits (N, V) after the tokens at these flat indices (b * T + t) of packed documents, with gradient into
+    whatever of the model asks for it: how a draft model itself learns."""
+    head = _head_of(lm, None)
+    states = _read(lm, tokens_BT, positions_of(document_BT), _same_document(document_BT), ("final",))
+    return head(states[:, :, 0].flatten(0, 1)[index_N])
 
 
 def packed_states(lm: CachedLM, tokens_BT: Tensor, document_BT: Tensor, taps: tuple[Tap, ...]) -> Tensor:

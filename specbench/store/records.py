@@ -141,6 +141,10 @@ class MethodRow:
     acceptance_length_macro: float | None
     """The mean of the categories' values."""
     acceptance_by_position: Positions
+    learn_s: float | None = None
+    """Seconds of learning between answers, in none of the others' figures; None where nothing learns."""
+    speedup_serial: float | None = None
+    """speedup_total with learn_s on the method's clock; None where nothing learns."""
     efficiency: float | None
     """speedup_decode / acceptance_length."""
     efficiency_ci: Interval | None

@@ -55,6 +55,8 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         acceptance_length=totals.get("acceptance_length"),
         acceptance_length_macro=facts.macro.get(label, {}).get("acceptance_length_macro"),
         acceptance_by_position=_positions(facts.positions.get(label, [])),
+        learn_s=facts.learn_s.get(label),
+        speedup_serial=_serial(facts.learn_s.get(label), totals, speedup.ratio_of_totals if is_paired else None),
         efficiency=water.get("efficiency"),
         efficiency_ci=None if is_baseline else _efficiency_interval(facts, label),
         phase_s=_phases(totals),
@@ -147,6 +149,11 @@ def _remarks(row: MethodRow, *, is_lossy: bool) -> list[str]:
             remarks.append(f"{num_other} of {differ} from the reference, as a lossy rule may")
         elif tie + numeric:
             remarks.append(f"{count(tie, 'tie')} and {count(numeric, 'numeric difference')} from the reference")
+    if row.learn_s is not None and row.speedup_serial is not None and row.speedup_total is not None:
+        remarks.append(
+            f"learnt for {row.learn_s:.1f} s between answers; with that on its clock (serial) the ratio of totals is "
+            f"{row.speedup_serial:.2f} instead of {row.speedup_total:.2f}"
+        )
     if row.waterfall is not None and row.waterfall.other_share > UNEXPLAINED:
         remarks.append(f"{row.waterfall.other_share:.1%} of decode time lies outside the timed phases")
     return remarks
@@ -158,6 +165,19 @@ def _execution(facts: Facts, label: str) -> list[str]:
         return []
     why = facts.not_captured[label]["reason"]
     return ["its steps ran operator by operator, they could not be captured" + (f": {why}" if why else "")]
+
+
+def _answers_s(totals: Row) -> float:
+    """End-to-end seconds of all its answers."""
+    return float(totals["num_new_tokens"] / totals["tokens_per_s"])
+
+
+def _serial(learn_s: float | None, totals: Row, speedup_total: float | None) -> float | None:
+    """The ratio of totals as if the method had learnt on its own clock."""
+    if learn_s is None or speedup_total is None or not totals.get("tokens_per_s"):
+        return None
+    answers_s = _answers_s(totals)
+    return speedup_total * answers_s / (answers_s + learn_s)
 
 
 def _positions(rows: Sequence[Row]) -> Positions:

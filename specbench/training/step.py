@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,14 @@ from torch import Tensor, nn
 from specbench.errors import CheckFailed
 from specbench.losses import Objective
 from specbench.recipe import Features, Loss, Recipe
-from specbench.training.features import FeatureSource
+
+
+class Source(Protocol):
+    """Where a learner's micro-batches come from: `FeatureSource` for recipes."""
+
+    def make(self, rows: Sequence[int | None]) -> object:
+        """What the learner's forward takes, of these rows."""
+        ...
 
 
 class Learner(nn.Module):
@@ -73,7 +81,7 @@ class Stepper:
     learner: nn.Module
     """As prepared by accelerate."""
     optimiser: torch.optim.Optimizer
-    source: FeatureSource
+    source: Source
     clip: float
     _names: tuple[str, ...] | None = field(default=None, init=False)
     """Of the loss's terms, on all processes: what is reduced must be as long everywhere."""

@@ -62,6 +62,7 @@ def test_a_method_keeps_every_promise(name: str) -> None:
         ("draft_model", {"draft": "sampled"}),
         ("draft_model", {"draft": "greedy", "num_tokens": 1}),
         ("draft_model", {"adaptive": True}),
+        ("adaptive_lora", {"adapt": True}),
         ("oracle", {"rate": 0.5, "depth": 7}),
         ("oracle", {"rate": 1.0}),
         ("suffix", {"shape": "tree", "max_spec_offset": 3.0, "max_requests": 2}),

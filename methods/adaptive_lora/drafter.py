@@ -1,0 +1,249 @@
+"""A draft model that learns from the target's verdicts: the chain of `specbench.lm.chain` under a LoRA adapter.
+
+Without an adapter and with `adapt` off it is the draft model itself, layer for layer. An adapter is trained between
+requests, never here (`specbench.training.rounds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from specbench.adapt import adapter as files
+from specbench.adapt.adaptation import Adaptation, InUse
+from specbench.adapt.adapter import Adapter
+from specbench.adapt.collector import Collector
+from specbench.adapt.lora import LoraLayers, LoraShape, parse_targets
+from specbench.adapt.plan import LearningPlan
+from specbench.adapt.versions import AdapterStore
+from specbench.errors import UsageError
+from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import AdaptiveLength, ChainDrafter, Picks
+from specbench.lm.load import load_lm, pick_dtype
+from specbench.lm.vocabulary import Vocabulary, compare
+from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
+from specbench.quantisation import NONE
+
+
+class _Snapshot(NamedTuple):
+    evidence: object
+    learnt: object
+
+
+class AdaptiveDrafter(ChainDrafter):
+    """A chain drafter that observes while it works. Only made where something is adapted."""
+
+    def __init__(self, lm: CachedLM, target: TargetView, *, learns: Adaptation, **chain: Any) -> None:
+        super().__init__(lm, target, **chain)
+        self.adaptation = learns
+        self._learns = learns
+        self.carries = "stream"
+        self.wants_target = learns.collector is not None
+        # What is observed is kept by the host; graphs of the target's step are made all the same.
+        self.capturable = False
+        self._texts: list[list[int]] = []
+        self._domains: list[str] = []
+        self._logits: list[Tensor] = []
+        self._drafted_BN: Tensor | None = None
+        self._num_B: list[int] = []
+        """Drafted tokens of each row that may be accepted."""
+        self._num_swaps = learns.swaps
+        self._is_running = False
+        if learns.collector is not None:
+            self._tell = self._logits.append
+
+    # --- a group begins ----------------------------------------------------------------------------------------------
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        learns = self._learns
+        self._domains = [learns.name_of(request.domain) for request in requests]
+        # A batch of several kinds is drafted with what all began with.
+        learns.use(self._domains[0] if len(set(self._domains)) == 1 else "")
+        self._num_swaps = learns.swaps
+        super().begin(requests)
+        self._texts = [list(request.prompt) for request in requests]
+        self._logits.clear()
+        if learns.collector is not None:
+            longest = max(request.max_new_tokens for request in requests)
+            prompts = [request.prompt for request in requests]
+            learns.collector.begin(prompts, self._domains, max_new_tokens=longest)
+
+    def start(self, len_B: list[int], root_B: Tensor) -> None:
+        super().start(len_B, root_B)
+        roots = root_B.tolist()
+        for text, root in zip(self._texts, roots, strict=True):
+            text.append(root)
+        if self._learns.collector is not None:
+            self._learns.collector.start(roots)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        if self._num_swaps != self._learns.swaps:
+            # Other weights in mid-sequence: keys and values of the old ones are worth nothing.
+            self._num_swaps = self._learns.swaps
+            self.reread(self._texts)
+        self._logits.clear()
+        rooms = [self._room(row) for row in range(len(self._texts))]
+        tree = super().draft(noise)
+        self._drafted_BN = tree.tokens_BN
+        self._num_B = [min(tree.num_nodes, room) for room in rooms]
+        return tree
+
+    def commit(self, commit: Commit) -> None:
+        if self._drafted_BN is not None:
+            self._observe(commit, self._drafted_BN)
+        super().commit(commit)
+
+    def follow(self, commit: Commit, is_own: list[bool]) -> None:
+        # Whose draft stood there is not ours to learn from.
+        self._logits.clear()
+        self._extend(commit)
+        if self._learns.collector is not None:
+            self._learns.collector.step(commit, commit.tokens_BC, [0] * len(self._texts), ())
+        super().follow(commit, is_own)
+
+    def _observe(self, commit: Commit, drafted_BN: Tensor) -> None:
+        rows = zip(self._domains, commit.tokens, commit.finished, self._num_B, strict=True)
+        for domain, tokens, ends, num in rows:
+            # A row that ends is cut at its stop: what was accepted behind it is not known here.
+            if num and not ends:
+                self._learns.saw(domain, tried=min(len(tokens), num), accepted=len(tokens) - 1)
+        if self._learns.collector is not None:
+            self._learns.collector.step(commit, drafted_BN, self._num_B, self._logits)
+        self._extend(commit)
+
+    def _extend(self, commit: Commit) -> None:
+        for text, tokens in zip(self._texts, commit.tokens, strict=True):
+            text += tokens
+
+    def keep(self, rows: list[int]) -> None:
+        super().keep(rows)
+        self._texts = [self._texts[row] for row in rows]
+        self._domains = [self._domains[row] for row in rows]
+        if self._learns.collector is not None:
+            self._learns.collector.keep(rows)
+
+    # --- state that outlives a generation ----------------------------------------------------------------------------
+
+    def snapshot(self) -> object:
+        return _Snapshot(super().snapshot(), self._learns.snapshot())
+
+    def restore(self, snapshot: object) -> None:
+        assert isinstance(snapshot, _Snapshot), "a snapshot of this drafter holds what it learnt"
+        super().restore(snapshot.evidence)
+        self._learns.restore(snapshot.learnt)
+
+
+def build(options: Options, target: TargetView, inner: Drafter | None = None) -> Drafter:
+    """Loads `model` on the target's device, and an adapter where one is named or the store has an active one.
+
+    Raises UsageError (another vocabulary, an adapter of another base, a layer that is not there), EnvironmentFailed (no
+    weights, a damaged adapter).
+    """
+    dtype = target.dtype if options["dtype"] == "auto" else pick_dtype(cast("str", options["dtype"]), target.device)
+    lm = load_lm(
+        cast("str", options["model"]),
+        device=target.device,
+        dtype=dtype,
+        quantisation=cast("str", options["quantisation"]),
+        quantisation_said_by="adaptive_lora.quantisation",
+    )
+    shared = compare(
+        Vocabulary(name=target.name, tokenizer=target.tokenizer, size=target.vocab_size),
+        Vocabulary(name=lm.name, tokenizer=lm.tokenizer, size=lm.vocab_size),
+    )
+    num_tokens, max_tokens = cast("int", options["num_tokens"]), cast("int", options["max_tokens"])
+    adaptive = None
+    if options["adaptive"]:
+        num_tokens = min(num_tokens, max_tokens)
+        adaptive = AdaptiveLength(first=num_tokens, maximum=max_tokens, cost_ratio=cast("float", options["cost_ratio"]))
+    chain: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "num_shared": shared.num_shared,
+        "picks": cast("Picks", options["draft"]),
+        "adaptive": adaptive,
+    }
+    notes = (f"its draft model's weights are {lm.quantisation}", *lm.notes) if lm.quantisation != NONE else ()
+    folder = str(options["store"])
+    store = AdapterStore(Path(folder).expanduser(), max_bytes=int(options["max_mb"]) << 20) if folder else None
+    first = _first_adapter(str(options["adapter"]), store, lm)
+    learns = bool(options["adapt"]) and bool(options["collect"])
+    if not learns and first is None:
+        plain = ChainDrafter(lm, target, **chain)
+        plain.notes = notes
+        return plain
+    layers = LoraLayers(lm.model, _shape(options, first), seed=int(options["seed"]))
+    layers.attach()
+    if first is not None:
+        layers.set(first.adapter.weights)
+        notes = (*notes, f"drafts with adapter {first.name}")
+    if not learns:
+        fixed = ChainDrafter(lm, target, **chain)
+        fixed.notes = notes
+        assert first is not None
+        fixed.weights_hash = _both_hashes(lm, first.adapter)
+        return fixed
+    adaptation = Adaptation(
+        lm,
+        layers,
+        LearningPlan.from_options(options),
+        num_shared=shared.num_shared,
+        temperature=target.sampling.temperature,
+        collector=Collector(
+            top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=shared.num_shared
+        ),
+        by_domain=options["domains"] == "category",
+        capacity=int(options["capacity"]),
+        seed=int(options["seed"]),
+        store=store,
+    )
+    if first is not None:
+        adaptation.swap("", InUse(number=first.number, weights=first.adapter.weights, parent=InUse()))
+    drafter = AdaptiveDrafter(lm, target, learns=adaptation, **chain)
+    how = (
+        "in a process beside its answers, on the same cores: what that takes is in their times"
+        if options["learning"] == "concurrent"
+        else "between answers: what that takes is told beside their times"
+    )
+    drafter.notes = (*notes, f"its adapter learns {how}")
+    if first is not None:
+        drafter.weights_hash = _both_hashes(lm, first.adapter)
+    return drafter
+
+
+class _First(NamedTuple):
+    """What drafting begins with."""
+
+    adapter: Adapter
+    number: int
+    name: str
+
+
+def _first_adapter(named: str, store: AdapterStore | None, lm: CachedLM) -> _First | None:
+    if named:
+        folder = Path(named).expanduser()
+        return _First(files.load(folder, base_hash=lm.weights_hash), 0, folder.name)
+    number = store.active() if store is not None else 0
+    if store is None or not number:
+        return None
+    return _First(store.load(number, base_hash=lm.weights_hash), number, f"version {number}")
+
+
+def _shape(options: Options, first: _First | None) -> LoraShape:
+    """A loaded adapter's own; options that say otherwise are not for it."""
+    if first is not None:
+        return first.adapter.shape
+    alpha = float(options["alpha"])
+    if alpha <= 0:
+        raise UsageError(
+            f"alpha {alpha:g} switches the adapter off", where="adaptive_lora.alpha", try_="alpha of 2 x rank"
+        )
+    return LoraShape(rank=int(options["rank"]), alpha=alpha, targets=parse_targets(str(options["target_modules"])))
+
+
+def _both_hashes(lm: CachedLM, adapter: Adapter) -> str:
+    return f"{lm.weights_hash}+{adapter.weights_hash}"

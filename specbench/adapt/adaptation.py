@@ -1,0 +1,210 @@
+"""The learning side of an adapted draft model: what it observes, which adapter it drafts with, how it goes back.
+
+The drafter feeds it inside steps and never waits for it. Whoever has time between requests calls `gather`, and a round
+of learning (`specbench.training.rounds`) may then `swap` adapters. Nothing here can change a text: the acceptance rule
+takes whatever was drafted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from specbench.adapt.collector import Collector
+from specbench.adapt.lora import LoraLayers
+from specbench.adapt.memory import Memory
+from specbench.adapt.plan import LearningPlan
+from specbench.adapt.versions import AdapterStore
+from specbench.lm.cached_lm import CachedLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """Tried and accepted positions of one domain, exponentially forgotten, and what they were before the last swap."""
+
+    num_tried: float = 0.0
+    num_accepted: float = 0.0
+    since_swap: int = 0
+    """Tried positions under the adapter in use."""
+    before: float | None = None
+    """Moving acceptance under the adapter before it; None: nothing to compare with."""
+    best: float = 0.0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted of tried, bonus in neither; None before anything was tried."""
+        return self.num_accepted / self.num_tried if self.num_tried else None
+
+    def seen(self, *, tried: int, accepted: int, memory: int) -> Live:
+        """More of it; `memory` positions weigh about as much as all before them."""
+        keep = max(0.0, 1.0 - tried / memory)
+        found = replace(
+            self,
+            num_tried=self.num_tried * keep + tried,
+            num_accepted=self.num_accepted * keep + accepted,
+            since_swap=self.since_swap + tried,
+        )
+        rate = found.acceptance
+        is_settled = found.num_tried >= memory / 2
+        return replace(found, best=max(found.best, rate)) if is_settled and rate is not None else found
+
+    def swapped(self) -> Live:
+        """Another adapter from here on."""
+        return Live(before=self.acceptance, best=self.best)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InUse:
+    """An adapter that is drafted with. number: its version in the store; 0 = the base. weights None: the base."""
+
+    number: int = 0
+    weights: Mapping[str, Tensor] | None = None
+    parent: InUse | None = None
+    """What was drafted with before, for a rollback."""
+
+
+@dataclass
+class Domain:
+    """One kind of prompt: its answers, its adapter, how it goes."""
+
+    memory: Memory
+    in_use: InUse = field(default_factory=InUse)
+    live: Live = field(default_factory=Live)
+    candidate: Mapping[str, Tensor] | None = None
+    """What the last round came to, where it is learnt on though it was not promoted."""
+    num_rounds: int = 0
+
+
+class Adaptation:
+    """Of one drafter. Without `by_domain` all prompts are one domain, ''."""
+
+    def __init__(
+        self,
+        lm: CachedLM,
+        layers: LoraLayers,
+        plan: LearningPlan,
+        *,
+        num_shared: int,
+        temperature: float,
+        collector: Collector | None,
+        by_domain: bool = False,
+        capacity: int = 2000,
+        seed: int = 0,
+        store: AdapterStore | None = None,
+    ) -> None:
+        """temperature: answers are drawn at it, which decides what a held-out acceptance is. collector: None observes
+        nothing (opted out). store: where answers and versions are kept; None: in memory alone."""
+        self.lm = lm
+        self.layers = layers
+        self.plan = plan
+        self.num_shared = num_shared
+        self.temperature = temperature
+        self.collector = collector
+        self.store = store
+        self.by_domain = by_domain
+        self.seed = seed
+        self.swaps = 0
+        """How often other weights came into use; a drafter that sees it change reads its texts again."""
+        self._capacity = capacity
+        self._domains: dict[str, Domain] = {}
+        self.loaded: InUse = InUse()
+        """What the layers draft with now."""
+        self._current = ""
+        """The domain it is of."""
+        self._told_warning = False
+        self.domain("")
+
+    # --- domains -----------------------------------------------------------------------------------------------------
+
+    def name_of(self, domain: str) -> str:
+        """The domain a prompt of this kind belongs to here."""
+        return domain if self.by_domain else ""
+
+    def domain(self, name: str) -> Domain:
+        """Made at its first use, from the adapter that all domains begin with."""
+        found = self._domains.get(name)
+        if found is None:
+            first = self._domains.get("")
+            found = Domain(memory=Memory(capacity=self._capacity, seed=self.seed))
+            if first is not None:
+                found.in_use = InUse(number=first.in_use.number, weights=first.in_use.weights)
+            self._domains[name] = found
+        return found
+
+    def domains(self) -> Sequence[str]:
+        """Those seen so far."""
+        return list(self._domains)
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def use(self, domain: str) -> None:
+        """Draft with this domain's adapter. Nothing happens where it is the one in use."""
+        wanted = self.domain(domain).in_use
+        if wanted.weights is not self.loaded.weights:
+            self.layers.set(wanted.weights)
+            self.swaps += 1
+        self.loaded = wanted
+        self._current = domain
+
+    def swap(self, domain: str, in_use: InUse) -> None:
+        """From now on this domain drafts with another adapter."""
+        found = self.domain(domain)
+        found.in_use = in_use
+        found.live = found.live.swapped()
+        if domain == self._current:
+            self.use(domain)
+
+    # --- what was observed -------------------------------------------------------------------------------------------
+
+    def saw(self, domain: str, *, tried: int, accepted: int) -> None:
+        """Counts of a finished answer."""
+        found = self.domain(domain)
+        found.live = found.live.seen(tried=tried, accepted=accepted, memory=self.plan.watch_positions)
+
+    def gather(self) -> int:
+        """Between requests: laws of what the steps left behind, into memory and file -> new positions."""
+        if self.collector is None:
+            return 0
+        num = 0
+        for observed in self.collector.settle():
+            new = self.domain(observed.domain).memory.add(observed)
+            if new is not None:
+                num += new.num_positions
+                if self.store is not None:
+                    self.store.rows.append(new)
+        return num
+
+    def warning(self) -> str:
+        """Why answers are no longer kept on disk; told once."""
+        if self.store is None or self._told_warning or not self.store.rows.warning:
+            return ""
+        self._told_warning = True
+        return self.store.rows.warning
+
+    # --- back to a known state ---------------------------------------------------------------------------------------
+
+    def snapshot(self) -> object:
+        """Everything that learning changes. What is on disk is a record and stays."""
+        return {name: _copy(domain) for name, domain in self._domains.items()}
+
+    def restore(self, snapshot: object) -> None:
+        """Back to `snapshot`, bit by bit; what the steps left behind since is forgotten."""
+        assert isinstance(snapshot, dict), "a snapshot of this adaptation"
+        known: dict[str, Any] = snapshot
+        self._domains = {name: _copy(domain) for name, domain in known.items()}
+        if self.collector is not None:
+            self.collector.forget()
+        self.use("")
+
+
+def _copy(domain: Domain) -> Domain:
+    return Domain(
+        memory=domain.memory.copy(),
+        in_use=domain.in_use,
+        live=domain.live,
+        candidate=domain.candidate,
+        num_rounds=domain.num_rounds,
+    )

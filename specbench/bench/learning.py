@@ -1,0 +1,136 @@
+"""Methods that learn between requests: where their files lie, when they learn, and what it cost.
+
+A round of learning takes cores that answers could have had. `serial`: rounds stand between answers, their seconds
+beside the run's as `learn_s`, and every table shows the speed-up once without them and once with them on the method's
+clock. `concurrent`: a round runs in a process beside the method's own answers, whose times then hold what it takes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from specbench.adapt.versions import AdapterStore
+from specbench.bench.contestants import Contestant
+from specbench.events import Measured
+from specbench.store.journal import Journal
+
+if TYPE_CHECKING:
+    from specbench.bench.round_process import RoundProcess
+    from specbench.training.rounds import Round
+
+
+class _Say(Protocol):
+    def __call__(self, text: str, /) -> None: ...
+
+
+@contextmanager
+def adapter_stores(contestants: Sequence[Contestant], folder: Path) -> Iterator[None]:
+    """Gives every method that learns a store of its own beside the journal, unless one was named, and holds it. Raises
+    UsageError where another process adapts in it."""
+    with ExitStack() as stack:
+        for contestant in contestants:
+            adaptation = contestant.drafter.adaptation
+            if adaptation is None:
+                continue
+            if adaptation.store is None:
+                name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", contestant.competitor.label)
+                adaptation.store = AdapterStore(folder / "adapters" / name)
+            stack.enter_context(adaptation.store.writing())
+        yield
+
+
+class Learning:
+    """Of all methods of a run."""
+
+    def __init__(self, say: _Say) -> None:
+        self._say = say
+        self._beside: dict[str, RoundProcess] = {}
+
+    @contextmanager
+    def answering(self, contestant: Contestant) -> Iterator[None]:
+        """Around a timed group of this method: its concurrent round, and no other's, may run."""
+        process = self._beside.get(contestant.competitor.label)
+        if process is None:
+            yield
+            return
+        process.go_on()
+        try:
+            yield
+        finally:
+            process.pause()
+
+    def between(self, contestant: Contestant, journal: Journal | None) -> None:
+        """After a group: what was observed is taken in, and learnt where it is due. journal None: a stream that is
+        grown again at a resume, untold and serial."""
+        adaptation = contestant.drafter.adaptation
+        if adaptation is None:
+            return
+        from specbench.training.rounds import between_requests  # accelerate, only where something learns
+
+        label, device = contestant.competitor.label, adaptation.lm.device
+        is_concurrent = contestant.competitor.choice.options.get("learning") == "concurrent" and journal is not None
+        start = time.perf_counter()
+        rounds = self._beside_answers(contestant) if is_concurrent else between_requests(adaptation)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        warning = adaptation.warning()
+        if warning:
+            self._say(f"{label}: {warning}")
+        if journal is None:
+            return
+        journal.write(Measured(name="learn_s", value=seconds, unit="s", method=label))
+        for each in rounds:
+            self._tell(label, each, journal, is_concurrent=is_concurrent)
+
+    def _tell(self, label: str, each: Round, journal: Journal, *, is_concurrent: bool) -> None:
+        domain = f" ({each.domain})" if each.domain else ""
+        self._say(f"{label}{domain}: {each.outcome}: {each.why}; {each.num_steps} steps, {each.seconds:.1f} s")
+        name = "adapter_round_beside_s" if is_concurrent else "adapter_round_s"
+        journal.write(Measured(name=name, value=each.seconds, unit="s", method=label))
+        if each.before is not None and each.after is not None:
+            gain = each.after - each.before
+            journal.write(Measured(name="adapter_gain", value=gain, unit="expected acceptance", method=label))
+        if each.outcome in ("promoted", "rolled back"):
+            journal.write(Measured(name="adapter_version", value=each.version, unit="version", method=label))
+
+    def _beside_answers(self, contestant: Contestant) -> list[Round]:
+        """One process a method: the round that ended, and the next one begun where it is due."""
+        from specbench.bench.round_process import RoundProcess
+        from specbench.training.rounds import due, rolled_back
+
+        adaptation, choice = contestant.drafter.adaptation, contestant.competitor.choice
+        assert adaptation is not None
+        label, found = contestant.competitor.label, []
+        adaptation.gather()
+        process = self._beside.get(label)
+        if process is not None and process.is_over:
+            found.append(process.finish())
+            del self._beside[label]
+        for name in adaptation.domains():
+            back = rolled_back(adaptation, name)
+            if back is not None:
+                found.append(back)
+            if label not in self._beside and due(adaptation, name):
+                self._beside[label] = RoundProcess(adaptation, name, choice.card.name, choice.options)
+                adaptation.domain(name).memory.learnt()
+        return found
+
+    def forget(self, contestant: Contestant) -> None:
+        """The method goes back to its beginning: a round under way is of a stream that is no more."""
+        process = self._beside.pop(contestant.competitor.label, None)
+        if process is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """No process outlives the run."""
+        for process in self._beside.values():
+            process.kill()
+        self._beside = {}

@@ -1,0 +1,108 @@
+"""A round of learning in a process beside the answers, on the same cores: `learning=concurrent`.
+
+It is a `specbench adapt train` on the store's answers that writes its candidate elsewhere; the run alone promotes. It
+may only run while its own method answers and is stopped otherwise, so that what it takes from the cores is paid by
+that method's clock and by no other's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from specbench.adapt.adaptation import Adaptation, InUse
+from specbench.adapt.versions import AdapterStore
+from specbench.metrics import Interval
+from specbench.training.rounds import Round
+
+_NOT_HANDED_ON = frozenset({"adapt", "adapter", "store", "learning", "collect"})
+
+_PATIENCE_S = 10.0
+"""A signal takes effect within milliseconds; on a machine that swaps, seconds."""
+
+
+class RoundProcess:
+    """One round under way. Begins stopped."""
+
+    def __init__(self, adaptation: Adaptation, domain: str, method: str, options: Mapping[str, Any]) -> None:
+        assert adaptation.store is not None, "its answers lie in a store"
+        self._adaptation = adaptation
+        self.domain = domain
+        self._scratch = tempfile.TemporaryDirectory(prefix="specbench-round-")
+        self._into = Path(self._scratch.name) / "store"
+        self._said = Path(self._scratch.name) / "said"
+        words = [
+            *(sys.executable, "-m", "specbench", "adapt", "train", "--json"),
+            *("--store", str(adaptation.store.folder), "--into", str(self._into)),
+            *("--temperature", repr(adaptation.temperature), "--domain", domain),
+            *("--device", str(adaptation.lm.device), "--version", str(adaptation.domain(domain).in_use.number)),
+        ]
+        for name, value in options.items():
+            if name not in _NOT_HANDED_ON and value != "":
+                words += ["--set", f"{method}.{name}={value}"]
+        with (Path(self._scratch.name) / "answer").open("wb") as out, self._said.open("wb") as err:
+            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        self._handle = psutil.Process(self._process.pid)
+        self.pause()
+
+    def pause(self) -> None:
+        """Others are timed now: returns when it has stopped."""
+        if self._process.poll() is not None:
+            return
+        self._handle.suspend()
+        ends = time.monotonic() + _PATIENCE_S
+        while self._process.poll() is None and self._handle.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < ends, "a stopped process goes on running"
+            time.sleep(0.001)
+
+    def go_on(self) -> None:
+        """Its own method answers now."""
+        if self._process.poll() is None:
+            self._handle.resume()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `finish` has something to say."""
+        return self._process.poll() is not None
+
+    def finish(self) -> Round:
+        """What came of it; a promoted candidate becomes a version and is drafted with."""
+        adaptation, domain = self._adaptation, self._adaptation.domain(self.domain)
+        try:
+            if self._process.returncode != 0:
+                why = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
+                return Round(
+                    domain=self.domain, outcome="dropped", why=f"round dropped: {why[0]}", version=domain.in_use.number
+                )
+            answer = (Path(self._scratch.name) / "answer").read_text(encoding="utf-8")
+            body = json.loads(answer)
+            found = Round(**{field.name: body[field.name] for field in fields(Round)})
+            if found.gain is not None:
+                found = replace(found, gain=Interval(*found.gain))
+            if found.outcome != "promoted":
+                return replace(found, version=domain.in_use.number)
+            assert adaptation.store is not None
+            made = AdapterStore(self._into)
+            candidate = made.load(made.numbers()[-1], base_hash=adaptation.lm.weights_hash)
+            number = adaptation.store.add(candidate)
+            adaptation.store.activate(number, self.domain)
+            adaptation.swap(self.domain, InUse(number=number, weights=candidate.weights, parent=domain.in_use))
+            return replace(found, version=number)
+        finally:
+            self._scratch.cleanup()
+
+    def kill(self) -> None:
+        """The run is over before it is, or goes back to its beginning."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._scratch.cleanup()

@@ -1,0 +1,327 @@
+"""A round of learning of a draft model's adapter: train a candidate, judge it on answers it never learnt from, promote.
+
+Between requests, on the runner's own step (`training.step`): token-weighted gradients, clipping, and a loss that is not
+finite stops before any weight is touched. Whatever goes wrong in a round (out of memory included), the adapter that was
+drafted with before is drafted with after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from specbench.adapt.adaptation import Adaptation, Domain, InUse
+from specbench.adapt.adapter import Adapter, Lineage
+from specbench.adapt.observed import Observed
+from specbench.errors import SpecbenchError, UsageError
+from specbench.metrics import Bootstrap, Interval, percentile_interval
+from specbench.training.budget import rate
+from specbench.training.step import StepFailed, Stepper
+from specbench.training.verdict_loss import Answers, VerdictLearner, agreement
+
+Outcome = Literal["promoted", "kept", "dropped", "rolled back"]
+RESAMPLES = 2000
+MOST_JUDGED = 128
+"""Held-out answers a candidate is judged on; where there are more, a seeded sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What came of one."""
+
+    domain: str
+    outcome: Outcome
+    why: str
+    """One sentence."""
+    version: int
+    """Drafted with from here on: a number of the store, or of the rounds where there is none; 0 = the base."""
+    seconds: float = 0.0
+    """All of it: learning, judging, writing."""
+    num_steps: int = 0
+    num_positions: int = 0
+    """New ones since the round before."""
+    first_loss: float | None = None
+    """Per unit of weight, of the first step; None where the round changes its loss on the way."""
+    last_loss: float | None = None
+    num_held_out: int = 0
+    before: float | None = None
+    """Expected acceptance on the held-out positions under the adapter in use."""
+    after: float | None = None
+    """Under the candidate."""
+    gain: Interval | None = None
+    """95 % bootstrap over answers of after - before."""
+
+
+def between_requests(adaptation: Adaptation) -> list[Round]:
+    """Take in what the last requests showed; roll back and learn where it is due."""
+    adaptation.gather()
+    found = []
+    for name in adaptation.domains():
+        back = rolled_back(adaptation, name)
+        if back is not None:
+            found.append(back)
+        if due(adaptation, name):
+            found.append(learn(adaptation, name))
+    return found
+
+
+def due(adaptation: Adaptation, name: str) -> str:
+    """Why a round should begin now; '' where none should."""
+    plan, domain = adaptation.plan, adaptation.domain(name)
+    num_new = domain.memory.num_new_positions
+    if num_new == 0 or not domain.memory.new:
+        return ""
+    if plan.after_positions and num_new >= plan.after_positions:
+        return f"{num_new} new positions"
+    rate_now = domain.live.acceptance
+    if plan.after_drop and rate_now is not None and domain.live.best - rate_now >= plan.after_drop:
+        return f"acceptance fell from {domain.live.best:.3f} to {rate_now:.3f}"
+    return "idle" if plan.idle else ""
+
+
+# --- back ------------------------------------------------------------------------------------------------------------
+
+
+def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
+    """Back to the adapter before, where the live acceptance fell below what it was under that by more than two standard
+    errors; None where nothing speaks against the one in use."""
+    plan, domain = adaptation.plan, adaptation.domain(name)
+    live, in_use = domain.live, domain.in_use
+    if not plan.rollback or live.before is None or in_use.parent is None or live.since_swap < plan.watch_positions:
+        return None
+    now = live.acceptance
+    assert now is not None, "positions were tried since the swap"
+    error = (2 * live.before * (1 - live.before) / plan.watch_positions) ** 0.5
+    if now >= live.before - 2 * error:
+        domain.live = replace(live, before=None)  # judged, and kept
+        return None
+    before = live.before
+    adaptation.swap(name, in_use.parent)
+    domain.live = replace(domain.live, before=None)
+    if adaptation.store is not None:
+        adaptation.store.activate(in_use.parent.number, name)
+    return Round(
+        domain=name,
+        outcome="rolled back",
+        why=f"live acceptance {now:.3f} under version {in_use.number}, {before:.3f} before it",
+        version=in_use.parent.number,
+    )
+
+
+# --- learn -----------------------------------------------------------------------------------------------------------
+
+
+def learn(adaptation: Adaptation, name: str = "") -> Round:
+    """One round. Raises UsageError for a process of several; whatever else fails drops the round and says why."""
+    start = time.perf_counter()
+    domain = adaptation.domain(name)
+    domain.num_rounds += 1
+    num_new = domain.memory.num_new_positions
+    layers = adaptation.layers
+    own = domain.in_use.weights
+    trained: _Trained | None = None
+    found: Round
+    try:
+        layers.set(domain.candidate if domain.candidate is not None else own)
+        trained = _train(adaptation, domain)
+        found = _judge(adaptation, domain, name, trained)
+    except StepFailed:
+        found = _dropped(name, domain, "the loss or its gradient was not a number")
+    except SpecbenchError as error:
+        if isinstance(error, UsageError):
+            raise
+        found = _dropped(name, domain, error.what)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        found = _dropped(name, domain, "out of memory")
+    finally:
+        # What is drafted with is what was decided, however this ended.
+        in_use = adaptation.loaded
+        layers.set(in_use.weights)
+    if found.outcome == "dropped":
+        domain.candidate = None
+    domain.memory.learnt()
+    is_one_loss = adaptation.plan.loss != "kl-tv"
+    return replace(
+        found,
+        seconds=time.perf_counter() - start,
+        num_positions=num_new,
+        num_steps=0 if trained is None else trained.num_steps,
+        first_loss=trained.first_loss if trained is not None and is_one_loss else None,
+        last_loss=trained.last_loss if trained is not None and is_one_loss else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    weights: Mapping[str, Tensor]
+    num_steps: int
+    first_loss: float
+    last_loss: float
+
+
+def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
+    """Steps from the matrices that are set, within the plan's budget."""
+    plan, lm = adaptation.plan, adaptation.lm
+    # A training of another precision in this process must not decide about this one.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision="no")
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            "an adapter learns in one process, not in one of several", where="torchrun", try_="--adapt off"
+        )
+    losses: list[float] = []
+    # Requests are decoded in inference mode, whose tensors cannot learn.
+    with torch.inference_mode(False), torch.enable_grad(), adaptation.layers.learning() as module:
+        learner = VerdictLearner(lm, adaptation.layers, module, plan)
+        optimiser = torch.optim.AdamW(module.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+        source = Answers(lm, plan, num_shared=adaptation.num_shared, seed=adaptation.seed + domain.num_rounds)
+        stepper = Stepper(accelerator, learner, optimiser, source, plan.clip)
+        start = time.perf_counter()
+        for step in range(plan.steps):
+            if plan.round_s and time.perf_counter() - start >= plan.round_s:
+                break
+            share = (step + 0.5) / plan.steps
+            learner.at(share)
+            source.answers = domain.memory.batch(plan.batch, replay=plan.replay)
+            if not source.answers:
+                break
+            lr = plan.lr * rate("cosine", share, warmup=plan.lr_warmup)
+            sums = stepper.step([list(range(len(source.answers)))], lr=lr, wants_stop=False, seconds=0.0)
+            losses.append(sums.loss)
+        weights = adaptation.layers.weights()
+    if not losses:
+        raise StepFailed([])
+    return _Trained(weights=weights, num_steps=len(losses), first_loss=losses[0], last_loss=losses[-1])
+
+
+# --- judge -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Two adapters on the same held-out positions."""
+
+    num_answers: int
+    before: float
+    after: float
+    gain: Interval
+
+
+def evidence(
+    adaptation: Adaptation,
+    held_out: Sequence[Observed],
+    before: Mapping[str, Tensor] | None,
+    after: Mapping[str, Tensor] | None,
+) -> Evidence:
+    """Teacher-forced expected acceptance, pooled over positions, and the interval of its gain: answers are resampled,
+    for positions of one answer go together. At least two answers."""
+    sums = [_sums(adaptation, held_out, weights) for weights in (before, after)]
+    num_U = np.array([observed.num_positions for observed in held_out], dtype=np.float64)
+    bootstrap = Bootstrap(len(held_out), seed=adaptation.seed, resamples=RESAMPLES)
+    resampled = bootstrap.sums(np.stack([sums[1] - sums[0], num_U], axis=1))
+    interval = percentile_interval(resampled[:, 0] / resampled[:, 1])
+    assert interval is not None, "at least two answers"
+    total = num_U.sum()
+    return Evidence(
+        num_answers=len(held_out),
+        before=float(sums[0].sum() / total),
+        after=float(sums[1].sum() / total),
+        gain=interval,
+    )
+
+
+def _sums(
+    adaptation: Adaptation, held_out: Sequence[Observed], weights: Mapping[str, Tensor] | None
+) -> np.typing.NDArray[np.float64]:
+    adaptation.layers.set(weights)
+    source = Answers(adaptation.lm, adaptation.plan, num_shared=adaptation.num_shared, seed=0)
+    found = []
+    for start in range(0, len(held_out), adaptation.plan.batch):
+        source.answers = list(held_out[start : start + adaptation.plan.batch])
+        found += agreement(adaptation.lm, source.every(), temperature=adaptation.temperature)
+    return np.array(found)
+
+
+def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained) -> Round:
+    plan, memory = adaptation.plan, domain.memory
+    held_out = memory.held_out
+    if len(held_out) > MOST_JUDGED:
+        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(adaptation.seed)).tolist()
+        held_out = [held_out[place] for place in sorted(order[:MOST_JUDGED])]
+    if len(held_out) < plan.min_held_out:
+        domain.candidate = trained.weights
+        return Round(
+            domain=name,
+            outcome="kept",
+            why=f"{len(held_out)} held-out answers, {plan.min_held_out} are needed to judge: it learns on",
+            version=domain.in_use.number,
+            num_held_out=len(held_out),
+        )
+    found = evidence(adaptation, held_out, domain.in_use.weights, trained.weights)
+    shown = f"{found.before:.4f} to {found.after:.4f} [{found.gain.low:+.4f}, {found.gain.high:+.4f}]"
+    judged = Round(
+        domain=name,
+        outcome="kept",
+        why=f"expected acceptance {shown} is not surely more than {plan.margin:g} better",
+        version=domain.in_use.number,
+        num_held_out=found.num_answers,
+        before=found.before,
+        after=found.after,
+        gain=found.gain,
+    )
+    if found.gain.low <= plan.margin:
+        # What seems to help is learnt on; what does not is begun anew from the adapter in use.
+        domain.candidate = trained.weights if found.after > found.before else None
+        return judged
+    number = _keep(adaptation, domain, name, trained, found)
+    adaptation.swap(name, InUse(number=number, weights=trained.weights, parent=replace(domain.in_use, parent=None)))
+    domain.candidate = None
+    return replace(judged, outcome="promoted", why=f"expected acceptance {shown}", version=number)
+
+
+def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, found: Evidence) -> int:
+    """The candidate as a version -> its number. Raises EnvironmentFailed where the disk refuses."""
+    if adaptation.store is None:
+        return domain.in_use.number + 1
+    learnt = hashlib.sha256()
+    for observed in [*domain.memory.new, *domain.memory.old]:
+        learnt.update(observed.tokens_T.numpy().tobytes())
+    lineage = Lineage(
+        base=adaptation.lm.name,
+        base_hash=adaptation.lm.weights_hash,
+        parent=domain.in_use.number or None,
+        domain=name,
+        data_hash=learnt.hexdigest(),
+        num_positions=domain.memory.num_new_positions,
+        figures={
+            "held_out_answers": found.num_answers,
+            "before": found.before,
+            "after": found.after,
+            "gain_low": found.gain.low,
+            "gain_high": found.gain.high,
+            "steps": trained.num_steps,
+        },
+    )
+    number = adaptation.store.add(Adapter(shape=adaptation.layers.shape, weights=trained.weights, lineage=lineage))
+    adaptation.store.activate(number, name)
+    return number
+
+
+def _dropped(name: str, domain: Domain, why: str) -> Round:
+    return Round(domain=name, outcome="dropped", why=f"round dropped: {why}", version=domain.in_use.number)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch raises its own type on devices and a RuntimeError with this text on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

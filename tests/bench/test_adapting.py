@@ -1,0 +1,166 @@
+"""Learning inside a paired run: a stream that every repeat grows anew, and learning on a clock of its own, shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specbench import paths, registry
+from specbench.adapt.versions import AdapterStore
+from specbench.api import Silent
+from specbench.bench.defaults import with_defaults
+from specbench.bench.request import GridAxis, RunRequest, Setting
+from specbench.bench.round_process import RoundProcess
+from specbench.bench.runner import run
+from specbench.errors import UsageError
+from specbench.events import Measured
+from specbench.store.journal import read_events
+from specbench.store.summary import to_json
+from specbench.suite.schema import Defaults
+from tests.bench.conftest import save_tiny_target
+from tests.bench.test_carry import _accepted
+
+SMALL = {"after_positions": 20, "steps": 8, "lr": 0.01, "batch": 4, "min_held_out": 2, "top_k": 16, "round_s": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_target(tmp_path_factory.mktemp("draft"), seed=5)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twelve short questions, so that some are held out."""
+    path = tmp_path / "many.jsonl"
+    rows = [
+        {"question_id": f"q{n}", "category": "ab"[n % 2], "turns": [f"{n} say {'abcdef'[n % 6]}"]} for n in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _request(suite: Path, target: Path, draft: Path, store: Path, **changes: object) -> RunRequest:
+    settings = {"model": str(draft), "num_tokens": 3, **SMALL}
+    values = {
+        "suite": str(suite),
+        "target": str(target),
+        "methods": ("adaptive_lora",),
+        "settings": tuple(Setting("adaptive_lora", name, str(value)) for name, value in settings.items()),
+        "max_new_tokens": 16,
+        "temperature": 1.0,
+        "repeats": 2,
+        "threads": 1,
+        "store": store,
+        **changes,
+    }
+    return RunRequest(**values)  # type: ignore[arg-type]
+
+
+def _measured(store: Path, run_id: str) -> list[Measured]:
+    return [line.event for line in read_events(paths.run_dir(store, run_id)) if isinstance(line.event, Measured)]
+
+
+def test_on_and_off_run_in_one_plan_and_learning_is_charged_beside_the_clock(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    """Repeats begin from the same state and learn the same; the texts are the target's own; the seconds are shown."""
+    store = tmp_path / "store"
+    grid = (GridAxis("adaptive_lora", "adapt", ("off", "on")),)
+    outcome = run(_request(many, tiny_target, tiny_draft, store, grid=grid, carry="stream"), Silent())
+    assert outcome.state == "finished" and outcome.failed_checks == ()
+    assert outcome.summary is not None
+    off, on = (next(r for r in outcome.summary.rows if f"adapt={word}" in r.method) for word in ("off", "on"))
+    assert off.learn_s is None and off.speedup_serial is None
+    assert on.lossless and on.learn_s is not None and on.learn_s > 0 and on.speedup_serial is not None
+    assert on.speedup_total is not None and on.speedup_serial < on.speedup_total
+    assert any("learnt for" in note and "serial" in note for note in on.notes)
+    assert {"learn_s", "speedup_serial"} <= to_json(outcome.summary)["rows"][0].keys()
+    measured = [each for each in _measured(store, outcome.run_id) if each.method == on.method]
+    learnt = [each.value for each in measured if each.name == "learn_s"]
+    assert len(learnt) == 24 and sum(learnt) == pytest.approx(on.learn_s)
+    assert any(each.name == "adapter_round_s" for each in measured)
+    repeats = _accepted(store, outcome.run_id, on.method)
+    assert repeats[0] == repeats[1], "a repeat finds nothing of the one before"
+    [kept] = (paths.run_dir(store, outcome.run_id) / "adapters").iterdir()
+    assert list(AdapterStore(kept).rows.read()), "observed answers lie beside the journal"
+
+
+def test_without_a_stream_nothing_is_learnt(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", limit=3, repeats=1)
+    request = RunRequest(**{**vars(request), "settings": (*request.settings, Setting("adaptive_lora", "adapt", "on"))})
+    outcome = run(request, Silent())
+    assert outcome.summary is not None
+    assert not any(each.name == "learn_s" for each in _measured(tmp_path / "store", outcome.run_id))
+
+
+def test_adapt_on_is_a_stream_and_says_so_on_the_command(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    request = _request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="on")
+    filled = with_defaults(request, Defaults())
+    assert filled.request.carry == "stream" and Setting("adaptive_lora", "adapt", "on") in filled.request.settings
+    assert "--adapt on" in filled.command and "--carry stream" in filled.command
+    assert with_defaults(filled.request, Defaults()).request == filled.request, "filling twice changes nothing"
+    off = with_defaults(_request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="off"), Defaults())
+    assert off.request.carry == "none" and Setting("adaptive_lora", "adapt", "off") in off.request.settings
+
+
+def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "s.jsonl"
+    with pytest.raises(UsageError, match="--adapt on learns from one question for the next"):
+        _request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", carry="none")
+    with pytest.raises(UsageError, match="is not a choice of --adapt"):
+        _request(suite, tiny_target, tiny_draft, tmp_path, adapt="maybe")
+    with pytest.raises(UsageError, match="no method of this run learns") as refused:
+        with_defaults(RunRequest(suite=str(suite), target="demo", methods=("suffix",), adapt="on"), Defaults())
+    assert "adaptive_lora" in str(refused.value.try_)
+    settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "off"))
+    with pytest.raises(UsageError, match="contradict each other"):
+        with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+
+
+def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path) -> None:
+    """Stopped until its method answers; its candidate becomes a version of the run's store, and is drafted with."""
+    import psutil
+    from helpers import requests_for, tokens_of
+
+    from tests.adapt.adapted import engine, learning_drafter, save_draft
+
+    draft = save_draft(tmp_path / "draft")
+    given = {"steps": 30, "lr": 3e-3, "rank": 8, "loss": "kl", "pull": 0.0, "dtype": "float64", "round_s": 0.0}
+    on = engine(temperature=1.0)
+    drafter = learning_drafter(draft, on, store=str(tmp_path / "store"), **given)
+    on.reserve(drafter.max_nodes)
+    adaptation = drafter.adaptation
+    assert adaptation is not None and adaptation.store is not None
+    requests = requests_for([tokens_of(seed, 4 + seed % 5) for seed in range(40)], max_new_tokens=10)
+    for start in range(0, 40, 4):
+        on.generate(drafter, requests[start : start + 4])
+        adaptation.gather()
+    card = registry.card("adaptive_lora")
+    options = registry.check_options(card, {"model": str(draft), "rank": 8, "min_held_out": 2, "top_k": 8, **given})
+    with adaptation.store.writing():
+        process = RoundProcess(adaptation, "", "adaptive_lora", options)
+        assert psutil.Process(process._process.pid).status() == psutil.STATUS_STOPPED and not process.is_over
+        process.go_on()
+        process._process.wait(timeout=200)
+        assert adaptation.store.numbers() == [], "the process writes elsewhere"
+        found = process.finish()
+    assert found.outcome == "promoted" and found.version == 1, found
+    assert found.gain is not None and found.gain.low > 0
+    assert adaptation.store.active() == adaptation.loaded.number == 1
+    killed = RoundProcess(adaptation, "", "adaptive_lora", options)
+    killed.kill()
+    assert killed.is_over and not psutil.pid_exists(killed._process.pid)
+
+
+def test_a_concurrent_round_ends_with_its_run(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    import psutil
+
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=1, limit=6)
+    settings = (*request.settings, Setting("adaptive_lora", "learning", "concurrent"))
+    outcome = run(RunRequest(**{**vars(request), "settings": settings}), Silent())
+    assert outcome.summary is not None and outcome.failed_checks == ()
+    row = next(row for row in outcome.summary.rows if row.name == "adaptive_lora")
+    assert any("beside its answers, on the same cores" in note for note in row.notes)
+    assert not any("adapt" in child.cmdline() for child in psutil.Process().children(recursive=True))

@@ -1,0 +1,77 @@
+"""`specbench adapt` as typed: observe, look, learn, choose, hand on, delete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specbench.adapt.versions import AdapterStore
+from tests.conftest import Ran
+
+DRAFT = ("--model", "demo-draft")
+
+
+def test_a_store_is_filled_learnt_from_looked_at_and_purged(specbench: Callable[..., Ran], tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "adapters"))
+    words = ("adapt", "collect", "demo", "--limit", "6", "--max-new-tokens", "24", "--threads", "1", *DRAFT, *store)
+    ran = specbench(*words)
+    assert ran.code == 0 and "positions of 6 answers" in ran.out and "specbench adapt train" in ran.out, ran.err
+    ran = specbench(*words)
+    assert "0 positions of 0 answers" in ran.out and "6 questions were there already" in ran.out
+    stats = json.loads(specbench("adapt", "stats", "--json", *store).out)
+    assert stats["num_answers"] == 6 and sum(stats["tried_at"]) == stats["num_positions"] > 30
+    assert "overlap of both laws" in specbench("adapt", "stats", *store).out
+    small = ("--set", "adaptive_lora.steps=2", "--set", "adaptive_lora.min_held_out=2", "--threads", "1")
+    ran = specbench("adapt", "train", *DRAFT, *small, *store)
+    assert ran.code == 0 and "2 steps on" in ran.out and ("kept" in ran.out or "promoted" in ran.out), ran.err
+    ran = specbench("adapt", "purge", *store)
+    assert ran.code == 0 and "bytes of observed answers deleted" in ran.out
+    assert "no answers" in specbench("adapt", "stats", *store).out
+    ran = specbench("adapt", "train", *DRAFT, *store)
+    assert ran.code == 2 and "nothing to learn from" in ran.err and "specbench adapt collect" in ran.err
+
+
+def _with_versions(folder: Path) -> AdapterStore:
+    from tests.adapt.test_adapter_files import _adapter
+
+    store = AdapterStore(folder)
+    store.add(_adapter(seed=1))
+    store.add(_adapter(seed=2))
+    return store
+
+
+def test_versions_are_listed_chosen_rolled_back_and_exported(specbench: Callable[..., Ran], tmp_path: Path) -> None:
+    store = _with_versions(tmp_path / "adapters")
+    where = ("--store", str(store.folder))
+    assert specbench("adapt", "activate", "1", *where).code == specbench("adapt", "activate", "2", *where).code == 0
+    listed = json.loads(specbench("adapt", "ls", "--json", *where).out)
+    assert [(each["version"], each["active"]) for each in listed] == [(1, False), (2, True)]
+    assert "2*" in specbench("adapt", "ls", *where).out
+    assert "version 1 is drafted with" in specbench("adapt", "rollback", *where).out
+    assert "no adapter is drafted with" in specbench("adapt", "rollback", *where).out
+    assert specbench("adapt", "rollback", *where).code == 2
+    out = tmp_path / "out"
+    assert specbench("adapt", "export", "2", "-o", str(out), *where).code == 0
+    assert (out / "adapter_model.safetensors").is_file() and (out / "adapter_config.json").is_file()
+    assert specbench("adapt", "export", "2", "-o", str(out), *where).code == 2
+    assert specbench("adapt", "purge", "--all", *where).code == 0 and store.numbers() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("adapt", "collect", "demo", "--target", "other"), "no draft model was named"),
+        (("adapt", "train", *DRAFT, "--set", "suffix.depth=3"), "the command is about adaptive_lora"),
+        (("adapt", "train", *DRAFT, "--set", "adaptive_lora.stepz=3"), "did you mean 'steps'"),
+        (("adapt", "activate", "3"), "no adapter version 3"),
+        (("adapt", "purge"), "no adapter store at"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_what_to_type(
+    specbench: Callable[..., Ran], tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    ran = specbench(*words, "--store", str(tmp_path / "none"))
+    assert ran.code == 2 and said in ran.err, ran.err

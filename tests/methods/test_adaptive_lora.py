@@ -1,0 +1,229 @@
+"""adaptive_lora: without an adapter it is the draft model, and no swap, wherever it falls, changes a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import NoDrafter, requests_for
+
+from methods.adaptive_lora.drafter import AdaptiveDrafter, build
+from methods.draft_model.drafter import build as build_draft_model
+from specbench import registry
+from specbench.adapt import adapter as files
+from specbench.adapt.adaptation import InUse
+from specbench.adapt.adapter import Adapter, Lineage
+from specbench.adapt.lora import LoraLayers, LoraShape
+from specbench.adapt.versions import AdapterStore
+from specbench.conformance.targets import chi_square_p, enumerated_law, marginal, table_target
+from specbench.engine.answer import Generation
+from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
+from specbench.errors import UsageError
+from specbench.lm.chain import ChainDrafter
+from specbench.lm.load import load_lm
+from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request
+from specbench.sampling import Sampling, sequence_key
+from tests.adapt.adapted import engine, learning_drafter, noisy_weights, options, save_draft
+
+SHAPE = LoraShape(rank=4, alpha=8.0)
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_draft(tmp_path_factory.mktemp("draft"))
+
+
+class _Swapping(AdaptiveDrafter):
+    """Swaps adapters behind every commit, in mid-sequence: three of them in turn, one of them none."""
+
+    def prepare(self) -> None:
+        layers = self.adaptation.layers
+        self.choices = [InUse(number=n, weights=noisy_weights(layers, seed=n)) for n in (1, 2)] + [InUse()]
+        self.num_swaps = 0
+
+    def commit(self, commit: Commit) -> None:
+        super().commit(commit)
+        self.adaptation.swap("", self.choices[self.num_swaps % 3])
+        self.num_swaps += 1
+
+
+def _swapping(draft: Path, on: Engine) -> _Swapping:
+    drafter = learning_drafter(draft, on, adapt=True)
+    drafter.__class__ = _Swapping
+    assert isinstance(drafter, _Swapping)
+    drafter.prepare()
+    on.reserve(drafter.max_nodes)
+    return drafter
+
+
+def _answers(on: Engine) -> tuple[Generation, ...]:
+    return on.generate(NoDrafter(), requests_for(max_new_tokens=20)).generations
+
+
+def test_without_an_adapter_it_is_the_draft_model(draft: Path) -> None:
+    """The same drafts accepted step by step, by the same class; learning that has not begun changes nothing either."""
+    for temperature in (0.0, 1.0):
+        on = engine(temperature=temperature)
+        given = {"model": str(draft), "num_tokens": 3}
+        theirs = build_draft_model(registry.check_options(registry.card("draft_model"), given), on.view())
+        ours = build(options(draft), on.view())
+        assert type(ours) is type(theirs) is ChainDrafter and ours.adaptation is None
+        found = [
+            on.generate(drafter, requests_for(max_new_tokens=20)).generations
+            for drafter in (theirs, ours, learning_drafter(draft, on))
+        ]
+        accepted = [[[step.num_accepted for step in g.steps] for g in generations] for generations in found]
+        assert accepted[0] == accepted[1] == accepted[2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_swap_in_mid_sequence_changes_no_token(draft: Path, temperature: float) -> None:
+    """Greedy and coupled, float64, alone and in a ragged batch: seeded autoregression, whatever is drafted with."""
+    on = engine(temperature=temperature)
+    wanted = _answers(on)
+    drafter = _swapping(draft, on)
+    for rows in (range(4), [0], [2]):
+        found = on.generate(drafter, [requests_for(max_new_tokens=20)[row] for row in rows]).generations
+        assert [each.tokens for each in found] == [wanted[row].tokens for row in rows]
+    assert drafter.num_swaps > 10 and drafter.adaptation.swaps >= drafter.num_swaps
+
+
+def test_after_a_swap_a_draft_is_that_of_the_new_weights_alone(draft: Path) -> None:
+    """Keys and values of the old weights are gone: the drafts in mid-sequence are those of a drafter that has read the
+    whole text with the new ones."""
+    on = engine()
+    drafter = learning_drafter(draft, on)
+    on.reserve(drafter.max_nodes)
+    weights = noisy_weights(drafter.adaptation.layers)  # type: ignore[union-attr]
+    other = learning_drafter(draft, on)
+    other.adaptation.swap("", InUse(number=1, weights=weights))  # type: ignore[union-attr]
+    learns = drafter.adaptation
+    assert learns is not None
+    watched: list[DraftTree] = []
+    request = requests_for(max_new_tokens=30)[0]
+    told = _Told(drafter, at=3, do=lambda: learns.swap("", InUse(number=1, weights=weights)), seen=watched)
+    [found] = on.generate(told, [request]).generations
+    text = [*request.prompt, *found.tokens]
+    # What a fresh drafter drafts behind the text as it stood at that step.
+    at = len(request.prompt) + 1 + sum(step.num_committed for step in found.steps[:3])
+    fresh: list[DraftTree] = []
+    again = Request(key=request.key, prompt=tuple(text[: at - 1]), max_new_tokens=len(text) - at + 1)
+    on.generate(_Told(other, at=99, do=lambda: None, seen=fresh), [again])
+    assert watched[3].tokens_BN.tolist() == fresh[0].tokens_BN.tolist()
+    assert watched[3].tokens_BN.tolist() != watched[2].tokens_BN.tolist()
+
+
+class _Told(Drafter):
+    """Passes every call on, keeps the drafts, and does something before draft number `at`."""
+
+    def __init__(self, inner: Drafter, *, at: int, do: Callable[[], None], seen: list[DraftTree]) -> None:
+        self._inner, self._at, self._do, self._seen = inner, at, do, seen
+        self.max_nodes, self.wants_target = inner.max_nodes, inner.wants_target
+
+    def begin(self, requests: list[Request]) -> None:  # type: ignore[override]
+        self._inner.begin(requests)
+
+    def prefill(self, row: int, tokens_T: torch.Tensor, hidden_TKD: torch.Tensor | None, offset: int) -> None:
+        self._inner.prefill(row, tokens_T, hidden_TKD, offset)
+
+    def start(self, len_B: list[int], root_B: torch.Tensor) -> None:
+        self._inner.start(len_B, root_B)
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        if len(self._seen) == self._at:
+            self._do()
+        tree = self._inner.draft(noise)
+        self._seen.append(tree)
+        return tree
+
+    def commit(self, commit: Commit) -> None:
+        self._inner.commit(commit)
+
+    def keep(self, rows: list[int]) -> None:
+        self._inner.keep(rows)
+
+
+def test_rejection_keeps_the_targets_law_across_swaps(tmp_path: Path) -> None:
+    """900 answers of three tokens from a vocabulary of four, adapters swapped behind every step: chi-square."""
+    from specbench.conformance.targets import save_draft_of
+
+    lm, prompt = table_target(), (0, 1, 2, 3, 0, 1, 2, 3, 0, 1)
+    save_draft_of(lm, tmp_path)
+    answers: list[tuple[int, ...]] = []
+    for group in range(3):
+        on = Engine(lm, sampling=Sampling(temperature=1.0), rule="rejection", max_batch=300, max_len=20, max_nodes=4)
+        drafter = _swapping(tmp_path, on)
+        requests = [
+            Request(
+                key=sequence_key(seed=0, question_id=str(group * 300 + row), turn=0), prompt=prompt, max_new_tokens=4
+            )
+            for row in range(300)
+        ]
+        answers += [each.tokens[:3] for each in on.generate(drafter, requests).generations]
+    law = enumerated_law(lm.logits_VV, Sampling(temperature=1.0), length=3, first=prompt[-1])
+    p_values = [chi_square_p(answers, law)]
+    p_values += [chi_square_p([(answer[place],) for answer in answers], marginal(law, place)) for place in (1, 2)]
+    assert min(p_values) * len(p_values) > 1e-3
+
+
+def _saved(draft: Path, folder: Path, *, base_hash: str | None = None) -> Path:
+    lm = load_lm(str(draft), device=torch.device("cpu"), dtype=torch.float64)
+    weights = noisy_weights(LoraLayers(lm.model, SHAPE))
+    lineage = Lineage(base="tiny", base_hash=base_hash or lm.weights_hash)
+    files.save(folder, Adapter(shape=SHAPE, weights=weights, lineage=lineage))
+    return folder
+
+
+def test_a_named_adapter_is_drafted_with_and_may_be_captured(draft: Path, tmp_path: Path) -> None:
+    """Its steps as graphs accept what single steps accept, and not what the bare draft model accepts."""
+    folder = _saved(draft, tmp_path / "one")
+    on = engine()
+    wanted = _answers(on)
+    found = {}
+    for name, given, graphs in (("bare", {}, None), ("alone", {"adapter": str(folder)}, None),
+                                ("graphs", {"adapter": str(folder)}, RecordedGraphs())):  # fmt: skip
+        run = Engine(on.lm, sampling=on.sampling, max_batch=4, max_len=110, max_nodes=8, graphs=graphs)
+        drafter = build(options(draft, **given), run.view())
+        assert drafter.capturable and drafter.adaptation is None
+        generations = run.generate(drafter, requests_for(max_new_tokens=20)).generations
+        assert [each.tokens for each in generations] == [each.tokens for each in wanted]
+        found[name] = [[s.num_committed - s.num_truncated for s in each.steps] for each in generations]
+        if given:
+            assert "+" in drafter.weights_hash and any("adapter" in note for note in drafter.notes)
+    assert found["alone"] == found["graphs"] != found["bare"]
+
+
+def test_an_adapter_of_another_draft_model_is_refused(draft: Path, tmp_path: Path) -> None:
+    folder = _saved(draft, tmp_path / "one", base_hash="c" * 64)
+    with pytest.raises(UsageError, match="belongs to the draft model"):
+        build(options(draft, adapter=str(folder)), engine().view())
+
+
+def test_a_store_is_drafted_with_by_its_active_version(draft: Path, tmp_path: Path) -> None:
+    _saved(draft, tmp_path / "versions" / "0001")
+    store = AdapterStore(tmp_path)
+    plain = build(options(draft, store=str(tmp_path)), engine().view())
+    assert plain.notes == ()
+    store.activate(1)
+    assert "drafts with adapter version 1" in build(options(draft, store=str(tmp_path)), engine().view()).notes
+
+
+def test_what_was_learnt_is_forgotten_at_a_restore(draft: Path) -> None:
+    on = engine()
+    drafter = learning_drafter(draft, on)
+    on.reserve(drafter.max_nodes)
+    adaptation = drafter.adaptation
+    assert adaptation is not None
+    snapshot, before = drafter.snapshot(), adaptation.layers.weights()
+    first = on.generate(drafter, requests_for(max_new_tokens=12)).generations
+    adaptation.gather()
+    adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers)))
+    on.generate(drafter, requests_for(max_new_tokens=12))
+    drafter.restore(snapshot)
+    assert adaptation.gather() == 0 and adaptation.domain("").memory.num_positions == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adaptation.layers.weights().items())
+    again = on.generate(drafter, requests_for(max_new_tokens=12)).generations
+    assert [[s.num_accepted for s in g.steps] for g in again] == [[s.num_accepted for s in g.steps] for g in first]
