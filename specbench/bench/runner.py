@@ -21,7 +21,7 @@ from specbench.bench.defaults import with_defaults
 from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
-from specbench.bench.execution import describe, tell_of_graphs
+from specbench.bench.execution import tell_of_graphs
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
@@ -138,19 +138,7 @@ class _Run:
         )
 
     def _refuse_if_changed(self, manifest: Manifest) -> None:
-        session = self._session
-        changed = [
-            f"{what} ({was[:12]} then, {is_now[:12]} now)"
-            for what, was, is_now in (
-                ("the suite", manifest.suite.hash, session.suite_hash()),
-                ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
-                ("the device", manifest.device.kind, session.lm.device.type),
-                ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
-                ("how steps are run", manifest.device.execution, describe(session.lm, session.graphs)),
-                ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
-            )
-            if was != is_now
-        ]
+        changed = record.changed_since(manifest, self._session)
         if changed:
             raise EnvironmentFailed(
                 f"run {manifest.run_id} cannot go on: {', '.join(changed)} changed since it began",

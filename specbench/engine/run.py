@@ -21,6 +21,7 @@ from specbench.engine.clock import Clock
 from specbench.engine.readback import Shape, committed_states, read_table, step_table
 from specbench.engine.recorder import Recorder
 from specbench.engine.stop import Stop
+from specbench.engine.watched import StepSeen, StepWatch
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Commit, Drafter, Request, Rule
 from specbench.sampling import STREAM_ACCEPT, STREAM_DRAFT, NoiseStream, Sampling, process
@@ -54,8 +55,16 @@ class Row:
 class Run:
     """One call of `Engine.generate`, step by step: the host reads every step before it asks for the next."""
 
-    def __init__(self, setting: Setting, drafter: Drafter, requests: Sequence[Request], sink: StepSink | None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        sink: StepSink | None,
+        watch: StepWatch | None = None,
+    ) -> None:
         self._setting = setting
+        self._watch = watch
         self._lm = setting.lm
         self._sampling = setting.sampling
         self._drafter = drafter
@@ -193,6 +202,9 @@ class Run:
         verdict = accept.walk(chosen_BM, tree)
         read = read_table(step_table(verdict, tree, verified.logits_BMV).tolist(), Shape.of(tree))
         marks.append(mark())
+        if self._watch is not None:
+            live = [row.index for row in self._live]
+            self._watch(StepSeen(step, live, tree, verified.logits_BMV, self._seen_BV, chosen_BM, verdict.path_BP))
         self._lm.commit(read.num_accepted, tree, verdict.path_BP)
         if self._seen_BV is not None:
             see(self._seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)

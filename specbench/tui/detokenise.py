@@ -7,7 +7,7 @@ before. So each one's piece is what the decoded text grew by when it came.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,6 +64,22 @@ class Pieces:
         assert self._tokenizer is not None, "callers ask"
         # Special tokens are part of what a method had to predict: a stop id is a token of the answer.
         return str(self._tokenizer.decode(ids, skip_special_tokens=False)) if ids else ""
+
+
+_CONTEXT = 8
+"""Tokens that stand before one whose text is asked for: its first bytes or its space may depend on them."""
+
+
+def text_behind(tokenizer: Tokenizer | None, before: Sequence[int], token: int) -> str:
+    """What one token would add behind `before`; its number where it is a part of a character, or there is no
+    tokenizer."""
+    if tokenizer is None:
+        return f"⟨{token}⟩"
+    head = [each for each in before[-_CONTEXT:] if each >= 0]
+    start = str(tokenizer.decode(head, skip_special_tokens=False)) if head else ""
+    whole = str(tokenizer.decode([*head, token], skip_special_tokens=False))
+    added = whole[len(start) :] if whole.startswith(start) else ""
+    return f"⟨{token}⟩" if not added or _BROKEN in added else added
 
 
 class Found(NamedTuple):

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     """The target's own token at the end of a step that had drafted."""
     MISSING = "missing"
     """There is a token, and the journal does not say which yet."""
+    GHOST = "ghost"
+    """Drafted and rejected: no part of the answer. Known where there is a trace."""
 
 
 class Mode(Enum):
@@ -83,6 +85,9 @@ def look(kind: Kind, depth: int, mode: Mode) -> Look:
         return Look(style=Style.null(), mark="")
     if kind is Kind.MISSING:
         return Look(style=Style(dim=True), mark="")
+    if kind is Kind.GHOST:
+        # Struck through where the terminal can; the tildes around it say it everywhere.
+        return Look(style=Style(dim=True, strike=True), mark="")
     if kind is Kind.DRAFTED:
         if not mode.has_colour:
             return Look(style=Style(underline=True), mark=shown)
