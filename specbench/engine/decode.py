@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from specbench.engine.answer import GroupResult, NotFinite, StepSink
+from specbench.engine.answer import GroupResult, NotFinite, OnPrefill, StepSink
 from specbench.engine.captured import CapturedRun
 from specbench.engine.clock import Clock, clock_for
 from specbench.engine.graphs import Backend, Capturing, Graphs
@@ -127,11 +127,12 @@ class Engine:
         sink: StepSink | None = None,
         capturing: Capturing = "met",
         watch: StepWatch | None = None,
+        on_prefill: OnPrefill | None = None,
     ) -> GroupResult:
         """Decode all requests together. Exact stopping; every row's tokens depend on its own request only.
 
         capturing: whether shapes may be captured now, which takes time: "none" where it is timed. watch: shown every
-        step as it is decided, for untimed replays; steps then run operator by operator.
+        step as it is decided, for untimed replays; steps then run operator by operator. on_prefill: see `OnPrefill`.
         Raises UsageError (does not fit), NotFinite (NaN logits), torch.OutOfMemoryError.
         """
         assert 0 < len(requests) <= self.max_batch, f"{len(requests)} requests in an engine of {self.max_batch} rows"
@@ -143,7 +144,9 @@ class Engine:
             self.lm.check_tokens(request.prompt)
         self.lm.tap(drafter.taps)
         try:
-            return self._run(drafter, requests, sink, capturing=capturing, watch=watch).run()
+            run = self._run(drafter, requests, sink, capturing=capturing, watch=watch)
+            run.on_prefill = on_prefill
+            return run.run()
         except NotFinite:
             # Masked slots weigh 0, but 0 times a NaN left in them is NaN: the next question must not inherit it.
             self.lm.erase()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specbench.engine import accept
-from specbench.engine.answer import Generation, GroupResult, NotFinite, StepSink
+from specbench.engine.answer import Generation, GroupResult, NotFinite, OnPrefill, StepSink
 from specbench.engine.choose import choose, counted_children, see, test_key
 from specbench.engine.clock import Clock
 from specbench.engine.readback import Shape, committed_states, read_table, step_table
@@ -65,6 +65,7 @@ class Run:
     ) -> None:
         self._setting = setting
         self._watch = watch
+        self.on_prefill: OnPrefill | None = None
         self._lm = setting.lm
         self._sampling = setting.sampling
         self._drafter = drafter
@@ -98,6 +99,8 @@ class Run:
         root_B = self._prefill()
         self._clock.finish()
         prefilled = time.perf_counter()
+        if self.on_prefill is not None:
+            self.on_prefill([row.tokens[0] for row in self._rows])
         root_B = self._drop_finished(root_B)
         if self._live:
             self._decode(root_B)

@@ -23,6 +23,7 @@ from specbench.tui.workspace import Workspace, step_aside
 
 _LATER: dict[str, tuple[str, str]] = {
     "race": ("race", "RaceView"),
+    "tree": ("tree", "TreeView"),
     "accept": ("accept", "AcceptView"),
     "speed": ("speed", "SpeedView"),
     "system": ("system", "SystemView"),

@@ -61,34 +61,46 @@ def token_text(text: str) -> str:
 def tree_rows(at: At, width: int, *, pruned: bool) -> tuple[list[Line], list[tuple[str, Line]]]:
     """Head, and a row per node with its place as key."""
     verdicts = width >= 54
-    room = max(12, width - 2 * _NUMBER - (18 if verdicts else 3))
+    found = rows_of(at.step, pruned=pruned)
+    most = max(12, width - 2 * _NUMBER - (18 if verdicts else 3))
+    # No wider than the widest token wants: what is left tells what was chosen instead.
+    wanted = max(cell_len(row.lead) + cell_len(_name(at, row)) for row in found)
+    room = min(most, max(24, wanted + 1))
     head = cell("", room) + f"{'q':>{_NUMBER}}{'p':>{_NUMBER}}" + ("  verdict" if verdicts else "")
-    rows = [(str(row.place), _row(at, row, room, verdicts=verdicts)) for row in rows_of(at.step, pruned=pruned)]
-    return [fit((Span(head, "bold"),), width)], rows
+    return [fit((Span(head, "bold"),), width)], [
+        (str(row.place), fit(_row(at, row, room, verdicts=verdicts), width)) for row in found
+    ]
+
+
+def _name(at: At, row: Row) -> str:
+    """`³ ␣of`, `◆ ,`, or the root's last words."""
+    if row.place == ROOT:
+        return f"● “{visible(at.words.root(at.number).lstrip())}”"
+    text = token_text(at.words.node(at.number, row.place))
+    if row.place == len(at.step.nodes):
+        return f"{BONUS_MARK} {text}"
+    return f"{str(row.depth).translate(_SMALL)} {text}"
 
 
 def _row(at: At, row: Row, room: int, *, verdicts: bool) -> Line:
     step = at.step
     if row.place == ROOT:
-        return line(Span("● ", "accent"), cell(f"“{at.words.root(at.number).lstrip()}”", room - 2))
+        return line(Span(cell(_name(at, row), room)))
     lead = row.lead
     if cell_len(lead) > room - 10:
         # Deeper than the pane is wide: the branches nearest to the token stay.
         lead = "…" + lead[cell_len(lead) - (room - 11) :]
-    text = token_text(at.words.node(at.number, row.place))
+    name = cell(_name(at, row), max(1, room - cell_len(lead)))
     if row.place == len(step.nodes):
         law = _law_over(step, row.place)
         p = next((p for token, p in law.top if token == step.bonus), None)
         sign = "◆ the target's own" if step.nodes else "◆ no draft"
         if step.num_truncated:
             sign = "◆ behind the end"
-        name = cell(f"{BONUS_MARK} {text}", max(1, room - cell_len(lead)))
         numbers = f"{'–':>{_NUMBER}}{share(p):>{_NUMBER}}"
         return (Span(lead, "dim"), Span(name, "bold"), Span(numbers), Span(f"  {sign}" if verdicts else " ◆", "warn"))
     node = step.nodes[row.place]
     words, style = _SIGNS[node.verdict]
-    mark = str(row.depth).translate(_SMALL)
-    name = cell(f"{mark} {text}", max(1, room - cell_len(lead)))
     numbers = f"{share(node.q):>{_NUMBER}}{share(node.p):>{_NUMBER}}"
     if node.verdict == "rejected" and verdicts:
         words += _instead(at, node.parent)

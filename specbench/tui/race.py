@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from specbench.errors import EnvironmentFailed
 from specbench.manifest import Manifest, read_manifest
+from specbench.store.traces import read_trace, trace_file
 from specbench.tui.clock import ReplayClock
 from specbench.tui.detokenise import Found, Pieces, find_tokenizer
 from specbench.tui.index import Generation, RunIndex
 from specbench.tui.layout import Shown
 from specbench.tui.marks import Kind
 from specbench.tui.timeline import Timeline
+from specbench.tui.tree import Words
 
 MOST_LANES = 4
 OPENING_BYTES = 16_000_000
@@ -51,6 +54,15 @@ class Lane:
     num_restarts: int = 0
     """Changes when `tokens` was made anew instead of extended."""
     pieces: Pieces = field(default_factory=lambda: Pieces(None))
+    words: Words | None = None
+    """Of the answer's trace, where there is one that is this answer: it knows what was rejected."""
+
+    def ghost_at(self, seconds: float) -> str:
+        """The best rejected path of the last step; gone when the answer is over."""
+        if self.words is None or self.timeline is None or seconds >= self.timeline.end_s:
+            return ""
+        done = self.timeline.steps_at(seconds)
+        return self.words.ghost(done - 1) if done else ""
 
     def is_stuck_at(self, seconds: float) -> bool:
         """Nothing was accepted in the last STUCK_STEPS steps that drafted something."""
@@ -79,6 +91,8 @@ class Race:
         self.is_running = True
         """A process writes the journal; set by whoever looks at it."""
         self.found = Found(None, "the tokenizer is being read")
+        self.notes: list[str] = []
+        """Traces that could not be read."""
         self._wall = wall
         self._plan = {
             (record.method, question, record.turn, record.repeat): (record.group, row)
@@ -186,6 +200,7 @@ class Race:
         if generation is not lane.generation:
             self._restart(lane)
             lane.generation, lane.timeline = generation, Timeline(generation)
+            lane.words = self._words(generation)
         assert lane.timeline is not None
         lane.timeline.extend(self.folder, group)
         self._tell(lane)
@@ -194,8 +209,26 @@ class Race:
         else:
             lane.state = "failed" if generation.ending.error else "done"
 
+    def look_for_traces(self) -> None:
+        """Take in what was made since the answers were opened."""
+        for lane in self.lanes:
+            if lane.generation is not None and lane.words is None:
+                lane.words = self._words(lane.generation)
+
+    def _words(self, generation: Generation) -> Words | None:
+        path = trace_file(self.folder, generation.group, generation.row)
+        if not path.exists():
+            return None
+        try:
+            trace = read_trace(path)
+        except EnvironmentFailed as error:
+            # Ghosts are an ornament here; the Tree screen says what is wrong with the file.
+            self.notes.append(error.what)
+            return None
+        return Words(trace, self.found.tokenizer) if trace.head.matches and trace.head.drafts_match else None
+
     def _restart(self, lane: Lane) -> None:
-        lane.generation = lane.timeline = None
+        lane.generation = lane.timeline = lane.words = None
         lane.tokens, lane.pieces = [], Pieces(self.found.tokenizer)
         lane.num_restarts += 1
 

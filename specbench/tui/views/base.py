@@ -186,6 +186,9 @@ class View(Screen[None]):
     def action_go_race(self) -> None:
         self.main.show_view("race")
 
+    def action_go_tree(self) -> None:
+        self.main.show_view("tree")
+
     def action_go_accept(self) -> None:
         self.main.show_view("accept")
 
