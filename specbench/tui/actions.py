@@ -12,7 +12,7 @@ from textual.binding import Binding
 
 from specbench.tui.lines import Line, Span, width_of
 
-EVERYWHERE = ("home", "race", "tree", "accept", "speed", "system", "train", "board", "library")
+EVERYWHERE = ("home", "race", "tree", "accept", "speed", "system", "train", "board", "chat", "library")
 TIME = ("race",)
 STEPS = ("race", "tree")
 
@@ -47,6 +47,7 @@ SCREENS = (
     _go("system", "6", "System", "This machine now, and whether the run's measurement was clean."),
     _go("train", "7", "Train", "Loss, accuracy by depth and simulated acceptance of a training."),
     _go("board", "8", "Board", "Like-for-like leaderboard of every stored run."),
+    _go("chat", "9", "Chat", "Talk to a target with any method; nothing said there is a measurement."),
     _go("library", "0", "Library", "Suites, methods, targets and drafters at hand."),
 )
 
@@ -56,6 +57,8 @@ ACTIONS = (
         name="open", keys=("enter",), label="Open", rank=1, views=("home", "accept", "board", "library"),
         help="Open what the cursor is on.",
     ),
+    Action(name="open", keys=("enter",), label="Write", rank=1, views=("chat",),
+           help="Write a message; the first time, load the target."),
     Action(name="play", keys=("space",), label="Play", rank=1, views=TIME, help="Play or pause the race clock."),
     Action(
         name="mark", keys=("space",), label="Mark", rank=2, views=("board",), help="Mark a run, to compare two.",
@@ -94,7 +97,7 @@ ACTIONS = (
            help="Follow the end of the journal, as it is written."),
     Action(name="choose", keys=("o",), label="Methods", rank=8, views=TIME, help="Choose which methods race."),
     Action(name="choose", keys=("o",), label="Method", rank=6, views=("tree",), help="Choose whose answer is shown."),
-    Action(name="marks", keys=("m",), label="Marks", rank=10, views=STEPS,
+    Action(name="marks", keys=("m",), label="Marks", rank=10, views=(*STEPS, "chat"),
            help="Tokens in colour, with marks, marks alone, or plain."),
     Action(name="inspect", keys=("i",), label="Inspect", rank=2, views=("system",),
            help="Ask specbench doctor about this machine; a process of its own, since it loads torch."),
@@ -111,6 +114,8 @@ ACTIONS = (
            help="Measure: the demo where there is no run yet, this training's drafter on Train."),
     Action(name="stop", keys=("x",), label="Stop", rank=6, views=("home",),
            help="Stop the run: after this answer, now, or by force. Asks which."),
+    Action(name="stop", keys=("x",), label="Stop", rank=2, views=("chat",),
+           help="End the answer under way; what there is of it stays."),
     Action(name="stop", keys=("x",), label="Stop", rank=16, views=TIME,
            help="Stop the run: after this answer, now, or by force. Asks which."),
     Action(name="resume", keys=("c",), label="Continue", rank=7, views=("home",),

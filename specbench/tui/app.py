@@ -29,6 +29,7 @@ _LATER: dict[str, tuple[str, str]] = {
     "system": ("system", "SystemView"),
     "train": ("train", "TrainView"),
     "board": ("board", "BoardView"),
+    "chat": ("chat", "ChatView"),
     "library": ("library", "LibraryView"),
 }
 """Modules of screens that are imported when they are first shown."""

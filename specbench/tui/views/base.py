@@ -204,6 +204,9 @@ class View(Screen[None]):
     def action_go_board(self) -> None:
         self.main.show_view("board")
 
+    def action_go_chat(self) -> None:
+        self.main.show_view("chat")
+
     def action_go_library(self) -> None:
         self.main.show_view("library")
 
