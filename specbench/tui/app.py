@@ -157,7 +157,7 @@ class SpecbenchApp(App[None]):
         """True where a process of this machine writes the folder: this one then gives way, for good."""
         is_live = step_aside(folder)
         if is_live:
-            self.viewer_note = f"viewer nice {os.nice(0)}, ≤ 8 fps"
+            self.viewer_note = f"nice {os.nice(0)}, ≤ 8 fps"
         return is_live
 
     def next_theme(self) -> None:

@@ -22,6 +22,7 @@ from specbench.events import (
     GenerationFinished,
     GenerationStarted,
     Measured,
+    ReferenceFinished,
     RunFinished,
     RunStarted,
     from_line,
@@ -110,6 +111,9 @@ class RunIndex:
         self.num_steps_lines = 0
         self.version = 0
         """Changes with every event but steps: what is summed up of answers is as old as this."""
+        self.first_tokens: dict[tuple[str, int], int] = {}
+        """Of the reference answers, by question and turn: what every method's prefill writes as well, since it is the
+        same forward of the same prompt with the same noise. A live answer's own is told when it ends."""
         self.recent: deque[str] = deque(maxlen=_NUM_RECENT)
         """The last events in words, for a run that left no other log."""
         self.measured: dict[tuple[str, str], Measured] = {}
@@ -172,6 +176,8 @@ class RunIndex:
                 self._end(event, _ending(event))
             case GenerationFailed():
                 self._end(event, _failure(event))
+            case ReferenceFinished(tokens=tokens) if tokens:
+                self.first_tokens[event.question_id, event.turn] = tokens[0]
             case RunFinished():
                 self.finished = event
                 self.recent.append(f"{event.state} {event.time} {event.message}".rstrip())

@@ -19,7 +19,6 @@ from specbench.tui.clock import ReplayClock
 from specbench.tui.detokenise import Found, Pieces, find_tokenizer
 from specbench.tui.index import Generation, RunIndex
 from specbench.tui.layout import Shown
-from specbench.tui.marks import Kind
 from specbench.tui.timeline import Timeline
 from specbench.tui.tree import Words
 
@@ -51,6 +50,8 @@ class Lane:
     generation: Generation | None = None
     timeline: Timeline | None = None
     tokens: list[Shown] = field(default_factory=list)
+    first: int = -1
+    """Id of the first of them."""
     num_restarts: int = 0
     """Changes when `tokens` was made anew instead of extended."""
     pieces: Pieces = field(default_factory=lambda: Pieces(None))
@@ -199,7 +200,8 @@ class Race:
             return
         if generation is not lane.generation:
             self._restart(lane)
-            lane.generation, lane.timeline = generation, Timeline(generation)
+            first = self.index.first_tokens.get((generation.question_id, generation.turn))
+            lane.generation, lane.timeline = generation, Timeline(generation, first_token=first)
             lane.words = self._words(generation)
         assert lane.timeline is not None
         lane.timeline.extend(self.folder, group)
@@ -235,10 +237,11 @@ class Race:
     def _tell(self, lane: Lane) -> None:
         assert lane.timeline is not None
         tokens = lane.timeline.tokens
-        if lane.tokens and lane.tokens[0].kind is Kind.MISSING and tokens[0].kind is not Kind.MISSING:
+        if lane.tokens and lane.first != tokens[0].id:
             # The prefill's token has become known: pieces behind it depend on it.
             lane.tokens, lane.pieces = [], Pieces(self.found.tokenizer)
             lane.num_restarts += 1
+        lane.first = tokens[0].id
         for token in tokens[len(lane.tokens) :]:
             lane.tokens.append(Shown(lane.pieces.add(token.id), token.kind, token.depth))
         rest = lane.pieces.rest() if lane.timeline.generation.ending is not None else ""

@@ -69,7 +69,10 @@ def test_following_shows_what_the_journal_gets_and_nothing_it_has_not(live: Path
     baseline, chain = race.lanes
     assert baseline.state == "done" and chain.state == "live"
     assert race.live_lane() is chain
-    assert [token.kind for token in chain.tokens][:2] == [Kind.MISSING, Kind.DRAFTED]
+    assert [token.kind for token in chain.tokens][:2] == [Kind.PLAIN, Kind.DRAFTED]
+    # No step holds the prefill's token: until the answer ends it is the reference's, of the same prompt and noise.
+    reference = race.index.first_tokens[chain.generation.question_id, 0] if chain.generation else None
+    assert chain.timeline is not None and chain.timeline.tokens[0].id == reference
     before = len(chain.tokens)
     steps = crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0), (3, 1, 0)])
     append(live, Steps(group=1, rows=tuple(steps[3:])))
@@ -77,7 +80,8 @@ def test_following_shows_what_the_journal_gets_and_nothing_it_has_not(live: Path
     assert len(chain.tokens) == before + 2
     append(live, crafted_answer(race.manifest, 1, steps))
     race.advance()
-    assert chain.state == "done" and chain.tokens[0].kind is Kind.PLAIN
+    # Its own, once it is told.
+    assert chain.state == "done" and chain.timeline.tokens[0].id == 100 and chain.tokens[0].text == "⟨100⟩"
 
 
 def test_following_goes_on_to_the_next_question(live: Path) -> None:
