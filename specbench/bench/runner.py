@@ -28,6 +28,7 @@ from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
 from specbench.manifest import GroupRecord, Manifest, write_manifest
+from specbench.store import pausing
 from specbench.store.attempts import finished_groups
 from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
@@ -95,6 +96,7 @@ class _Run:
         watch = DeviceWatch(self._folder, gpu_uuid=machine.gpu_uuid(self._session.lm.device), say=self._progress.say)
         self._watch = watch
         with Journal(self._folder) as journal, watch, machine.settled_heap():
+            pausing.forget(self._folder)
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
@@ -103,6 +105,7 @@ class _Run:
                 self._replay_streams(groups, done)
                 for group in groups:
                     if group.group not in done:
+                        self._wait_where_asked(journal, group)
                         self._one_group(journal, group)
             except KeyboardInterrupt:
                 state = "interrupted"
@@ -208,6 +211,18 @@ class _Run:
                 )
 
     # --- one group -------------------------------------------------------------------------------------------------
+
+    def _wait_where_asked(self, journal: Journal, group: GroupRecord) -> None:
+        """A pause is between two questions and on the record; what it cooled down is warmed up again, untimed."""
+        if not pausing.is_asked(self._folder):
+            return
+        self._progress.say(f"paused before {group.method} on {_shown(group)}")
+        journal.flush()
+        seconds = pausing.wait(self._folder)
+        journal.write(Measured(name="paused_s", value=seconds, unit="s"))
+        self._progress.say(f"goes on after {seconds:.0f} s")
+        if not self._refused(group):
+            self._session.warm_up(self._contestants[BASELINE].drafter, self._cells(group), with_reference=False)
 
     def _cells(self, group: GroupRecord) -> list[Cell]:
         by_id = {question.question_id: question for question in self._session.suite.questions}

@@ -119,7 +119,7 @@ ACTIONS = (
     Action(name="stop", keys=("x",), label="Stop", rank=16, views=TIME,
            help="Stop the run: after this answer, now, or by force. Asks which."),
     Action(name="resume", keys=("c",), label="Continue", rank=7, views=("home",),
-           help="Continue a run or training that did not finish."),
+           help="Continue a run or training that did not finish, or one that is paused."),
     Action(name="delete", keys=("d",), label="Delete", rank=0, views=("home",),
            help="Delete a run's folder and its rows in the store. Asks first."),
     Action(name="log", keys=("L",), label="Log", rank=0, views=("home", "race", "train"),

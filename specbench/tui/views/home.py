@@ -12,6 +12,7 @@ from textual.widget import Widget
 
 from specbench import paths
 from specbench.errors import SpecbenchError
+from specbench.store import pausing
 from specbench.store.words import count
 from specbench.tui import children, sharing
 from specbench.tui.index import RunIndex
@@ -98,7 +99,9 @@ class HomeView(View):
                 self._progress[entry.run_id] = error.what
                 continue
             ended = sum(row.ending is not None for row in index.generations())
-            self._progress[entry.run_id] = f"{ended} of {planned}"
+            folder = self.workspace.folder(entry.run_id)
+            waits = "‖ paused, " if pausing.is_waiting(folder) else "pausing, " if pausing.is_asked(folder) else ""
+            self._progress[entry.run_id] = f"{waits}{ended} of {planned}"
         return before != self._progress
 
     def _listed(self, found: Listed) -> None:
@@ -266,6 +269,15 @@ class HomeView(View):
     def action_resume(self) -> None:
         entry = self._chosen()
         if entry is None:
+            return
+        folder = self.workspace.folder(entry.run_id)
+        if entry.state == "running" and pausing.is_asked(folder):
+            try:
+                pausing.let_go(folder)
+            except SpecbenchError as error:
+                self.fail(error)
+                return
+            self.say(f"{entry.run_id} goes on")
             return
         if entry.state not in ("lost", "interrupted"):
             self.say(f"{entry.run_id} is {entry.state}: only a stopped or lost run can be continued", style="warn")
