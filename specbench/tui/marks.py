@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from functools import cache
 
 from rich.style import Style
 
@@ -78,6 +79,7 @@ def mark(kind: Kind, depth: int) -> str:
     return ""
 
 
+@cache
 def look(kind: Kind, depth: int, mode: Mode) -> Look:
     """Style and mark of a token in a mode. Every style is a whole one: a segment without a style crashes NO_COLOR."""
     shown = mark(kind, depth) if mode.has_marks else ""
