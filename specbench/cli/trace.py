@@ -109,7 +109,7 @@ def _which(manifest: Manifest, question: str | None, method: str | None, *, turn
 
 def _print(manifest: Manifest, trace: Trace, path: Path, *, step: int | None, pruned: bool, as_json: bool) -> None:
     from specbench.tui import draw_tree
-    from specbench.tui.detokenise import find_tokenizer
+    from specbench.tui.detokenise import tokenizer_of
     from specbench.tui.lines import plain
     from specbench.tui.tree import Words
 
@@ -119,8 +119,7 @@ def _print(manifest: Manifest, trace: Trace, path: Path, *, step: int | None, pr
         steps = trace.steps if step is None else [trace.steps[step - 1]]
         show_json({"schema": 1, **head_as_json(trace.head), "path": str(path), "steps": list(map(step_as_json, steps))})
         return
-    request = manifest.provenance.get("request")
-    found = find_tokenizer(manifest.target.name, request if isinstance(request, dict) else {})
+    found = tokenizer_of(manifest)
     if found.why_not:
         note(visible(found.why_not))
     if step is not None:

@@ -16,6 +16,8 @@ from specbench import paths
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from specbench.manifest import Manifest
+
 _LONGEST_CHARACTER = 4
 """Bytes of UTF-8, each at worst a token of its own: what is still broken after so many stays broken."""
 _BROKEN = "\ufffd"
@@ -89,6 +91,12 @@ class Found(NamedTuple):
     why_not: str
 
 
+def tokenizer_of(manifest: Manifest) -> Found:
+    """Of a run's target; half a second where the vocabulary is large."""
+    request = manifest.provenance.get("request")
+    return find_tokenizer(manifest.target.name, request if isinstance(request, dict) else {})
+
+
 def find_tokenizer(name: str, request: dict[str, Any]) -> Found:
     """name: the target's in the manifest. request: the recorded one, whose target may be a folder's whole path."""
     path = _tokenizer_file(str(request.get("target") or name)) or _tokenizer_file(name)
@@ -104,12 +112,15 @@ def find_tokenizer(name: str, request: dict[str, Any]) -> Found:
         return Found(None, f"tokens are shown as numbers: {path} cannot be read ({error})")
 
 
+def hub_cache() -> Path:
+    """The hub's cache, by its published layout: nothing is asked of the network."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+
+
 def _tokenizer_file(target: str) -> Path | None:
     folder = paths.DEMO_MODELS.get(target, Path(target))
     if (folder / "tokenizer.json").is_file():
         return folder / "tokenizer.json"
-    # The hub's cache, by its published layout: nothing is asked of the network.
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    found = sorted((cache / f"models--{target.replace('/', '--')}").glob("snapshots/*/tokenizer.json"))
+    found = sorted((hub_cache() / f"models--{target.replace('/', '--')}").glob("snapshots/*/tokenizer.json"))
     return found[-1] if found else None

@@ -16,7 +16,7 @@ from specbench.errors import EnvironmentFailed
 from specbench.manifest import Manifest, read_manifest
 from specbench.store.traces import read_trace, trace_file
 from specbench.tui.clock import ReplayClock
-from specbench.tui.detokenise import Found, Pieces, find_tokenizer
+from specbench.tui.detokenise import Found, Pieces, tokenizer_of
 from specbench.tui.index import Generation, RunIndex
 from specbench.tui.layout import Shown
 from specbench.tui.timeline import Timeline
@@ -138,8 +138,7 @@ class Race:
 
     def load_tokenizer(self) -> None:
         """Half a second where the vocabulary is large: meant for a thread. Shows nothing by itself, see `retell`."""
-        request = self.manifest.provenance.get("request")
-        self.found = find_tokenizer(self.manifest.target.name, request if isinstance(request, dict) else {})
+        self.found = tokenizer_of(self.manifest)
 
     def retell(self) -> None:
         """All tokens again, with the tokenizer of now."""

@@ -40,7 +40,7 @@ class Pretending:
     last: Pretending
 
     def __init__(self, words: list[str]) -> None:
-        self.words, self.command = words, " ".join(["specbench", *words])
+        self.words, self.command = words, "specbench chat"
         self.sent: list[Any] = []
         self.says: list[dict[str, Any]] = [{"e": "ready", **STATE}]
         self.is_over = False

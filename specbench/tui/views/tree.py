@@ -14,7 +14,7 @@ from specbench.errors import SpecbenchError
 from specbench.manifest import Manifest, read_manifest
 from specbench.store.traces import Trace, Which, find_group, read_trace, trace_file
 from specbench.tui import draw_tree, sharing
-from specbench.tui.detokenise import Found, find_tokenizer
+from specbench.tui.detokenise import Found, tokenizer_of
 from specbench.tui.draw_tree import At
 from specbench.tui.lines import Line, Span, line, plain_text, wrap
 from specbench.tui.tracing import Replaying, words_of
@@ -184,10 +184,18 @@ class TreeView(View):
         if at is not None:
             # Where the accepted path ends: what is asked about first.
             path = at.step.path()
-            rows.select(str(path[-1] if path else 0 if at.step.nodes else len(at.step.nodes)))
+            key = str(path[-1] if path else 0 if at.step.nodes else len(at.step.nodes))
+            rows.select(key)
+            # Once more when the pane knows how long its new content is: only then can it scroll there.
+            self.call_after_refresh(self._select, key)
             self.query_one("#around", TokenView).show(at.words.around(at.number))
         self.draw_again()
         self.refresh_words()
+
+    def _select(self, key: str) -> None:
+        rows = self.query_one("#tree", Rows)
+        if rows.key == key:
+            rows.select(key)
 
     def draw_again(self) -> None:
         super().draw_again()
@@ -392,5 +400,4 @@ class TreeView(View):
 
 def _identify(folder: Path) -> tuple[Manifest, Found]:
     manifest = read_manifest(folder)
-    request = manifest.provenance.get("request")
-    return manifest, find_tokenizer(manifest.target.name, request if isinstance(request, dict) else {})
+    return manifest, tokenizer_of(manifest)
