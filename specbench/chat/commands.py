@@ -35,6 +35,12 @@ HELP = (
 _COMMANDS = tuple(head.split(" ")[0] for head, _ in HELP if head)
 _SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float}
 _WHOLE = {"max_new_tokens": int, "seed": int}
+_ENDED = {
+    "stop_id": "ended by the target's stop token",
+    "stop_string": "ended by a stop string",
+    "length": "cut at max_new_tokens",
+    "stopped": "stopped by you",
+}
 _RULES = ("coupled", "rejection", "typical")
 
 
@@ -299,7 +305,7 @@ def stats_words(reply: Reply, talk: Conversation) -> list[str]:
     """The last answer, line by line; where the pace comes from is said."""
     figures = reply.figures
     found = [
-        f"{talk.settings.method} on {talk.lm.name}: {figures_words(figures, talk)}; ended by {reply.finish_reason}",
+        f"{talk.settings.method} on {talk.lm.name}: {figures_words(figures, talk)}; {_ENDED[reply.finish_reason]}",
         f"prompt {count(reply.num_prompt_tokens, 'token')}, prefill {1000 * figures.prefill_s:.0f} ms; "
         "tok/s are of decoding, the prefill left out",
     ]

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from specbench.report import text
 from specbench.report.standing import Standing, rank_text, standing
-from specbench.store.records import MethodRow, RunSummary
-from specbench.tui.figures import RunItem
+from specbench.store.records import MethodRow, RunEntry, RunSummary
 from specbench.tui.lines import Column, Line, Span, line, sparkline, table
 
 SORTS = ("newest", "suite", "target", "state", "speed-up")
@@ -26,7 +25,7 @@ _WHOLE_IDS = 150
 """Columns from which on a run's whole id is shown: it is what is copied and typed."""
 
 
-def state_of(entry: RunItem) -> Span:
+def state_of(entry: RunEntry) -> Span:
     """The state with a sign, so that colour is not its only carrier."""
     words, style = _STATES.get(entry.state, (entry.state, ""))
     return Span(words, style)
@@ -41,13 +40,13 @@ def headline_row(summary: RunSummary) -> MethodRow | None:
     return max(ranked or fair or rows, key=lambda row: row.speedup or 0.0, default=None)
 
 
-def matches(entry: RunItem, words: str) -> bool:
+def matches(entry: RunEntry, words: str) -> bool:
     """Every word is somewhere in the row."""
     hay = " ".join((entry.run_id, entry.suite, entry.target, entry.state, entry.kind, *entry.speedups)).lower()
     return all(word in hay for word in words.lower().split())
 
 
-def ordered(entries: Sequence[RunItem], by: str) -> list[RunItem]:
+def ordered(entries: Sequence[RunEntry], by: str) -> list[RunEntry]:
     """By one of SORTS; newest first among equals."""
     match by:
         case "suite":
@@ -63,7 +62,7 @@ def ordered(entries: Sequence[RunItem], by: str) -> list[RunItem]:
 
 
 def rows(
-    entries: Sequence[RunItem],
+    entries: Sequence[RunEntry],
     summaries: Mapping[str, RunSummary],
     ratios: Mapping[str, Sequence[float]],
     progress: Mapping[str, str],
@@ -108,7 +107,7 @@ def when(created: str) -> str:
 
 
 def _cells(
-    entry: RunItem, summary: RunSummary | None, ratios: Sequence[float], progress: str, *, is_wide: bool
+    entry: RunEntry, summary: RunSummary | None, ratios: Sequence[float], progress: str, *, is_wide: bool
 ) -> list[Span]:
     head = [Span(entry.run_id if is_wide else short_id(entry.run_id)), Span(when(entry.created), "dim")]
     head += [state_of(entry), Span(entry.suite), Span(entry.target)]
@@ -156,7 +155,7 @@ def empty_lines(folder: str, width: int) -> list[Line]:
     ]
 
 
-def details(entry: RunItem, summary: RunSummary | None, source: str, width: int) -> list[Line]:
+def details(entry: RunEntry, summary: RunSummary | None, source: str, width: int) -> list[Line]:
     """What stands beside the list: conditions, rows, remarks of the run under the cursor."""
     from specbench.report.table import conditions, remarks
     from specbench.tui.lines import wrap

@@ -195,40 +195,37 @@ class RunIndex:
         group = self.groups.get(event.group)
         if group is None or event.row in group.rows:
             group = self.groups[event.group] = Group()
-        self.latest = group.rows[event.row] = Generation(
-            group=event.group,
-            row=event.row,
-            method=event.method,
-            question_id=event.question_id,
-            category=event.category,
-            turn=event.turn,
-            repeat=event.repeat,
-            num_prompt_tokens=event.num_prompt_tokens,
-            began_s=event.began_s,
-        )
+        self.latest = group.rows[event.row] = _generation(event, began_s=event.began_s)
 
     def _end(self, event: GenerationFinished | GenerationFailed, ending: Ending) -> None:
         group = self.groups.setdefault(event.group, Group())
         generation = group.rows.get(event.row)
         if generation is None:
             # A question can fail before its timed region opens (prompt too long): then nothing was started.
-            generation = group.rows[event.row] = Generation(
-                group=event.group,
-                row=event.row,
-                method=event.method,
-                question_id=event.question_id,
-                category=event.category,
-                turn=event.turn,
-                repeat=event.repeat,
-                num_prompt_tokens=getattr(event, "num_prompt_tokens", 0),
-                began_s=None,
-            )
+            generation = group.rows[event.row] = _generation(event, began_s=None)
         generation.ending = ending
         where = f"{event.method} on {event.question_id} turn {event.turn + 1} repeat {event.repeat + 1}"
         if ending.error:
             self.recent.append(f"failed: {where}: {ending.error}")
         else:
             self.recent.append(f"finished: {where}: {ending.num_tokens} tokens in {ending.num_steps} steps")
+
+
+def _generation(
+    event: GenerationStarted | GenerationFinished | GenerationFailed, *, began_s: float | None
+) -> Generation:
+    return Generation(
+        group=event.group,
+        row=event.row,
+        method=event.method,
+        question_id=event.question_id,
+        category=event.category,
+        turn=event.turn,
+        repeat=event.repeat,
+        # One that failed before its prompt was made says nothing of it.
+        num_prompt_tokens=0 if isinstance(event, GenerationFailed) else event.num_prompt_tokens,
+        began_s=began_s,
+    )
 
 
 def _ending(event: GenerationFinished) -> Ending:

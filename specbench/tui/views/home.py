@@ -21,7 +21,8 @@ from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas, Rows
 
 if TYPE_CHECKING:
-    from specbench.tui.figures import Listed, RunItem, Summed
+    from specbench.store.records import Listing, RunEntry
+    from specbench.tui.figures import Summed
 
 _LOOK_EVERY_S = 2.0
 _BYTES_A_LOOK = 16_000_000
@@ -40,7 +41,7 @@ class HomeView(View):
 
     def __init__(self) -> None:
         super().__init__()
-        self.listing: Listed | None = None
+        self.listing: Listing | None = None
         self._signature: object = None
         self.words = ""
         self.sorted_by = "newest"
@@ -80,7 +81,7 @@ class HomeView(View):
         self._signature = signature
         self.in_background("listing", self.workspace.listing, self._listed)
 
-    def _follow(self, found: Listed) -> bool:
+    def _follow(self, found: Listing) -> bool:
         """How far runs that are being written are; True where one went on."""
         from specbench.manifest import read_manifest  # 0.15 s of pydantic, only where a run is being written
 
@@ -104,7 +105,7 @@ class HomeView(View):
             self._progress[entry.run_id] = f"{waits}{ended} of {planned}"
         return before != self._progress
 
-    def _listed(self, found: Listed) -> None:
+    def _listed(self, found: Listing) -> None:
         is_first = self.listing is None
         changed = self._follow(found) or found != self.listing
         self.listing = found
@@ -171,7 +172,7 @@ class HomeView(View):
         parts += list(self.listing.notes)
         return " · ".join(parts)
 
-    def shown(self) -> list[RunItem]:
+    def shown(self) -> list[RunEntry]:
         """Filtered and sorted."""
         from specbench.tui.draw_home import matches, ordered
 
@@ -204,7 +205,7 @@ class HomeView(View):
             entry, summed.summary if summed else None, summed.source if summed is not None else "store", width
         )
 
-    def entry(self) -> RunItem | None:
+    def entry(self) -> RunEntry | None:
         """The run under the cursor."""
         key = self.query_one("#runs", Rows).key
         return next((each for each in self.listing.runs if each.run_id == key), None) if self.listing else None
@@ -214,7 +215,7 @@ class HomeView(View):
 
     # --- actions ------------------------------------------------------------------------------------------------------
 
-    def _chosen(self) -> RunItem | None:
+    def _chosen(self) -> RunEntry | None:
         entry = self.entry()
         if entry is None:
             self.say("no run is chosen: b measures the demo, n opens the form", style="warn")
