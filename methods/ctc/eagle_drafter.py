@@ -19,6 +19,7 @@ from methods.ctc.transform import collapse_tree
 from specbench.beams import expand
 from specbench.errors import UsageError
 from specbench.method import DraftNoise, DraftTree, Options, TargetView
+from specbench.sampling import log_probs
 from specbench.tree import chain
 
 EAGLE_DEPTH = 4
@@ -61,21 +62,26 @@ class EagleDrafter(CtcDrafter):
         # The anchor's keys and values stand there already; they are written again.
         z_BD, place_B = self._anchor_BD, cache.len_B - 1
         drafted: list[Tensor] = []
+        logq: list[Tensor] = []
         for depth in range(1, self._depth + 1):
             state_BD = layer.follow(z_BD, partial(cache.advance, place_B=place_B))
             scores_BV = self._network.token_logits(state_BD, self._head)
             if not self._is_plain:
                 scores_BV = vocabulary.scores(scores_BV, self._target, seen_BV)
+            law_BV = scores_BV
             if noise_at is not None:
                 scores_BV = scores_BV + noise_at(depth)
-            token_B = vocabulary.to_target(scores_BV.argmax(-1))
+            best_B = scores_BV.argmax(-1)
+            token_B = vocabulary.to_target(best_B)
             drafted.append(token_B)
+            if self.shows_q:
+                logq.append(log_probs(law_BV).gather(1, best_B[:, None]))
             if depth == self._depth:
                 break
             if seen_BV is not None:
                 seen_BV.scatter_(1, token_B[:, None], True)
             z_BD, place_B = layer.features(token_B, state_BD), place_B + 1
-        return chain(torch.stack(drafted, 1))
+        return chain(torch.stack(drafted, 1), score_BN=torch.cat(logq, 1) if logq else None)
 
     def _paths(self, noise: DraftNoise | None) -> DraftTree:
         network, noise_at = self._network, self._noise(noise)

@@ -35,8 +35,14 @@ def collapse_tree(tree: DraftTree) -> DraftTree:
         stands_for_BN = torch.where(repeats_BN, parents_BN, torch.where(twin.any(-1), first_BN, place_N))
     parents_BN = _above(tree.parents_BN, stands_for_BN)
     kept_BN = valid_BN & (stands_for_BN == place_N)
+    # q of a node is given its parent, and that is another one now: no law is left to show or to test against.
     return replace(
-        tree, parents_BN=torch.where(kept_BN, parents_BN, -1), valid_BN=kept_BN, is_chain=False, logq_BMV=None
+        tree,
+        parents_BN=torch.where(kept_BN, parents_BN, -1),
+        valid_BN=kept_BN,
+        is_chain=False,
+        score_BN=None,
+        logq_BMV=None,
     )
 
 

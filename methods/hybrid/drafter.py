@@ -109,6 +109,7 @@ class HybridDrafter(Drafter):
         self._end_B = [len(request.prompt) + request.max_new_tokens for request in requests]
         self._evidence = [Evidence() for _ in requests]
         self._memory.begin([request.prompt for request in requests])
+        self._inner.shows_q = self.shows_q
         self._inner.begin(requests)
 
     def prefill(self, row: int, tokens_T: Tensor, hidden_TKD: Tensor | None, offset: int) -> None:
@@ -198,6 +199,7 @@ def mixed(tree: DraftTree, found: Sequence[Proposal | None]) -> DraftTree:
     logq_BMV = tree.logq_BMV
     if logq_BMV is not None:
         logq_BMV = F.pad(logq_BMV, (0, 0, 0, added), value=float("-inf")).clone()
+    score_BN = None if tree.score_BN is None else F.pad(tree.score_BN, (0, added), value=float("nan")).clone()
     deepest = tree.max_depth
     for row, each in enumerate(found):
         if each is None:
@@ -207,6 +209,9 @@ def mixed(tree: DraftTree, found: Sequence[Proposal | None]) -> DraftTree:
         parents_BN[row, :size] = torch.tensor(each.parents, device=device)
         valid_BN[row] = torch.arange(num_nodes + added, device=device) < size
         parents_BN[row, size:] = -1
+        if score_BN is not None:
+            # A count of what followed is no law of the wrapped drafter.
+            score_BN[row] = float("nan")
         deepest = max(deepest, *_depths(each.parents))
         if logq_BMV is not None:
             logq_BMV[row] = float("-inf")
@@ -214,9 +219,14 @@ def mixed(tree: DraftTree, found: Sequence[Proposal | None]) -> DraftTree:
             slots = torch.tensor([parent + 1 for parent in firsts], device=device)
             logq_BMV[row, slots, torch.tensor(list(firsts.values()), device=device)] = 0.0
     if tree.is_chain and all(each is None or _is_chain(each.parents) for each in found):
-        return chain(tokens_BN, valid_BN=valid_BN, logq_BMV=logq_BMV)
+        return chain(tokens_BN, valid_BN=valid_BN, score_BN=score_BN, logq_BMV=logq_BMV)
     return DraftTree(
-        tokens_BN=tokens_BN, parents_BN=parents_BN, max_depth=deepest, valid_BN=valid_BN, logq_BMV=logq_BMV
+        tokens_BN=tokens_BN,
+        parents_BN=parents_BN,
+        max_depth=deepest,
+        valid_BN=valid_BN,
+        score_BN=score_BN,
+        logq_BMV=logq_BMV,
     )
 
 

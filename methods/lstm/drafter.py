@@ -119,7 +119,7 @@ class SpeculatorDrafter(Drafter):
         cell, vocabulary = self._cell, self._network.vocabulary
         tokens_B, state = self._root_B, cell.start(self._hidden_BH)
         seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
-        drafted, laws = [], []
+        drafted, laws, logq = [], [], []
         for depth in range(self._num_tokens):
             state = cell.step(depth, tokens_B, state)
             scores_BW = cell.logits(depth, state)
@@ -127,16 +127,24 @@ class SpeculatorDrafter(Drafter):
                 scores_BW = vocabulary.scores(scores_BW, self._target, seen_BV)
             if self._records_law:
                 laws.append(self._over_target(log_probs(scores_BW)))
+            law_BW = scores_BW
             noise_BW = None if noise is None else vocabulary.noise(noise.at_depth(depth + 1))
             if noise_BW is not None:
                 scores_BW = scores_BW + noise_BW
-            tokens_B = vocabulary.to_target(scores_BW.argmax(-1))
+            best_B = scores_BW.argmax(-1)
+            tokens_B = vocabulary.to_target(best_B)
+            if self.shows_q:
+                logq.append(log_probs(law_BW).gather(1, best_B[:, None]))
             drafted.append(tokens_B)
             if seen_BV is not None:
                 seen_BV.scatter_(1, tokens_B[:, None], True)
         if laws:
             laws.append(torch.full_like(laws[0], float("-inf")))  # the last token has no children, hence no law
-        return chain(torch.stack(drafted, 1), logq_BMV=torch.stack(laws, 1) if laws else None)
+        return chain(
+            torch.stack(drafted, 1),
+            score_BN=torch.cat(logq, 1) if logq else None,
+            logq_BMV=torch.stack(laws, 1) if laws else None,
+        )
 
     def _tree(self, noise: DraftNoise | None) -> DraftTree:
         cell, vocabulary = self._cell, self._network.vocabulary

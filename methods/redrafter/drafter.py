@@ -97,7 +97,7 @@ class ReDrafter(Drafter):
     def _chain(self, context: Context, noise: DraftNoise | None) -> DraftTree:
         token_B, state_BS = self._root_B, None
         seen_BV = None if self._seen_BV is None else self._seen_BV.clone()
-        drafted, laws = [], []
+        drafted, laws, logq = [], [], []
         for depth in range(1, self._depth + 1):
             state_BS = self._net.next_state(token_B, state_BS)
             scores_BV = self._net.logits(context, state_BS)
@@ -105,15 +105,23 @@ class ReDrafter(Drafter):
                 scores_BV = self._processed(scores_BV, seen_BV)
                 if self._records_law:
                     laws.append(self._law_over_target(log_probs(scores_BV)))
-                if noise is not None:
-                    scores_BV = scores_BV + self._noise(noise, depth)
-            token_B = self._vocabulary.to_target(scores_BV.argmax(-1))
+            law_BV = scores_BV
+            if not self._is_greedy and noise is not None:
+                scores_BV = scores_BV + self._noise(noise, depth)
+            best_B = scores_BV.argmax(-1)
+            token_B = self._vocabulary.to_target(best_B)
+            if self.shows_q:
+                logq.append(log_probs(law_BV).gather(1, best_B[:, None]))
             if seen_BV is not None:
                 seen_BV.scatter_(1, token_B[:, None], True)
             drafted.append(token_B)
         if laws:
             laws.append(torch.full_like(laws[0], float("-inf")))  # the last token has no children, hence no law
-        return chain(torch.stack(drafted, 1), logq_BMV=torch.stack(laws, 1) if laws else None)
+        return chain(
+            torch.stack(drafted, 1),
+            score_BN=torch.cat(logq, 1) if logq else None,
+            logq_BMV=torch.stack(laws, 1) if laws else None,
+        )
 
     def _tree(self, context: Context, noise: DraftNoise | None) -> DraftTree:
         num_rows = self._root_B.shape[0]

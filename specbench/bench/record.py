@@ -31,7 +31,7 @@ from specbench.manifest import (
 from specbench.method import Drafter
 from specbench.quantisation import NONE
 from specbench.store.files import is_training, unknown_run
-from specbench.suite import packaged_names
+from specbench.suite import Question, packaged_names
 
 
 def now() -> str:
@@ -114,6 +114,27 @@ def request_from(manifest: Manifest, resuming: RunRequest) -> RunRequest:
     values["dry_run"] = resuming.dry_run
     values["trust_remote_code"] = resuming.trust_remote_code
     return RunRequest(**values)
+
+
+def prompt_hash(question: Question) -> str:
+    """By which a question is known again: its turns as they are asked."""
+    return hashlib.sha256("\x1e".join(question.turns).encode()).hexdigest()[:16]
+
+
+def changed_since(manifest: Manifest, session: Session) -> list[str]:
+    """What an answer depends on and is not as it was when the run began, in words."""
+    return [
+        f"{what} ({was[:12]} then, {is_now[:12]} now)"
+        for what, was, is_now in (
+            ("the suite", manifest.suite.hash, session.suite_hash()),
+            ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
+            ("the device", manifest.device.kind, session.lm.device.type),
+            ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
+            ("how steps are run", manifest.device.execution, describe(session.lm, session.graphs)),
+            ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
+        )
+        if was != is_now
+    ]
 
 
 def notes_on(drafter: Drafter, *, target_hash: str, quantisation: str) -> tuple[str, ...]:
@@ -207,7 +228,7 @@ def make_manifest(
                 question_id=question.question_id,
                 category=question.category,
                 num_turns=len(question.turns),
-                prompt_hash=hashlib.sha256("\x1e".join(question.turns).encode()).hexdigest()[:16],
+                prompt_hash=prompt_hash(question),
             )
             for question in session.suite.questions
         ),

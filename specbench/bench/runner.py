@@ -21,7 +21,7 @@ from specbench.bench.defaults import with_defaults
 from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
-from specbench.bench.execution import describe, tell_of_graphs
+from specbench.bench.execution import tell_of_graphs
 from specbench.bench.learning import Learning, adapter_stores
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
@@ -29,6 +29,7 @@ from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
 from specbench.manifest import GroupRecord, Manifest, write_manifest
+from specbench.store import pausing
 from specbench.store.attempts import finished_groups
 from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
@@ -99,6 +100,7 @@ class _Run:
         self._watch = watch
         stores = adapter_stores(list(self._contestants.values()), self._folder)
         with Journal(self._folder) as journal, stores, watch, machine.settled_heap():
+            pausing.forget(self._folder)
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
@@ -107,6 +109,7 @@ class _Run:
                 self._replay_streams(groups, done)
                 for group in groups:
                     if group.group not in done:
+                        self._wait_where_asked(journal, group)
                         self._one_group(journal, group)
                         self._learn(journal, group)
             except KeyboardInterrupt:
@@ -156,19 +159,7 @@ class _Run:
             journal.write(Measured(name="viewer_slowdown", value=cost.slowdown, unit="share", detail=cost.words()))
 
     def _refuse_if_changed(self, manifest: Manifest) -> None:
-        session = self._session
-        changed = [
-            f"{what} ({was[:12]} then, {is_now[:12]} now)"
-            for what, was, is_now in (
-                ("the suite", manifest.suite.hash, session.suite_hash()),
-                ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
-                ("the device", manifest.device.kind, session.lm.device.type),
-                ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
-                ("how steps are run", manifest.device.execution, describe(session.lm, session.graphs)),
-                ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
-            )
-            if was != is_now
-        ]
+        changed = record.changed_since(manifest, self._session)
         if changed:
             raise EnvironmentFailed(
                 f"run {manifest.run_id} cannot go on: {', '.join(changed)} changed since it began",
@@ -244,6 +235,18 @@ class _Run:
             self._learning.between(self._contestants[group.method], journal)
 
     # --- one group -------------------------------------------------------------------------------------------------
+
+    def _wait_where_asked(self, journal: Journal, group: GroupRecord) -> None:
+        """A pause is between two questions and on the record; what it cooled down is warmed up again, untimed."""
+        if not pausing.is_asked(self._folder):
+            return
+        self._progress.say(f"paused before {group.method} on {_shown(group)}")
+        journal.flush()
+        seconds = pausing.wait(self._folder)
+        journal.write(Measured(name="paused_s", value=seconds, unit="s"))
+        self._progress.say(f"goes on after {seconds:.0f} s")
+        if not self._refused(group):
+            self._session.warm_up(self._contestants[BASELINE].drafter, self._cells(group), with_reference=False)
 
     def _cells(self, group: GroupRecord) -> list[Cell]:
         by_id = {question.question_id: question for question in self._session.suite.questions}

@@ -23,6 +23,7 @@ from specbench.engine.answer import GroupResult, StepSink
 from specbench.engine.decode import Engine
 from specbench.engine.graphs import Capturing
 from specbench.engine.stop import Stop
+from specbench.engine.watched import StepWatch
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
@@ -198,9 +199,10 @@ class Session:
         with_reference: bool,
         sink: StepSink | None = None,
         capturing: Capturing = "none",
+        watch: StepWatch | None = None,
     ) -> GroupResult:
         """Decode cells together. with_reference: the method's card asked for the reference answers. capturing: graphs
-        are made where nothing is timed."""
+        are made where nothing is timed. watch: see `Engine.generate`."""
         requests = []
         for cell in cells:
             answer = self.references.get((cell.question.question_id, cell.turn)) if with_reference else None
@@ -213,7 +215,7 @@ class Session:
                     domain=cell.question.category,
                 )
             )
-        return self.engine.generate(drafter, requests, sink=sink, capturing=capturing)
+        return self.engine.generate(drafter, requests, sink=sink, capturing=capturing, watch=watch)
 
     def warm_up(self, drafter: Drafter, cells: Sequence[Cell], *, with_reference: bool) -> float:
         """Run until step time settles (measurement 7) -> seconds spent. Nothing of it is recorded."""

@@ -28,6 +28,8 @@ class _Line(NamedTuple):
 _COMMANDS: Final = {
     "run": _Line("specbench.cli.run", "Measure", "Run methods on a suite, paired, and print who is faster."),
     "generate": _Line("specbench.cli.generate", "Measure", "Answer one prompt with one method."),
+    "chat": _Line("specbench.cli.chat", "Measure", "Talk to a target with any method; see what was accepted."),
+    "trace": _Line("specbench.cli.trace", "Measure", "Replay one stored answer; keep the draft tree of every step."),
     "tune": _Line("specbench.cli.tune", "Measure", "Find the options that make a method fastest here."),
     "data": _Line("specbench.cli.data", "Train", "List datasets, show what is learnt of them, generate answers."),
     "train": _Line("specbench.cli.train", "Train", "Train a method's drafter on a target."),

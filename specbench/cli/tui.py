@@ -10,7 +10,7 @@ import typer
 
 from specbench.cli import options
 from specbench.cli.help import examples, new_app
-from specbench.errors import EnvironmentFailed
+from specbench.errors import EnvironmentFailed, UsageError
 
 app = new_app()
 
@@ -28,11 +28,14 @@ class Theme(StrEnum):
     epilog=examples(
         "specbench tui",
         "specbench tui 20260101-120000-mtbench-1f3a --store ./results",
-        after="Over SSH: ssh -t HOST specbench tui. Exit codes: 0 ok, 2 usage, 3 no terminal.",
+        "specbench tui ssh://HOST/~/results/runs/RUN_ID",
+        after="Over SSH also: ssh -t HOST specbench tui. Exit codes: 0 ok, 2 usage, 3 no terminal.",
     )
 )
 def tui(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run to open: id, its end, or a folder.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run to open: id, its end, a folder, ssh://HOST/PATH.")
+    ] = None,
     store: options.Store = None,
     theme: Annotated[
         Theme, typer.Option("--theme", help="auto reads COLORFGBG; terminal keeps your sixteen colours.")
@@ -49,9 +52,21 @@ def tui(
     from specbench.tui.app import SpecbenchApp
     from specbench.tui.workspace import Workspace
 
+    stream = None
+    if run is not None and run.startswith("ssh://"):
+        from specbench.tui.remote import Stream, parse
+
+        if store is not None:
+            raise UsageError("a run of another machine brings its own store", where="--store", try_="leave it out")
+        stream = Stream(parse(run))
+        run, store = stream.place.run_id, stream.store
     if run is not None:
         # An unknown run is an error of the command, not a screen.
         workspace = Workspace(store)
         run = workspace.resolve(run)
         store = workspace.store
-    SpecbenchApp(store, run or "", theme=theme.value).run()
+    try:
+        SpecbenchApp(store, run or "", theme=theme.value, stream=stream).run()
+    finally:
+        if stream is not None:
+            stream.close()

@@ -11,6 +11,9 @@ from specbench.events import StepRow
 StepSink = Callable[[Sequence[StepRow]], None]
 """Receives finished steps at most every `FLUSH_S`, for every method alike."""
 
+OnPrefill = Callable[[list[int]], None]
+"""Receives each row's first token, which belongs to no step; inside the timed region, so for those who talk only."""
+
 
 class NotFinite(SpecbenchError):
     """The target's logits hold NaN or infinity: the question fails, the run goes on."""

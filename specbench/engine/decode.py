@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from specbench.engine.answer import GroupResult, NotFinite, StepSink
+from specbench.engine.answer import GroupResult, NotFinite, OnPrefill, StepSink
 from specbench.engine.captured import CapturedRun
 from specbench.engine.clock import Clock, clock_for
 from specbench.engine.graphs import Backend, Capturing, Graphs
@@ -19,6 +19,7 @@ from specbench.engine.pinned_run import Capture
 from specbench.engine.pins import DrafterPins, EnginePins
 from specbench.engine.run import Run, Setting
 from specbench.engine.stop import Stop
+from specbench.engine.watched import StepWatch
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter, Request, Rule, TargetView
@@ -125,10 +126,13 @@ class Engine:
         *,
         sink: StepSink | None = None,
         capturing: Capturing = "met",
+        watch: StepWatch | None = None,
+        on_prefill: OnPrefill | None = None,
     ) -> GroupResult:
         """Decode all requests together. Exact stopping; every row's tokens depend on its own request only.
 
-        capturing: whether shapes may be captured now, which takes time: "none" where it is timed.
+        capturing: whether shapes may be captured now, which takes time: "none" where it is timed. watch: shown every
+        step as it is decided, for untimed replays; steps then run operator by operator. on_prefill: see `OnPrefill`.
         Raises UsageError (does not fit), NotFinite (NaN logits), torch.OutOfMemoryError.
         """
         assert 0 < len(requests) <= self.max_batch, f"{len(requests)} requests in an engine of {self.max_batch} rows"
@@ -140,14 +144,22 @@ class Engine:
             self.lm.check_tokens(request.prompt)
         self.lm.tap(drafter.taps)
         try:
-            return self._run(drafter, requests, sink, capturing=capturing).run()
+            run = self._run(drafter, requests, sink, capturing=capturing, watch=watch)
+            run.on_prefill = on_prefill
+            return run.run()
         except NotFinite:
             # Masked slots weigh 0, but 0 times a NaN left in them is NaN: the next question must not inherit it.
             self.lm.erase()
             raise
 
     def _run(
-        self, drafter: Drafter, requests: Sequence[Request], sink: StepSink | None, *, capturing: Capturing
+        self,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        sink: StepSink | None,
+        *,
+        capturing: Capturing,
+        watch: StepWatch | None,
     ) -> Run:
         setting = Setting(
             lm=self.lm,
@@ -158,8 +170,8 @@ class Engine:
             prefill_chunk=self._prefill_chunk,
             has_stamps=self._has_stamps,
         )
-        if self.graphs is None:
-            return Run(setting, drafter, requests, sink)
+        if self.graphs is None or watch is not None:
+            return Run(setting, drafter, requests, sink, watch)
         capture = self._capture(self.graphs, drafter, capturing=capturing)
         kind = CapturedRun if drafter.capturable else HostDraftedRun
         return kind(setting, drafter, requests, sink, capture)

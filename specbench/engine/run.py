@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from specbench.engine import accept
-from specbench.engine.answer import Generation, GroupResult, NotFinite, StepSink
+from specbench.engine.answer import Generation, GroupResult, NotFinite, OnPrefill, StepSink
 from specbench.engine.choose import choose, counted_children, see, test_key
 from specbench.engine.clock import Clock
 from specbench.engine.readback import Shape, committed_states, read_table, step_table
 from specbench.engine.recorder import Recorder
 from specbench.engine.stop import Stop
+from specbench.engine.watched import StepSeen, StepWatch
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Commit, Drafter, Request, Rule, TargetStats
 from specbench.sampling import STREAM_ACCEPT, STREAM_DRAFT, NoiseStream, Sampling, process
@@ -54,8 +55,17 @@ class Row:
 class Run:
     """One call of `Engine.generate`, step by step: the host reads every step before it asks for the next."""
 
-    def __init__(self, setting: Setting, drafter: Drafter, requests: Sequence[Request], sink: StepSink | None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        drafter: Drafter,
+        requests: Sequence[Request],
+        sink: StepSink | None,
+        watch: StepWatch | None = None,
+    ) -> None:
         self._setting = setting
+        self._watch = watch
+        self.on_prefill: OnPrefill | None = None
         self._lm = setting.lm
         self._sampling = setting.sampling
         self._drafter = drafter
@@ -89,6 +99,8 @@ class Run:
         root_B = self._prefill()
         self._clock.finish()
         prefilled = time.perf_counter()
+        if self.on_prefill is not None:
+            self.on_prefill([row.tokens[0] for row in self._rows])
         root_B = self._drop_finished(root_B)
         if self._live:
             self._decode(root_B)
@@ -193,6 +205,9 @@ class Run:
         verdict = accept.walk(chosen_BM, tree)
         read = read_table(step_table(verdict, tree, verified.logits_BMV).tolist(), Shape.of(tree))
         marks.append(mark())
+        if self._watch is not None:
+            live = [row.index for row in self._live]
+            self._watch(StepSeen(step, live, tree, verified.logits_BMV, self._seen_BV, chosen_BM, verdict.path_BP))
         self._lm.commit(read.num_accepted, tree, verdict.path_BP)
         if self._seen_BV is not None:
             see(self._seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)

@@ -89,10 +89,12 @@ class _Picker:
         *,
         seen_BV: Tensor | None,
         records_law: bool,
+        shows_q: bool,
         tell: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._shared = shared
         self._tell = tell
+        self._logq: list[Tensor] | None = [] if shows_q else None
         self._sampling = sampling
         self._noise = noise
         self._seen_BV = seen_BV
@@ -106,9 +108,15 @@ class _Picker:
         tokens_B1 = top_children(scores_BV, None if self._noise is None else self._noise.at_depth(depth), 1)
         if self._laws is not None:
             self._laws.append(log_probs(scores_BV))
+        if self._logq is not None:
+            self._logq.append(log_probs(scores_BV).gather(1, tokens_B1))
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, tokens_B1, True)
         return tokens_B1
+
+    def logq(self) -> Tensor | None:
+        """score_BN of the whole chain, for those who look."""
+        return torch.cat(self._logq, dim=1) if self._logq else None
 
     def laws(self) -> Tensor | None:
         """logq_BMV of the whole chain."""
@@ -231,6 +239,7 @@ class ChainDrafter(Drafter):
         return chain(
             torch.cat(drafted, dim=1) if num > 1 else tokens_BM,
             valid_BN=self._valid(room_B, num),
+            score_BN=pick.logq(),
             logq_BMV=pick.laws(),
         )
 
@@ -251,6 +260,7 @@ class ChainDrafter(Drafter):
             seen_BV=None if self._seen_BV is None else self._seen_BV.clone(),
             records_law=self._records_law,
             tell=self._tell,
+            shows_q=self.shows_q,
         )
 
     def commit(self, commit: Commit) -> None:

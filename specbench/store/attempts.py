@@ -89,6 +89,13 @@ def planned_rows(folder: Path) -> dict[int, int] | None:
     return {record.group: len(record.question_ids) for record in read_manifest(folder).groups}
 
 
+def attempt_of(folder: Path, group: int) -> Attempt | None:
+    """The attempt at this group that counts; None where none has ended."""
+    attempts = Attempts(planned_rows(folder))
+    completed = [attempts.feed(event) for event in replay(folder)]
+    return next((each for each in reversed(completed) if each is not None and each.group == group), None)
+
+
 def finished_groups(folder: Path) -> set[int]:
     """Groups all of whose sequences finished or failed: `--resume` measures the others. Empty without a journal."""
     if not (folder / "events.jsonl").exists():

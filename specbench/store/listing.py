@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -17,38 +16,9 @@ from specbench.metrics import geometric_mean
 from specbench.store.db import open_store
 from specbench.store.journal import run_state
 from specbench.store.pairs import fetch
+from specbench.store.records import Listing as Listing
+from specbench.store.records import RunEntry as RunEntry
 from specbench.store.training import headline, training_folders
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunEntry:
-    """One line of `specbench results ls`."""
-
-    run_id: str
-    created: str
-    """ISO 8601, UTC; '' where the manifest is damaged."""
-    suite: str
-    target: str
-    state: str
-    """running | finished | interrupted | failed | lost (no last word, process gone) | damaged (unreadable manifest)."""
-    has_journal: bool
-    """False for a run that only the store remembers."""
-    is_stored: bool
-    """Its speed-ups can be read: `results ingest` makes it so."""
-    speedups: dict[str, float]
-    """Geometric means by method; empty until ingested. Intervals: `results show`."""
-    kind: Literal["run", "train"] = "run"
-    """What made the folder; a training's `suite` is its data set."""
-    headline: str = ""
-    """A training's best figure so far."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """Runs, newest first, and what kept them from being shown whole."""
-
-    runs: tuple[RunEntry, ...]
-    notes: tuple[str, ...]
 
 
 def list_runs(results: Path | None, *, timeout_s: float = 1.0) -> Listing:

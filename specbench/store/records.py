@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from specbench.metrics import Interval
 
@@ -296,3 +296,34 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEntry:
+    """One line of `specbench results ls`."""
+
+    run_id: str
+    created: str
+    """ISO 8601, UTC; '' where the manifest is damaged."""
+    suite: str
+    target: str
+    state: str
+    """running | finished | interrupted | failed | lost (no last word, process gone) | damaged (unreadable manifest)."""
+    has_journal: bool
+    """False for a run that only the store remembers."""
+    is_stored: bool
+    """Its speed-ups can be read: `results ingest` makes it so."""
+    speedups: dict[str, float]
+    """Geometric means by method; empty until ingested. Intervals: `results show`."""
+    kind: Literal["run", "train"] = "run"
+    """What made the folder; a training's `suite` is its data set."""
+    headline: str = ""
+    """A training's best figure so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Runs, newest first, and what kept them from being shown whole."""
+
+    runs: tuple[RunEntry, ...]
+    notes: tuple[str, ...]

@@ -16,6 +16,7 @@ from specbench.errors import SpecbenchError
 from specbench.store.files import is_training
 from specbench.tui import actions
 from specbench.tui.reader import Asking
+from specbench.tui.remote import Stream
 from specbench.tui.theme import DARK, LIGHT, THEMES, first_mode, theme_for
 from specbench.tui.views.base import View
 from specbench.tui.views.home import HomeView
@@ -23,17 +24,20 @@ from specbench.tui.workspace import Workspace, step_aside
 
 _LATER: dict[str, tuple[str, str]] = {
     "race": ("race", "RaceView"),
+    "tree": ("tree", "TreeView"),
     "accept": ("accept", "AcceptView"),
     "speed": ("speed", "SpeedView"),
     "system": ("system", "SystemView"),
     "train": ("train", "TrainView"),
     "board": ("board", "BoardView"),
+    "chat": ("chat", "ChatView"),
     "library": ("library", "LibraryView"),
 }
 """Modules of screens that are imported when they are first shown."""
 
 
 _REST_EVERY_S = 10.0
+_STREAM_EVERY_S = 2.0
 
 
 class ActionsProvider(Provider):
@@ -88,8 +92,18 @@ class SpecbenchApp(App[None]):
     ToastRack { display: none; }
     """
 
-    def __init__(self, store: Path | None, run: str = "", *, theme: str = "auto", reader: Asking | None = None) -> None:
+    def __init__(
+        self,
+        store: Path | None,
+        run: str = "",
+        *,
+        theme: str = "auto",
+        reader: Asking | None = None,
+        stream: Stream | None = None,
+    ) -> None:
+        """stream: the run's journal comes from another machine; its end is said."""
         super().__init__()
+        self._stream = stream
         self.workspace = Workspace(store, reader=reader)
         self.viewer_note = ""
         """Of this process, in the corner: that it gives way."""
@@ -106,6 +120,14 @@ class SpecbenchApp(App[None]):
         if self._run:
             self.open_run(self._run)
         self.set_interval(_REST_EVERY_S, self.workspace.reader.rest)
+        if self._stream is not None:
+            self.set_interval(_STREAM_EVERY_S, self._look_at_stream)
+
+    def _look_at_stream(self) -> None:
+        problem = self._stream.problem() if self._stream is not None else ""
+        if problem and isinstance(self.screen, View):
+            self._stream = None
+            self.screen.say(problem, style="bad")
 
     def on_unmount(self) -> None:
         self.workspace.reader.close()
@@ -155,7 +177,7 @@ class SpecbenchApp(App[None]):
         """True where a process of this machine writes the folder: this one then gives way, for good."""
         is_live = step_aside(folder)
         if is_live:
-            self.viewer_note = f"viewer nice {os.nice(0)}, ≤ 8 fps"
+            self.viewer_note = f"nice {os.nice(0)}, ≤ 8 fps"
         return is_live
 
     def next_theme(self) -> None:

@@ -7,7 +7,7 @@ before. So each one's piece is what the decoded text grew by when it came.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,8 @@ from specbench import paths
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from specbench.manifest import Manifest
 
 _LONGEST_CHARACTER = 4
 """Bytes of UTF-8, each at worst a token of its own: what is still broken after so many stays broken."""
@@ -66,11 +68,33 @@ class Pieces:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False)) if ids else ""
 
 
+_CONTEXT = 8
+"""Tokens that stand before one whose text is asked for: its first bytes or its space may depend on them."""
+
+
+def text_behind(tokenizer: Tokenizer | None, before: Sequence[int], token: int) -> str:
+    """What one token would add behind `before`; its number where it is a part of a character, or there is no
+    tokenizer."""
+    if tokenizer is None:
+        return f"⟨{token}⟩"
+    head = [each for each in before[-_CONTEXT:] if each >= 0]
+    start = str(tokenizer.decode(head, skip_special_tokens=False)) if head else ""
+    whole = str(tokenizer.decode([*head, token], skip_special_tokens=False))
+    added = whole[len(start) :] if whole.startswith(start) else ""
+    return f"⟨{token}⟩" if not added or _BROKEN in added else added
+
+
 class Found(NamedTuple):
     """A tokenizer, or why there is none."""
 
     tokenizer: Tokenizer | None
     why_not: str
+
+
+def tokenizer_of(manifest: Manifest) -> Found:
+    """Of a run's target; half a second where the vocabulary is large."""
+    request = manifest.provenance.get("request")
+    return find_tokenizer(manifest.target.name, request if isinstance(request, dict) else {})
 
 
 def find_tokenizer(name: str, request: dict[str, Any]) -> Found:
@@ -88,12 +112,15 @@ def find_tokenizer(name: str, request: dict[str, Any]) -> Found:
         return Found(None, f"tokens are shown as numbers: {path} cannot be read ({error})")
 
 
+def hub_cache() -> Path:
+    """The hub's cache, by its published layout: nothing is asked of the network."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+
+
 def _tokenizer_file(target: str) -> Path | None:
     folder = paths.DEMO_MODELS.get(target, Path(target))
     if (folder / "tokenizer.json").is_file():
         return folder / "tokenizer.json"
-    # The hub's cache, by its published layout: nothing is asked of the network.
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    found = sorted((cache / f"models--{target.replace('/', '--')}").glob("snapshots/*/tokenizer.json"))
+    found = sorted((hub_cache() / f"models--{target.replace('/', '--')}").glob("snapshots/*/tokenizer.json"))
     return found[-1] if found else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from specbench.report import text
 from specbench.report.standing import Standing, rank_text, standing
-from specbench.store.records import MethodRow, RunSummary
-from specbench.tui.figures import RunItem
+from specbench.store.records import MethodRow, RunEntry, RunSummary
 from specbench.tui.lines import Column, Line, Span, line, sparkline, table
 
 SORTS = ("newest", "suite", "target", "state", "speed-up")
@@ -20,9 +20,12 @@ _STATES = {
     "damaged": ("✗ damaged", "bad"),
 }
 _SPARK = 12
+_RUN_ID = re.compile(r"\d{8}-\d{6}-.+-([0-9a-f]{4})")
+_WHOLE_IDS = 150
+"""Columns from which on a run's whole id is shown: it is what is copied and typed."""
 
 
-def state_of(entry: RunItem) -> Span:
+def state_of(entry: RunEntry) -> Span:
     """The state with a sign, so that colour is not its only carrier."""
     words, style = _STATES.get(entry.state, (entry.state, ""))
     return Span(words, style)
@@ -37,13 +40,13 @@ def headline_row(summary: RunSummary) -> MethodRow | None:
     return max(ranked or fair or rows, key=lambda row: row.speedup or 0.0, default=None)
 
 
-def matches(entry: RunItem, words: str) -> bool:
+def matches(entry: RunEntry, words: str) -> bool:
     """Every word is somewhere in the row."""
     hay = " ".join((entry.run_id, entry.suite, entry.target, entry.state, entry.kind, *entry.speedups)).lower()
     return all(word in hay for word in words.lower().split())
 
 
-def ordered(entries: Sequence[RunItem], by: str) -> list[RunItem]:
+def ordered(entries: Sequence[RunEntry], by: str) -> list[RunEntry]:
     """By one of SORTS; newest first among equals."""
     match by:
         case "suite":
@@ -59,7 +62,7 @@ def ordered(entries: Sequence[RunItem], by: str) -> list[RunItem]:
 
 
 def rows(
-    entries: Sequence[RunItem],
+    entries: Sequence[RunEntry],
     summaries: Mapping[str, RunSummary],
     ratios: Mapping[str, Sequence[float]],
     progress: Mapping[str, str],
@@ -69,46 +72,67 @@ def rows(
     progress: of runs that are being written."""
     columns = [
         Column("run", grows=True),
+        Column("when"),
         Column("state"),
-        Column("suite", drop=2),
+        Column("suite", most=16),
         Column("target", drop=4),
-        Column("fastest", most=15),
-        Column("speed-up", right=True),
-        Column("95 % interval", right=True),
+        Column("fastest", most=15, drop=2),
+        Column("speed-up, 95 %"),
         Column("τ", right=True, drop=3),
         Column("by question", drop=5),
     ]
     cells = [
-        _cells(entry, summaries.get(entry.run_id), ratios.get(entry.run_id, ()), progress.get(entry.run_id, "…"))
+        _cells(
+            entry,
+            summaries.get(entry.run_id),
+            ratios.get(entry.run_id, ()),
+            progress.get(entry.run_id, "…"),
+            is_wide=width >= _WHOLE_IDS,
+        )
         for entry in entries
     ]
     head, body = table(columns, cells, width)
     return [head], [(entry.run_id, row) for entry, row in zip(entries, body, strict=True)]
 
 
-def _cells(entry: RunItem, summary: RunSummary | None, ratios: Sequence[float], progress: str) -> list[Span]:
-    head = [Span(entry.run_id), state_of(entry), Span(entry.suite), Span(entry.target)]
+def short_id(run_id: str) -> str:
+    """`1f3a` of `20260131-235959-demo-1f3a`: the rest of it stands in other columns; other ids stay whole."""
+    found = _RUN_ID.fullmatch(run_id)
+    return found.group(1) if found else run_id
+
+
+def when(created: str) -> str:
+    """`01-31 23:59`, UTC; empty where the manifest is damaged."""
+    return f"{created[5:10]} {created[11:16]}" if len(created) >= 16 else ""
+
+
+def _cells(
+    entry: RunEntry, summary: RunSummary | None, ratios: Sequence[float], progress: str, *, is_wide: bool
+) -> list[Span]:
+    head = [Span(entry.run_id if is_wide else short_id(entry.run_id)), Span(when(entry.created), "dim")]
+    head += [state_of(entry), Span(entry.suite), Span(entry.target)]
+
+    def without_figures(words: str, style: str) -> list[Span]:
+        return [*head, Span(""), Span(words, style), Span(""), Span("")]
+
     if entry.kind == "train":
         # The step it was reached at stands beside the list.
-        best = entry.headline.partition(" at ")[0] or "training"
-        return [*head, Span(best, "dim"), Span(""), Span(""), Span(""), Span("")]
+        return without_figures(entry.headline.partition(" at ")[0] or "training", "dim")
     if entry.state == "running":
-        return [*head, Span(progress, "good"), Span(""), Span(""), Span(""), Span("")]
+        return without_figures(progress, "good")
     if summary is None:
-        waiting = "…" if entry.state not in ("damaged",) else text.NONE
-        return [*head, Span(waiting), Span(""), Span(""), Span(""), Span("")]
+        return without_figures("…" if entry.state not in ("damaged",) else text.NONE, "")
     row = headline_row(summary)
     if row is None:
-        return [*head, Span("no method yet", "dim"), Span(""), Span(""), Span(""), Span("")]
+        return without_figures("no method yet", "dim")
     where = standing(row)
     style = "" if where is Standing.RANKED else "dim"
     # Not ranked: dim, and with a sign for those who see no dim; why not stands beside the list.
-    name = row.method if where is Standing.RANKED else f"≈{row.method}"
+    sign = "" if where is Standing.RANKED else "≈"
     return [
         *head,
-        Span(name, style),
-        Span(text.times(row.speedup), style),
-        Span(text.interval(row.speedup_ci), style),
+        Span(sign + row.method, style),
+        Span(f"{sign}{text.times(row.speedup)} {text.interval(row.speedup_ci)}", style),
         Span(text.two(row.acceptance_length)),
         Span(sparkline(list(ratios), _SPARK, low=0.0), "accent"),
     ]
@@ -131,7 +155,7 @@ def empty_lines(folder: str, width: int) -> list[Line]:
     ]
 
 
-def details(entry: RunItem, summary: RunSummary | None, source: str, width: int) -> list[Line]:
+def details(entry: RunEntry, summary: RunSummary | None, source: str, width: int) -> list[Line]:
     """What stands beside the list: conditions, rows, remarks of the run under the cursor."""
     from specbench.report.table import conditions, remarks
     from specbench.tui.lines import wrap

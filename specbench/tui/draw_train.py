@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from specbench.events import TrainEval
@@ -33,20 +34,42 @@ def curve(values: Sequence[float], width: int, height: int, *, low: float, high:
     return ["".join(chr(0x2800 + bits) for bits in row) for row in cells]
 
 
-def chart(name: str, values: Sequence[float], xs: Sequence[int], width: int, height: int) -> list[Line]:
-    """A curve with its ends on both axes."""
+SMOOTHING = 0.98
+"""Share of the mean before that a step keeps."""
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential mean, its beginning unbiased (as Adam corrects it): no step weighs more for being the first."""
+    found: list[float] = []
+    mean = weight = 0.0
+    for value in values:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        found.append(mean / weight)
+    return found
+
+
+def chart(
+    name: str, values: Sequence[float], xs: Sequence[int], width: int, height: int, *, is_log: bool = False
+) -> list[Line]:
+    """A curve with its ends on both axes. is_log: equal ratios are equal heights; needs values above 0."""
     if not values:
         return wrap(f"no {name} yet", width, "dim")
+    if is_log and min(values) <= 0:
+        return wrap(f"a {name} of 0 or less has no logarithm: l shows the plain scale", width, "warn")
     low, high = min(values), max(values)
     # The first steps of a loss are so high that the rest would be a flat line.
     if len(values) > 20:
         ordered = sorted(values)
         high = max(ordered[int(0.98 * (len(ordered) - 1))], values[-1])
     room = max(4, width - 9)
-    rows = curve(values, room, max(2, height - 1), low=low, high=high)
+    if is_log:
+        rows = curve(list(map(math.log, values)), room, max(2, height - 1), low=math.log(low), high=math.log(high))
+    else:
+        rows = curve(values, room, max(2, height - 1), low=low, high=high)
     found: list[Line] = []
     for number, row in enumerate(rows):
-        value = high - (high - low) * number / max(1, len(rows) - 1)
+        value = high if number == 0 else low
         label = f"{value:>7.3g}" if number in (0, len(rows) - 1) else " " * 7
         found.append(fit((Span(f"{label} ┤", "dim"), Span(row, "accent")), width))
     left, right = str(xs[0]), f"step {xs[-1]}"
@@ -54,11 +77,14 @@ def chart(name: str, values: Sequence[float], xs: Sequence[int], width: int, hei
     return found
 
 
-def loss_lines(training: Course, width: int, height: int) -> list[Line]:
+def loss_lines(
+    training: Course, width: int, height: int, *, is_log: bool = False, is_smooth: bool = False
+) -> list[Line]:
     """The training loss; its mean over the last fifty steps in words."""
     steps = training.steps
     values = [step.loss for step in steps]
-    found = chart("step", values, [step.step for step in steps], width, max(3, height - 1))
+    drawn = smoothed(values) if is_smooth else values
+    found = chart("step", drawn, [step.step for step in steps], width, max(3, height - 1), is_log=is_log)
     if values:
         tail = values[-50:]
         found.append(

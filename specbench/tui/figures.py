@@ -21,31 +21,9 @@ from specbench.tui.lines import Line
 if TYPE_CHECKING:
     import duckdb
 
-    from specbench.store.records import RunSummary
+    from specbench.store.records import Listing, RunSummary
 
 _BUSY_S = 0.3
-
-
-class RunItem(NamedTuple):
-    """A run or training as a list shows it: `store.listing.RunEntry` without the modules behind it."""
-
-    run_id: str
-    created: str
-    suite: str
-    target: str
-    state: str
-    has_journal: bool
-    is_stored: bool
-    speedups: dict[str, float]
-    kind: str
-    headline: str
-
-
-class Listed(NamedTuple):
-    """All runs, newest first, and what kept them from being shown whole."""
-
-    runs: list[RunItem]
-    notes: list[str]
 
 
 class Summed(NamedTuple):
@@ -101,13 +79,11 @@ _BATCHES = """
 """
 
 
-def listing(store: Path | None) -> Listed:
+def listing(store: Path | None) -> Listing:
     """A busy store costs the speed-ups, and a note says so."""
     from specbench.store.listing import list_runs
 
-    found = list_runs(store, timeout_s=_BUSY_S)
-    runs = [RunItem(**{name: getattr(entry, name) for name in RunItem._fields}) for entry in found.runs]
-    return Listed(runs, list(found.notes))
+    return list_runs(store, timeout_s=_BUSY_S)
 
 
 def summed(store: Path | None, run_id: str) -> Summed:

@@ -22,6 +22,7 @@ from specbench.events import (
     GenerationFinished,
     GenerationStarted,
     Measured,
+    ReferenceFinished,
     RunFinished,
     RunStarted,
     from_line,
@@ -110,6 +111,9 @@ class RunIndex:
         self.num_steps_lines = 0
         self.version = 0
         """Changes with every event but steps: what is summed up of answers is as old as this."""
+        self.first_tokens: dict[tuple[str, int], int] = {}
+        """Of the reference answers, by question and turn: what every method's prefill writes as well, since it is the
+        same forward of the same prompt with the same noise. A live answer's own is told when it ends."""
         self.recent: deque[str] = deque(maxlen=_NUM_RECENT)
         """The last events in words, for a run that left no other log."""
         self.measured: dict[tuple[str, str], Measured] = {}
@@ -172,6 +176,8 @@ class RunIndex:
                 self._end(event, _ending(event))
             case GenerationFailed():
                 self._end(event, _failure(event))
+            case ReferenceFinished(tokens=tokens) if tokens:
+                self.first_tokens[event.question_id, event.turn] = tokens[0]
             case RunFinished():
                 self.finished = event
                 self.recent.append(f"{event.state} {event.time} {event.message}".rstrip())
@@ -189,40 +195,37 @@ class RunIndex:
         group = self.groups.get(event.group)
         if group is None or event.row in group.rows:
             group = self.groups[event.group] = Group()
-        self.latest = group.rows[event.row] = Generation(
-            group=event.group,
-            row=event.row,
-            method=event.method,
-            question_id=event.question_id,
-            category=event.category,
-            turn=event.turn,
-            repeat=event.repeat,
-            num_prompt_tokens=event.num_prompt_tokens,
-            began_s=event.began_s,
-        )
+        self.latest = group.rows[event.row] = _generation(event, began_s=event.began_s)
 
     def _end(self, event: GenerationFinished | GenerationFailed, ending: Ending) -> None:
         group = self.groups.setdefault(event.group, Group())
         generation = group.rows.get(event.row)
         if generation is None:
             # A question can fail before its timed region opens (prompt too long): then nothing was started.
-            generation = group.rows[event.row] = Generation(
-                group=event.group,
-                row=event.row,
-                method=event.method,
-                question_id=event.question_id,
-                category=event.category,
-                turn=event.turn,
-                repeat=event.repeat,
-                num_prompt_tokens=getattr(event, "num_prompt_tokens", 0),
-                began_s=None,
-            )
+            generation = group.rows[event.row] = _generation(event, began_s=None)
         generation.ending = ending
         where = f"{event.method} on {event.question_id} turn {event.turn + 1} repeat {event.repeat + 1}"
         if ending.error:
             self.recent.append(f"failed: {where}: {ending.error}")
         else:
             self.recent.append(f"finished: {where}: {ending.num_tokens} tokens in {ending.num_steps} steps")
+
+
+def _generation(
+    event: GenerationStarted | GenerationFinished | GenerationFailed, *, began_s: float | None
+) -> Generation:
+    return Generation(
+        group=event.group,
+        row=event.row,
+        method=event.method,
+        question_id=event.question_id,
+        category=event.category,
+        turn=event.turn,
+        repeat=event.repeat,
+        # One that failed before its prompt was made says nothing of it.
+        num_prompt_tokens=0 if isinstance(event, GenerationFailed) else event.num_prompt_tokens,
+        began_s=began_s,
+    )
 
 
 def _ending(event: GenerationFinished) -> Ending:

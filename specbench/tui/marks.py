@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from functools import cache
 
 from rich.style import Style
 
@@ -23,6 +24,8 @@ class Kind(StrEnum):
     """The target's own token at the end of a step that had drafted."""
     MISSING = "missing"
     """There is a token, and the journal does not say which yet."""
+    GHOST = "ghost"
+    """Drafted and rejected: no part of the answer. Known where there is a trace."""
 
 
 class Mode(Enum):
@@ -76,6 +79,7 @@ def mark(kind: Kind, depth: int) -> str:
     return ""
 
 
+@cache
 def look(kind: Kind, depth: int, mode: Mode) -> Look:
     """Style and mark of a token in a mode. Every style is a whole one: a segment without a style crashes NO_COLOR."""
     shown = mark(kind, depth) if mode.has_marks else ""
@@ -83,6 +87,9 @@ def look(kind: Kind, depth: int, mode: Mode) -> Look:
         return Look(style=Style.null(), mark="")
     if kind is Kind.MISSING:
         return Look(style=Style(dim=True), mark="")
+    if kind is Kind.GHOST:
+        # Struck through where the terminal can; the tildes around it say it everywhere.
+        return Look(style=Style(dim=True, strike=True), mark="")
     if kind is Kind.DRAFTED:
         if not mode.has_colour:
             return Look(style=Style(underline=True), mark=shown)

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from specbench.errors import EnvironmentFailed
 from specbench.manifest import Manifest, read_manifest
+from specbench.store.traces import read_trace, trace_file
 from specbench.tui.clock import ReplayClock
-from specbench.tui.detokenise import Found, Pieces, find_tokenizer
+from specbench.tui.detokenise import Found, Pieces, tokenizer_of
 from specbench.tui.index import Generation, RunIndex
 from specbench.tui.layout import Shown
-from specbench.tui.marks import Kind
 from specbench.tui.timeline import Timeline
+from specbench.tui.tree import Words
 
 MOST_LANES = 4
 OPENING_BYTES = 16_000_000
@@ -48,9 +50,20 @@ class Lane:
     generation: Generation | None = None
     timeline: Timeline | None = None
     tokens: list[Shown] = field(default_factory=list)
+    first: int = -1
+    """Id of the first of them."""
     num_restarts: int = 0
     """Changes when `tokens` was made anew instead of extended."""
     pieces: Pieces = field(default_factory=lambda: Pieces(None))
+    words: Words | None = None
+    """Of the answer's trace, where there is one that is this answer: it knows what was rejected."""
+
+    def ghost_at(self, seconds: float) -> str:
+        """The best rejected path of the last step; gone when the answer is over."""
+        if self.words is None or self.timeline is None or seconds >= self.timeline.end_s:
+            return ""
+        done = self.timeline.steps_at(seconds)
+        return self.words.ghost(done - 1) if done else ""
 
     def is_stuck_at(self, seconds: float) -> bool:
         """Nothing was accepted in the last STUCK_STEPS steps that drafted something."""
@@ -79,6 +92,8 @@ class Race:
         self.is_running = True
         """A process writes the journal; set by whoever looks at it."""
         self.found = Found(None, "the tokenizer is being read")
+        self.notes: list[str] = []
+        """Traces that could not be read."""
         self._wall = wall
         self._plan = {
             (record.method, question, record.turn, record.repeat): (record.group, row)
@@ -123,8 +138,7 @@ class Race:
 
     def load_tokenizer(self) -> None:
         """Half a second where the vocabulary is large: meant for a thread. Shows nothing by itself, see `retell`."""
-        request = self.manifest.provenance.get("request")
-        self.found = find_tokenizer(self.manifest.target.name, request if isinstance(request, dict) else {})
+        self.found = tokenizer_of(self.manifest)
 
     def retell(self) -> None:
         """All tokens again, with the tokenizer of now."""
@@ -185,7 +199,9 @@ class Race:
             return
         if generation is not lane.generation:
             self._restart(lane)
-            lane.generation, lane.timeline = generation, Timeline(generation)
+            first = self.index.first_tokens.get((generation.question_id, generation.turn))
+            lane.generation, lane.timeline = generation, Timeline(generation, first_token=first)
+            lane.words = self._words(generation)
         assert lane.timeline is not None
         lane.timeline.extend(self.folder, group)
         self._tell(lane)
@@ -194,18 +210,37 @@ class Race:
         else:
             lane.state = "failed" if generation.ending.error else "done"
 
+    def look_for_traces(self) -> None:
+        """Take in what was made since the answers were opened."""
+        for lane in self.lanes:
+            if lane.generation is not None and lane.words is None:
+                lane.words = self._words(lane.generation)
+
+    def _words(self, generation: Generation) -> Words | None:
+        path = trace_file(self.folder, generation.group, generation.row)
+        if not path.exists():
+            return None
+        try:
+            trace = read_trace(path)
+        except EnvironmentFailed as error:
+            # Ghosts are an ornament here; the Tree screen says what is wrong with the file.
+            self.notes.append(error.what)
+            return None
+        return Words(trace, self.found.tokenizer) if trace.head.matches and trace.head.drafts_match else None
+
     def _restart(self, lane: Lane) -> None:
-        lane.generation = lane.timeline = None
+        lane.generation = lane.timeline = lane.words = None
         lane.tokens, lane.pieces = [], Pieces(self.found.tokenizer)
         lane.num_restarts += 1
 
     def _tell(self, lane: Lane) -> None:
         assert lane.timeline is not None
         tokens = lane.timeline.tokens
-        if lane.tokens and lane.tokens[0].kind is Kind.MISSING and tokens[0].kind is not Kind.MISSING:
+        if lane.tokens and lane.first != tokens[0].id:
             # The prefill's token has become known: pieces behind it depend on it.
             lane.tokens, lane.pieces = [], Pieces(self.found.tokenizer)
             lane.num_restarts += 1
+        lane.first = tokens[0].id
         for token in tokens[len(lane.tokens) :]:
             lane.tokens.append(Shown(lane.pieces.add(token.id), token.kind, token.depth))
         rest = lane.pieces.rest() if lane.timeline.generation.ending is not None else ""

@@ -49,9 +49,12 @@ class Step(NamedTuple):
 class Timeline:
     """Grows while its answer is decoded."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, *, first_token: int | None = None) -> None:
+        """first_token: the reference's, shown until the answer's own is known."""
         self.generation = generation
-        self.tokens: list[Token] = [Token(-1, Kind.MISSING, 0, -1)]
+        self.tokens: list[Token] = [
+            Token(-1, Kind.MISSING, 0, -1) if first_token is None else Token(first_token, Kind.PLAIN, 0, -1)
+        ]
         self.steps: list[Step] = []
         self._ends: list[float] = []
         self._counts: list[int] = []
@@ -90,8 +93,9 @@ class Timeline:
 
     def _name_first(self) -> bool:
         ending = self.generation.ending
-        if self.tokens[0].kind is not Kind.MISSING or ending is None or ending.first_token is None:
+        if ending is None or ending.first_token in (None, self.tokens[0].id):
             return False
+        assert ending.first_token is not None
         self.tokens[0] = Token(ending.first_token, Kind.PLAIN, 0, -1)
         return True
 

@@ -14,7 +14,8 @@ from specbench.store.files import holder, is_training
 from specbench.tui.reader import Asking, Reader
 
 if TYPE_CHECKING:
-    from specbench.tui.figures import Listed, Summed
+    from specbench.store.records import Listing
+    from specbench.tui.figures import Summed
 
 NICENESS = 15
 """A viewer at this niceness and at most eight looks a second cost a run on all cores nothing measurable."""
@@ -37,9 +38,9 @@ class Workspace:
         """A run's folder."""
         return paths.run_dir(self.store, run_id)
 
-    def listing(self) -> Listed:
+    def listing(self) -> Listing:
         """All runs, newest first; a busy store costs the speed-ups and a note says so."""
-        found: Listed = self.reader.ask("listing", self.store)
+        found: Listing = self.reader.ask("listing", self.store)
         return found
 
     def signature(self) -> object:

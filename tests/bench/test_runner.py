@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import threading
 
 import pytest
 
@@ -551,3 +552,36 @@ def test_a_resumed_stream_carries_what_an_uninterrupted_one_would(plant, tmp_pat
     cut = run(asked, Impatient())
     run(RunRequest(resume=cut.run_id, store=store), Silent())
     assert nodes_by_group(lambda kind: events_of(store, cut.run_id, kind)) == [{1}, {2}, {3}, {4}, {5}] * 2
+
+
+def test_a_pause_waits_between_two_questions_is_on_the_record_and_loses_nothing(go, tmp_path, monkeypatch):
+    """Asked for during the third answer, ended a moment later by another thread, as a viewer would."""
+    from specbench.bench.runner import _Run
+    from specbench.store import pausing
+
+    waited, finished = [], []
+    right = _Run._finished
+
+    def then_pause(self, journal, group, cells, result):
+        right(self, journal, group, cells, result)
+        finished.append(group.group)
+        if len(finished) == 3:
+            (self._folder / "pause").touch()
+
+    def wait(folder):
+        waited.append(len(finished))
+        assert pausing.is_asked(folder) and events_of(tmp_path / "results", folder.name, GenerationFinished)
+        timer = threading.Timer(0.3, pausing.let_go, [folder])
+        timer.start()
+        return real(folder)
+
+    real = pausing.wait
+    monkeypatch.setattr(_Run, "_finished", then_pause)
+    monkeypatch.setattr(pausing, "wait", wait)
+    outcome, events = go()
+    assert outcome.state == "finished" and waited == [3]
+    [paused] = [each for each in events(Measured) if each.name == "paused_s"]
+    assert 0.2 < paused.value < 60
+    assert rows_of(outcome)["prompt_lookup"]["equality"]["identical"] == 10
+    folder = paths.run_dir(tmp_path / "results", outcome.run_id)
+    assert not (folder / "pause").exists() and not (folder / "paused").exists()

@@ -8,18 +8,29 @@ from pathlib import Path
 
 import pytest
 
+from specbench.store.traces import Which
 from specbench.tui.app import SpecbenchApp
+from specbench.tui.theme import LIGHT
+from specbench.tui.views import chat
 from specbench.tui.views.accept import AcceptView
 from specbench.tui.views.board import BoardView
 from specbench.tui.views.race import RaceView
 from specbench.tui.views.speed import SpeedView
+from specbench.tui.views.train import TrainView
+from specbench.tui.views.tree import TreeView
+from tests.store.traced import write_traced
 from tests.tui.screens import RUN, SIZES, an_app, drive, screen_text, settled
+from tests.tui.test_chat import Pretending
+from tests.tui.test_training import TRAINING, write_training
 
 _GOLDEN = Path(__file__).with_name("golden")
 
 
 def _compare(app: SpecbenchApp, name: str) -> None:
-    text = "\n".join(row.rstrip() for row in screen_text(app).splitlines()) + "\n"
+    rows = [row.rstrip() for row in screen_text(app).splitlines()]
+    if name == "home":
+        rows[1] = " (the store's folder)"
+    text = "\n".join(rows) + "\n"
     path = _GOLDEN / f"{name}-{app.size.width}x{app.size.height}.txt"
     if os.environ.get("SPECBENCH_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
@@ -54,5 +65,55 @@ def test_screens_of_a_finished_run_look_as_they_did(
             await settled(pilot, lambda: isinstance(app.screen, BoardView) and app.screen.read is not None)
             await pilot.pause(0.2)
             _compare(app, "board")
+            await pilot.press("1")
+            await settled(pilot, lambda: "× [" in screen_text(app))
+            await pilot.pause(0.2)
+            _compare(app, "home")
+
+    drive(body)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("environ", ["NO_COLOR", "light"])
+def test_a_traced_step_a_training_and_a_conversation_look_as_they_did(
+    store: Path, size: tuple[int, int], environ: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the light theme tokens wear colours and marks, under NO_COLOR marks alone: the words are the same."""
+    if environ == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(chat, "Talking", Pretending)
+    write_traced(store / "runs" / RUN, Which("tree", "81", 0, 0), siblings=3)
+    write_training(store)
+
+    async def body() -> None:
+        app = an_app(store, theme="light")
+        async with app.run_test(size=size) as pilot:
+            await settled(pilot, lambda: "×" in screen_text(app))
+            assert app.theme == LIGHT
+            app.workspace.run_id = RUN
+            tree = app.view("tree")
+            assert isinstance(tree, TreeView)
+            tree.show_answer(RUN, Which("tree", "81", 0, 0), 4, came_from="")
+            await pilot.press("3")
+            await settled(pilot, lambda: tree.at is not None)
+            await pilot.pause(0.2)
+            _compare(app, "tree")
+            app.open_run(TRAINING)
+            await settled(pilot, lambda: isinstance(app.screen, TrainView) and app.screen.training is not None)
+            await pilot.press("l", "a")
+            await pilot.pause(0.2)
+            _compare(app, "train")
+            await pilot.press("9")
+            await settled(pilot, lambda: isinstance(app.screen, chat.ChatView))
+            await pilot.press("enter")
+            view = app.screen
+            assert isinstance(view, chat.ChatView)
+            await settled(pilot, lambda: view.is_ready)
+            await pilot.press("h", "i", "enter")
+            Pretending.last.answer()
+            await settled(pilot, lambda: not view.is_answering)
+            await pilot.press("escape")
+            await pilot.pause(0.2)
+            _compare(app, "chat")
 
     drive(body)

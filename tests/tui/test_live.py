@@ -18,6 +18,7 @@ import pytest
 from specbench.errors import StoreBusy, UsageError
 from specbench.events import GenerationStarted, Steps
 from specbench.manifest import read_manifest
+from specbench.store import pausing
 from specbench.tui import app as app_room
 from specbench.tui import children, workspace
 from specbench.tui.figures import listing, summed
@@ -69,7 +70,10 @@ def test_following_shows_what_the_journal_gets_and_nothing_it_has_not(live: Path
     baseline, chain = race.lanes
     assert baseline.state == "done" and chain.state == "live"
     assert race.live_lane() is chain
-    assert [token.kind for token in chain.tokens][:2] == [Kind.MISSING, Kind.DRAFTED]
+    assert [token.kind for token in chain.tokens][:2] == [Kind.PLAIN, Kind.DRAFTED]
+    # No step holds the prefill's token: until the answer ends it is the reference's, of the same prompt and noise.
+    reference = race.index.first_tokens[chain.generation.question_id, 0] if chain.generation else None
+    assert chain.timeline is not None and chain.timeline.tokens[0].id == reference
     before = len(chain.tokens)
     steps = crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0), (3, 1, 0)])
     append(live, Steps(group=1, rows=tuple(steps[3:])))
@@ -77,7 +81,8 @@ def test_following_shows_what_the_journal_gets_and_nothing_it_has_not(live: Path
     assert len(chain.tokens) == before + 2
     append(live, crafted_answer(race.manifest, 1, steps))
     race.advance()
-    assert chain.state == "done" and chain.tokens[0].kind is Kind.PLAIN
+    # Its own, once it is told.
+    assert chain.state == "done" and chain.timeline.tokens[0].id == 100 and chain.tokens[0].text == "⟨100⟩"
 
 
 def test_following_goes_on_to_the_next_question(live: Path) -> None:
@@ -165,7 +170,7 @@ def test_stopping_asks_how_and_interrupts_the_run(store: Path, live: Path, write
             assert writer.poll() is None, "the harmless answer stands first"
             await pilot.press("x")
             await pilot.pause()
-            await pilot.press("down", "down", "enter")
+            await pilot.press("down", "down", "down", "enter")
             await settled(pilot, lambda: writer.poll() is not None)
             assert writer.returncode in (-signal.SIGINT, 1)
 
@@ -179,11 +184,33 @@ def test_stopping_after_this_answer_waits_for_it(store: Path, live: Path, writer
             await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
             await pilot.press("x")
             await pilot.pause()
-            await pilot.press("down", "enter")
+            await pilot.press("down", "down", "enter")
             await pilot.pause(0.4)
             assert writer.poll() is None
             append(live, crafted_answer(read_manifest(live), 1, crafted_steps([(3, 2, 0)])))
             await settled(pilot, lambda: writer.poll() is not None)
+
+    drive(body)
+
+
+def test_a_pause_is_asked_for_shown_and_ended_without_ending_the_run(
+    store: Path, live: Path, writer: subprocess.Popen[bytes]
+) -> None:
+    """The test plays the run's part: it says that it waits."""
+
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: "● running" in screen_text(app))
+            await pilot.press("x")
+            await pilot.pause()
+            await pilot.press("down", "enter")
+            await settled(pilot, lambda: pausing.is_asked(live))
+            (live / "paused").touch()
+            await settled(pilot, lambda: "‖ paused, 1 of 4" in screen_text(app))
+            await pilot.press("c")
+            await settled(pilot, lambda: not pausing.is_asked(live))
+            assert writer.poll() is None
 
     drive(body)
 

@@ -10,7 +10,8 @@ import pytest
 
 from specbench.events import SCHEMA, RunFinished, RunStarted, TrainEval, TrainStep, to_line
 from specbench.store.ingest import ingest
-from specbench.tui import children
+from specbench.tui import children, draw_train
+from specbench.tui.lines import plain
 from specbench.tui.views.board import BoardView
 from specbench.tui.views.dialogs import Reading
 from specbench.tui.views.home import HomeView
@@ -162,3 +163,26 @@ def test_an_unknown_run_is_said_on_the_list(store: Path) -> None:
             )
 
     drive(body)
+
+
+def test_the_loss_is_drawn_on_a_log_scale_where_equal_ratios_are_equal_heights() -> None:
+    """1000, 100, 10, 1: a straight line down, which a plain scale would press to the floor."""
+    values = [1000.0, 100.0, 10.0, 1.0]
+    plain_rows = [plain(row) for row in draw_train.chart("loss", values, [1, 2, 3, 4], 29, 9)]
+    log_rows = [plain(row) for row in draw_train.chart("loss", values, [1, 2, 3, 4], 29, 9, is_log=True)]
+
+    def first_column(row: str) -> int:
+        return next((place for place, char in enumerate(row[9:]) if "\u2801" <= char <= "\u28ff"), -1)
+
+    falls = [first_column(row) for row in log_rows[:-1]]
+    assert falls == sorted(falls) and falls[-1] > falls[0]
+    assert sum(first_column(row) >= 0 for row in log_rows) == 8 == sum(first_column(row) >= 0 for row in plain_rows)
+    assert "1e+03" in log_rows[0] and log_rows[7].split("┤")[0].strip() == "1"
+    assert "no logarithm" in plain(draw_train.chart("loss", [1.0, 0.0], [1, 2], 60, 9, is_log=True)[0])
+
+
+def test_the_exponential_mean_begins_with_the_first_value_and_forgets_it() -> None:
+    assert draw_train.smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    found = draw_train.smoothed([10.0] + [0.0] * 400)
+    assert found[0] == pytest.approx(10.0) and found[1] == pytest.approx(10.0 * 0.98 / 1.98)
+    assert 0 < found[-1] < 0.01

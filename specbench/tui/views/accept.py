@@ -8,10 +8,12 @@ from typing import ClassVar
 from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 
+from specbench.store.traces import Which
 from specbench.tui import draw_figures
 from specbench.tui.lines import Line, line
 from specbench.tui.views.race import RaceView
 from specbench.tui.views.summed import SummedView
+from specbench.tui.views.tree import TreeView
 from specbench.tui.widgets.canvas import Canvas, Rows
 
 _UNITS = ("conditional", "survival")
@@ -40,7 +42,7 @@ class AcceptView(SummedView):
             yield Canvas(self._heat, title="Acceptance by depth", id="heat", classes="pane")
             with Horizontal(id="under"):
                 yield Canvas(self._survival, title="Survival: at least k kept", id="survival", classes="pane")
-                yield (worst := Rows(self._worst, title="Worst answers: enter replays", id="worst"))
+                yield (worst := Rows(self._worst, title="Worst answers: enter replays, t its trees", id="worst"))
                 worst.add_class("pane")
 
     def on_mount(self) -> None:
@@ -79,6 +81,19 @@ class AcceptView(SummedView):
         race = self.main.view("race")
         assert isinstance(race, RaceView)
         race.show_question(question_id, int(turn), [baseline, method])
+
+    def action_trace(self) -> None:
+        """The first repeat of the answer under the cursor, as trees."""
+        key = self.query_one("#worst", Rows).key
+        if not key:
+            self.say("no answer is chosen", style="warn")
+            return
+        method, question_id, turn = key.split("\n")
+        tree = self.main.view("tree")
+        assert isinstance(tree, TreeView)
+        which = Which(method, question_id, int(turn), 0)
+        tree.show_answer(self.workspace.run_id, which, 0, came_from="accept")
+        self.main.show_view("tree")
 
     def explain(self) -> list[Line]:
         return [

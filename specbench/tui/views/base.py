@@ -186,6 +186,9 @@ class View(Screen[None]):
     def action_go_race(self) -> None:
         self.main.show_view("race")
 
+    def action_go_tree(self) -> None:
+        self.main.show_view("tree")
+
     def action_go_accept(self) -> None:
         self.main.show_view("accept")
 
@@ -200,6 +203,9 @@ class View(Screen[None]):
 
     def action_go_board(self) -> None:
         self.main.show_view("board")
+
+    def action_go_chat(self) -> None:
+        self.main.show_view("chat")
 
     def action_go_library(self) -> None:
         self.main.show_view("library")

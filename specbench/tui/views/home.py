@@ -12,6 +12,7 @@ from textual.widget import Widget
 
 from specbench import paths
 from specbench.errors import SpecbenchError
+from specbench.store import pausing
 from specbench.store.words import count
 from specbench.tui import children, sharing
 from specbench.tui.index import RunIndex
@@ -20,7 +21,8 @@ from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas, Rows
 
 if TYPE_CHECKING:
-    from specbench.tui.figures import Listed, RunItem, Summed
+    from specbench.store.records import Listing, RunEntry
+    from specbench.tui.figures import Summed
 
 _LOOK_EVERY_S = 2.0
 _BYTES_A_LOOK = 16_000_000
@@ -39,7 +41,7 @@ class HomeView(View):
 
     def __init__(self) -> None:
         super().__init__()
-        self.listing: Listed | None = None
+        self.listing: Listing | None = None
         self._signature: object = None
         self.words = ""
         self.sorted_by = "newest"
@@ -79,7 +81,7 @@ class HomeView(View):
         self._signature = signature
         self.in_background("listing", self.workspace.listing, self._listed)
 
-    def _follow(self, found: Listed) -> bool:
+    def _follow(self, found: Listing) -> bool:
         """How far runs that are being written are; True where one went on."""
         from specbench.manifest import read_manifest  # 0.15 s of pydantic, only where a run is being written
 
@@ -98,10 +100,12 @@ class HomeView(View):
                 self._progress[entry.run_id] = error.what
                 continue
             ended = sum(row.ending is not None for row in index.generations())
-            self._progress[entry.run_id] = f"{ended} of {planned}"
+            folder = self.workspace.folder(entry.run_id)
+            waits = "‖ paused, " if pausing.is_waiting(folder) else "pausing, " if pausing.is_asked(folder) else ""
+            self._progress[entry.run_id] = f"{waits}{ended} of {planned}"
         return before != self._progress
 
-    def _listed(self, found: Listed) -> None:
+    def _listed(self, found: Listing) -> None:
         is_first = self.listing is None
         changed = self._follow(found) or found != self.listing
         self.listing = found
@@ -168,7 +172,7 @@ class HomeView(View):
         parts += list(self.listing.notes)
         return " · ".join(parts)
 
-    def shown(self) -> list[RunItem]:
+    def shown(self) -> list[RunEntry]:
         """Filtered and sorted."""
         from specbench.tui.draw_home import matches, ordered
 
@@ -201,7 +205,7 @@ class HomeView(View):
             entry, summed.summary if summed else None, summed.source if summed is not None else "store", width
         )
 
-    def entry(self) -> RunItem | None:
+    def entry(self) -> RunEntry | None:
         """The run under the cursor."""
         key = self.query_one("#runs", Rows).key
         return next((each for each in self.listing.runs if each.run_id == key), None) if self.listing else None
@@ -211,7 +215,7 @@ class HomeView(View):
 
     # --- actions ------------------------------------------------------------------------------------------------------
 
-    def _chosen(self) -> RunItem | None:
+    def _chosen(self) -> RunEntry | None:
         entry = self.entry()
         if entry is None:
             self.say("no run is chosen: b measures the demo, n opens the form", style="warn")
@@ -266,6 +270,15 @@ class HomeView(View):
     def action_resume(self) -> None:
         entry = self._chosen()
         if entry is None:
+            return
+        folder = self.workspace.folder(entry.run_id)
+        if entry.state == "running" and pausing.is_asked(folder):
+            try:
+                pausing.let_go(folder)
+            except SpecbenchError as error:
+                self.fail(error)
+                return
+            self.say(f"{entry.run_id} goes on")
             return
         if entry.state not in ("lost", "interrupted"):
             self.say(f"{entry.run_id} is {entry.state}: only a stopped or lost run can be continued", style="warn")

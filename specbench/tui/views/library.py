@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -12,6 +13,7 @@ from specbench import paths, registry
 from specbench.errors import SpecbenchError
 from specbench.suite import survey
 from specbench.tui import sharing
+from specbench.tui.detokenise import hub_cache
 from specbench.tui.lines import Column, Line, Span, line, table, wrap
 from specbench.tui.views.base import View
 from specbench.tui.views.dialogs import Reading, Typing
@@ -31,7 +33,7 @@ class Item(NamedTuple):
 
 def items(store: Path | None) -> list[Item]:
     """Everything there is; what cannot be read is an item that says so."""
-    found = [*_suites(), *_methods(), *_targets()]
+    found = [*_suites(), *_methods(), *_targets(), *_from_the_hub(), *_from_runs(store)]
     return [*found, *_drafters(paths.drafters_dir(store), "drafter")]
 
 
@@ -65,6 +67,47 @@ def _methods() -> Iterable[Item]:
 def _targets() -> Iterable[Item]:
     for name, folder in paths.DEMO_MODELS.items():
         yield Item("target", name, "embedded", "good", "ships with specbench", (str(folder), "--target demo"))
+
+
+def _from_the_hub() -> Iterable[Item]:
+    """What lies in the hub's cache with weights and a tokenizer; nothing is asked of the network."""
+    for folder in sorted(hub_cache().glob("models--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        snapshots = [each.parent for each in folder.glob("snapshots/*/config.json")]
+        if not snapshots:
+            continue
+        newest = max(snapshots, key=lambda each: each.stat().st_mtime)
+        try:
+            config = json.loads((newest / "config.json").read_text(encoding="utf-8"))
+            kind = str(config.get("model_type", "unknown type"))
+        except (OSError, ValueError, AttributeError) as error:
+            yield Item("target", name, "unreadable", "bad", f"config.json: {error}", (str(newest), str(error)))
+            continue
+        weights = sum(path.stat().st_size for path in newest.glob("*.safetensors"))
+        if not weights:
+            yield Item("target", name, "no weights", "dim", f"{kind}, no safetensors here", (str(newest),))
+            continue
+        about = f"{kind}, {weights / 1e9:.1f} GB, in the hub's cache"
+        yield Item("target", name, "downloaded", "good", about, (str(newest), f"--target {name}"))
+
+
+def _from_runs(store: Path | None) -> Iterable[Item]:
+    """Folders that runs of this store had as targets, as long as they are there."""
+    found: dict[str, int] = {}
+    for manifest in sorted(paths.run_dir(store, "").glob("*/manifest.json")):
+        try:
+            # Not validated: a thousand runs of ten thousand planned groups would take pydantic seconds.
+            target = json.loads(manifest.read_text(encoding="utf-8"))["provenance"]["request"]["target"]
+        except (OSError, ValueError, KeyError, TypeError):
+            # Home shows a damaged run as one; it says nothing about targets.
+            continue
+        if isinstance(target, str) and Path(target).is_absolute():
+            found[target] = found.get(target, 0) + 1
+    for target, number in sorted(found.items()):
+        is_here = (Path(target) / "config.json").exists()
+        state, style = ("here", "good") if is_here else ("gone", "dim")
+        about = f"the target of {number} {'run' if number == 1 else 'runs'} here, {target}"
+        yield Item("target", Path(target).name, state, style, about, (target, f"--target {target}"))
 
 
 def _drafters(folder: Path, kind: str) -> Iterable[Item]:

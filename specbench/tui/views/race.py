@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -113,6 +114,9 @@ class RaceView(RaceKeys):
     def entered(self) -> None:
         if self.opened != self.workspace.run_id:
             self.run_opened()
+        elif self.race is not None:
+            # One may have been made on the Tree screen.
+            self.race.look_for_traces()
         self.set_class(not self.workspace.run_id, "-empty")
 
     def _look_at_state(self) -> None:
@@ -226,6 +230,7 @@ class RaceView(RaceKeys):
             parts.append(draw_race.live_note(self.race))
         if self.race.found.why_not:
             parts.append(self.race.found.why_not)
+        parts += self.race.notes[-1:]
         parts.append(f"{self.race.manifest.suite.name} on {self.race.manifest.target.name}, {self.state}")
         return " · ".join(part for part in parts if part)
 
@@ -258,7 +263,7 @@ class RaceView(RaceKeys):
         return [
             line(Span("What is shown", "bold")),
             line("¹²³  drafted, and accepted at that depth      ◆  the target's own token behind a draft"),
-            line("■■□  levels of the last draft, accepted filled. Which tokens were rejected is not in the journal."),
+            line("■■□  levels of the last draft, accepted filled       ~of~  rejected, where t has made a trace"),
             line("τ    tokens kept per step, the bonus included  │  now on the race clock, · still to come"),
             *wrap(
                 "Speed-ups are over the whole run so far, paired by question, with the 95 % interval of the tables.", 96
@@ -278,4 +283,9 @@ def _open(folder: Path) -> tuple[Race, SoFar, dict[str, MethodSoFar]]:
     figures = sofar.figures(race.index)
     speeds = {method: each.speedup.geometric_mean for method, each in figures.items() if each.speedup is not None}
     race.choose(race.first_choice(speeds))
+    # A million steps' index is thousands of objects that live as long as the run is open. A full collection that looks
+    # at all of them again stopped the screen for 70 ms in the middle of a seek.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
     return race, sofar, figures

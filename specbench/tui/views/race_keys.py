@@ -171,6 +171,22 @@ class RaceKeys(View):
             self.race.choose(methods)
             self.draw_methods()
 
+    def action_trace(self) -> None:
+        race, lane = self._with_race(), self._focused_lane()
+        if race is None or lane is None:
+            return
+        from specbench.store.traces import Which
+        from specbench.tui.views.tree import TreeView
+
+        race.leave_following()
+        race.clock.pause()
+        number = lane.timeline.steps_at(race.position()) - 1 if lane.timeline is not None else 0
+        tree = self.main.view("tree")
+        assert isinstance(tree, TreeView)
+        which = Which(lane.method, race.question.question_id, race.question.turn, race.repeat)
+        tree.show_answer(self.opened, which, max(0, number), came_from="race")
+        self.main.show_view("tree")
+
     def action_marks(self) -> None:
         self.main.marks = self.main.marks.next()
         for number in range(MOST_LANES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specbench.errors import SpecbenchError, UsageError
+from specbench.store import pausing
 from specbench.store.files import holder, is_training
 from specbench.store.journal import run_state
 from specbench.tui import children
@@ -27,7 +28,11 @@ def ask_how_to_stop(view: View, run_id: str) -> None:
         return
     options = [Option("", "Let it run")]
     if not is_training(folder):
-        options.append(Option("after", "After this answer", help="a pause: c continues it, nothing is measured twice"))
+        if pausing.is_asked(folder):
+            options.append(Option("go", "Go on", help="it waits between two answers, or is about to"))
+        else:
+            options.append(Option("pause", "Pause", help="after this answer the process waits; c lets it go on"))
+        options.append(Option("after", "End after this answer", help="c continues it; nothing is measured twice"))
     options += [
         Option("now", "Now, keep the data", help="the answer under way is measured again when it is continued"),
         Option("kill", "Kill process", help=f"{live.pid} on {live.host}, at once; what is in the journal stays"),
@@ -43,6 +48,12 @@ def _stop(view: View, run_id: str, how: str) -> None:
                 view.say(f"asked process {children.interrupt(folder)} to stop; c continues the run")
             case "kill":
                 view.say(f"killed process {children.kill(folder)}; the run is lost, c continues it", style="warn")
+            case "pause":
+                pausing.ask(folder)
+                view.say("it waits when this answer has ended; c lets it go on", style="good")
+            case "go":
+                pausing.let_go(folder)
+                view.say("it goes on")
             case "after":
                 _stop_after_answer(view, run_id)
             case _:
@@ -52,8 +63,8 @@ def _stop(view: View, run_id: str, how: str) -> None:
 
 
 def _stop_after_answer(view: View, run_id: str) -> None:
-    """The run itself knows no pause: its journal is watched, and the signal sent when an answer has ended. What the
-    next one had begun by then is measured again."""
+    """The journal is watched, and the signal sent when an answer has ended. What the next one had begun by then is
+    measured again."""
     folder = view.workspace.folder(run_id)
     index = RunIndex(folder)
     index.advance()

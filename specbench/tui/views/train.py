@@ -35,6 +35,8 @@ class TrainView(View):
         self.training: Course | None = None
         self._runs: list[str] | None = None
         self._seen: tuple[str, int] = ("", -1)
+        self.is_log = self.is_smooth = False
+        """How the loss is drawn."""
 
     def body(self) -> Iterable[Widget]:
         with Grid(id="body"):
@@ -112,7 +114,7 @@ class TrainView(View):
 
         if self.training is None:
             return self._empty(width)
-        return draw_train.loss_lines(self.training, width, height)
+        return draw_train.loss_lines(self.training, width, height, is_log=self.is_log, is_smooth=self.is_smooth)
 
     def _accuracy(self, width: int, height: int) -> Sequence[Line]:
         from specbench.tui import draw_train
@@ -157,6 +159,23 @@ class TrainView(View):
         from specbench.tui.views.launch import LaunchForm
 
         self.main.push_screen(LaunchForm(self.workspace, draw_train.bench_values(self.training, str(best.resolve()))))
+
+    def _titled(self) -> None:
+        from specbench.tui import draw_train
+
+        words = ["log scale"] if self.is_log else []
+        words += [f"exponential mean {draw_train.SMOOTHING:g}"] if self.is_smooth else []
+        canvas = self.query_one("#loss", Canvas)
+        canvas.set_title("Loss" + (f": {', '.join(words)}" if words else ""))
+        canvas.redraw()
+
+    def action_log_scale(self) -> None:
+        self.is_log = not self.is_log
+        self._titled()
+
+    def action_smooth(self) -> None:
+        self.is_smooth = not self.is_smooth
+        self._titled()
 
     def action_log(self) -> None:
         if self.workspace.training_id:

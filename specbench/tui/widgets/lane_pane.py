@@ -92,6 +92,7 @@ class LanePane(Vertical):
             else:
                 self.tokens.append(lane.tokens[self.tokens.num_held :])
                 self.tokens.reveal(shown)
+            self.tokens.set_ghost(lane.ghost_at(seconds))
         self.counts.redraw()
 
     def _why_empty(self, lane: Lane) -> Sequence[Line]:

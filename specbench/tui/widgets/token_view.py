@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.binding import Binding, BindingType
@@ -13,7 +14,8 @@ from textual.geometry import Size
 
 from specbench.tui.layout import Shown, TokenRows
 from specbench.tui.lines import Line, Span, plain
-from specbench.tui.marks import Mode, look
+from specbench.tui.marks import Kind, Mode, look
+from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import LineView
 
 
@@ -32,6 +34,7 @@ class TokenView(LineView, can_focus=True):
         self._mode = mode
         self._rows = TokenRows(1, mode)
         self._note: Sequence[Line] = ()
+        self._ghost = ""
 
     @property
     def mode(self) -> Mode:
@@ -79,8 +82,16 @@ class TokenView(LineView, can_focus=True):
         self._num_shown, self._note = num_tokens, ()
         self._measure(follows=follows)
 
+    def set_ghost(self, text: str) -> None:
+        """What was drafted and rejected in the last step, behind the last token and no part of the answer."""
+        ghost = f"~{visible(text)}~" if text else ""
+        if ghost != self._ghost:
+            self._ghost = ghost
+            self.refresh()
+
     def say(self, lines: Sequence[Line]) -> None:
         """Instead of tokens: why there are none."""
+        self._ghost = ""
         self._tokens, self._num_shown, self._note = [], 0, tuple(lines)
         self._lay_out()
 
@@ -138,6 +149,12 @@ class TokenView(LineView, can_focus=True):
                 piece = piece._replace(text=piece.text[1:])
             if piece.text:
                 found.append(Segment(piece.text, base + style))
+        if self._ghost and y == self.num_lines() - 1:
+            room = self.width - sum(cell_len(segment.text) for segment in found)
+            # On the row's rest, cut: a row of its own would make the pane jump at every step.
+            ghost = self._ghost if cell_len(self._ghost) <= room else set_cell_size(self._ghost, max(0, room - 1)) + "…"
+            if room > 2:
+                found.append(Segment(ghost, base + look(Kind.GHOST, 0, Mode.COLOUR).style))
         return found
 
     def text(self) -> str:

@@ -1,0 +1,1 @@
+"""Talking to a target with any method: what `specbench chat` and the Chat screen share. Not a measurement."""
