@@ -20,8 +20,7 @@ app = new_app()
 @app.command(
     epilog=examples(
         "specbench doctor",
-        "specbench doctor --data ./data --json",
-        "specbench doctor --viewer",
+        "specbench doctor --viewer --store ./results",
         after="Exit codes: 0 fit (warnings included), 3 something is missing.",
     )
 )

@@ -54,7 +54,7 @@ def test_a_cell_is_known_by_what_it_depends_on_and_by_nothing_else() -> None:
     first = _plan()
     assert _ids(first) == _ids(_plan(title="Another", name="other"))
     assert _ids(first) == _ids(_plan(machine=Machine(store=Path("x"), threads=3, device="cpu")))
-    explicit = {**_BODY["train"], "redrafter.num_layers": 2, "lr": 0.001}
+    explicit = {**_BODY["train"], "redrafter.num_layers": 2, "weight_decay": 0.0}
     assert _ids(first) == _ids(_plan(train=explicit)), "a default that is said is the same cell"
     wider = _plan(train={**_BODY["train"], "learn": ["gt", "kd", "seq"]}, seeds=[0, 1, 2])
     assert set(_ids(first)) < set(_ids(wider)), "what was done stays done when an axis grows"
