@@ -145,12 +145,12 @@ def measure_viewer(
     suite: str = "demo",
     target: str | None = None,
     limit: int | None = None,
-    repeats: int = 3,
+    repeats: int = 12,
     threads: int = 1,
     max_new_tokens: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ViewerCost:
-    """Run the pair on this machine, a minute or two; the run itself is thrown away.
+    """Run the pair on this machine, three minutes on the embedded target; the run itself is thrown away.
 
     Raises EnvironmentFailed where there are no terminals (Windows), where the viewer does not live through it, and what
     a run raises.

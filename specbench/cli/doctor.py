@@ -32,7 +32,7 @@ def doctor(
         bool,
         typer.Option(
             "--viewer",
-            help="First measure what `specbench tui` costs a run here (a minute or two), and keep it.",
+            help="First measure what `specbench tui` costs a run here (three minutes), and keep it.",
         ),
     ] = False,
     as_json: options.Json = False,

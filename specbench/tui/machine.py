@@ -78,7 +78,7 @@ def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None) -> l
     )
     found.append(fit(line("its share  ", Span(sparkline(list(machine.own_history), max(4, width - 12), low=0))), width))
     if cost is None:
-        words = "What watching costs a run was not measured here: specbench doctor --viewer, a minute or two."
+        words = "What watching costs a run was not measured here: specbench doctor --viewer, three minutes."
         found += wrap(words, width, "dim")
     else:
         found += wrap(f"Measured: {cost.words()}.", width, "good" if cost.is_small else "warn")
