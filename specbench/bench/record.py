@@ -137,6 +137,20 @@ def changed_since(manifest: Manifest, session: Session) -> list[str]:
     ]
 
 
+def as_named(chosen: Sequence[Competitor], manifest: Manifest) -> tuple[Competitor, ...]:
+    """The competitors of a recorded request under the labels they had: paths in options are absolute by now, and were
+    part of a label as they were typed.
+
+    Raises EnvironmentFailed where they are not the run's (another version of a method).
+    """
+    if [each.card.name for each in chosen] != [each.name for each in manifest.methods]:
+        raise EnvironmentFailed(
+            f"run {manifest.run_id} cannot go on: its methods are not those of this specbench",
+            try_="start a new run; the old one stays as it is",
+        )
+    return tuple(dataclasses.replace(each, label=was.label) for each, was in zip(chosen, manifest.methods, strict=True))
+
+
 def notes_on(drafter: Drafter, *, target_hash: str, quantisation: str) -> tuple[str, ...]:
     """What a row must say about its drafter: that it learnt from another target than the one it drafts for."""
     if drafter.trained_on == "":

@@ -57,6 +57,8 @@ def run(request: RunRequest, progress: Progress) -> RunOutcome:
     for note in (*loaded.notes, *filled.left_out):
         progress.say(note)
     chosen = competitors(request)
+    if resumed is not None:
+        chosen = record.as_named(chosen, resumed)
     session = Session(request, loaded)
     contestants = [make_contestant(session, competitor) for competitor in chosen]
     if request.dry_run:

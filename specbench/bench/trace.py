@@ -82,7 +82,7 @@ def trace(
     session = _session(store, manifest, overrides)
     _check_prompt(manifest, session, which)
     _read_references(folder, session)
-    contestant = _contestant(session, which.method)
+    contestant = _contestant(session, manifest, which.method)
     say(f"replaying {which.method} on {which.question_id}, untimed")
     contestant.drafter.shows_q = True
     _restore(session, contestant, manifest, group, folder, say)
@@ -135,8 +135,9 @@ def _read_references(folder: Path, session: Session) -> None:
             )
 
 
-def _contestant(session: Session, label: str) -> Contestant:
-    competitor = next(each for each in competitors(session.request) if each.label == label)
+def _contestant(session: Session, manifest: Manifest, label: str) -> Contestant:
+    chosen = record.as_named(competitors(session.request), manifest)
+    competitor = next(each for each in chosen if each.label == label)
     return make_contestant(session, competitor)
 
 

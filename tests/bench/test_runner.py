@@ -13,7 +13,7 @@ import pytest
 from specbench import paths
 from specbench.api import Silent
 from specbench.bench import runner
-from specbench.bench.request import RunRequest, Setting
+from specbench.bench.request import GridAxis, RunRequest, Setting, Variant
 from specbench.bench.runner import run, too_slow
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, Measured, ReferenceFinished, Steps
@@ -453,8 +453,6 @@ def test_a_grid_makes_one_row_per_value_in_one_plan(go):
 
 
 def test_variants_compete_with_their_options_together_and_survive_a_resume(go, tmp_path):
-    from specbench.bench.request import GridAxis, Variant
-
     variants = tuple(
         Variant("prompt_lookup", (("num_tokens", a), ("max_ngram", b)), name)
         for a, b, name in (("2", "1", "short"), ("4", "2", ""))
@@ -469,6 +467,26 @@ def test_variants_compete_with_their_options_together_and_survive_a_resume(go, t
     assert set(rows_of(outcome)) == {"autoregressive", "autoregressive#2"} | labels
     again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
     assert set(rows_of(again)) == set(rows_of(outcome))
+
+
+def test_a_path_in_a_label_survives_a_resume_from_another_folder(go, tmp_path, tiny_target, monkeypatch):
+    """Paths of a request are kept absolute; rows are called by what was typed."""
+    monkeypatch.chdir(tiny_target.parent)
+    variants = tuple(
+        Variant("draft_model", (("model", tiny_target.name), ("num_tokens", number))) for number in ("1", "2")
+    )
+    outcome, _ = go(methods=("draft_model",), variants=variants)
+    labels = {f"draft_model[model={tiny_target.name},num_tokens={number}]" for number in ("1", "2")}
+    assert labels < set(rows_of(outcome))
+    monkeypatch.chdir(tmp_path)
+    again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
+    assert set(rows_of(again)) == set(rows_of(outcome))
+    folder = tmp_path / "results" / "runs" / outcome.run_id
+    events = (folder / "events.jsonl").read_text().splitlines()
+    last = max(number for number, line in enumerate(events) if '"generation_finished"' in line)
+    (folder / "events.jsonl").write_text("\n".join(events[:last]) + "\n")
+    again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
+    assert again.state == "finished" and set(rows_of(again)) == set(rows_of(outcome))
 
 
 def test_settings_reach_the_method(go):
