@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,11 +21,9 @@ from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
-from specbench.lm.chain import AdaptiveLength, ChainDrafter, Picks
-from specbench.lm.load import load_lm, pick_dtype
-from specbench.lm.vocabulary import Vocabulary, compare
+from specbench.lm.chain import ChainDrafter
+from specbench.lm.draft_model import load_draft
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
-from specbench.quantisation import NONE
 
 
 class _Snapshot(NamedTuple):
@@ -144,30 +142,8 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     Raises UsageError (another vocabulary, an adapter of another base, a layer that is not there), EnvironmentFailed (no
     weights, a damaged adapter).
     """
-    dtype = target.dtype if options["dtype"] == "auto" else pick_dtype(cast("str", options["dtype"]), target.device)
-    lm = load_lm(
-        cast("str", options["model"]),
-        device=target.device,
-        dtype=dtype,
-        quantisation=cast("str", options["quantisation"]),
-        quantisation_said_by="adaptive_lora.quantisation",
-    )
-    shared = compare(
-        Vocabulary(name=target.name, tokenizer=target.tokenizer, size=target.vocab_size),
-        Vocabulary(name=lm.name, tokenizer=lm.tokenizer, size=lm.vocab_size),
-    )
-    num_tokens, max_tokens = cast("int", options["num_tokens"]), cast("int", options["max_tokens"])
-    adaptive = None
-    if options["adaptive"]:
-        num_tokens = min(num_tokens, max_tokens)
-        adaptive = AdaptiveLength(first=num_tokens, maximum=max_tokens, cost_ratio=cast("float", options["cost_ratio"]))
-    chain: dict[str, Any] = {
-        "num_tokens": num_tokens,
-        "num_shared": shared.num_shared,
-        "picks": cast("Picks", options["draft"]),
-        "adaptive": adaptive,
-    }
-    notes = (f"its draft model's weights are {lm.quantisation}", *lm.notes) if lm.quantisation != NONE else ()
+    draft = load_draft(options, target, method="adaptive_lora")
+    lm, chain, notes = draft.lm, draft.chain, draft.notes
     folder = str(options["store"])
     store = AdapterStore(Path(folder).expanduser(), max_bytes=int(options["max_mb"]) << 20) if folder else None
     first = _first_adapter(str(options["adapter"]), store, lm)
@@ -191,10 +167,10 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         lm,
         layers,
         LearningPlan.from_options(options),
-        num_shared=shared.num_shared,
+        num_shared=chain["num_shared"],
         temperature=target.sampling.temperature,
         collector=Collector(
-            top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=shared.num_shared
+            top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=chain["num_shared"]
         ),
         by_domain=options["domains"] == "category",
         capacity=int(options["capacity"]),

@@ -11,8 +11,9 @@ from helpers import PROMPTS, NoDrafter, plain_logits, requests_for, tiny_lm, tin
 
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
+from specbench.lm.adaptive_length import AdaptiveLength, Evidence
 from specbench.lm.cached_lm import CachedLM
-from specbench.lm.chain import AdaptiveLength, ChainDrafter, Evidence
+from specbench.lm.chain import ChainDrafter
 from specbench.lm.taps import decoder_of
 from specbench.method import DraftNoise, DraftTree, Request
 from specbench.metrics import leviathan

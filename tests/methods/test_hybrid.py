@@ -16,8 +16,9 @@ from specbench.conformance.watch import inspect_tree
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
+from specbench.lm.adaptive_length import AdaptiveLength
 from specbench.lm.cached_lm import CachedLM
-from specbench.lm.chain import AdaptiveLength, ChainDrafter
+from specbench.lm.chain import ChainDrafter
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request, Rule
 from specbench.sampling import Sampling
 from specbench.suffix import Proposal
