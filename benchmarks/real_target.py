@@ -23,17 +23,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.fitting import Fit, fit, held_out_loss
 from specbench.data.documents import Documents
 from specbench.data.loading import load_documents
 
@@ -54,13 +54,8 @@ class Size:
     inner: int
     draft_hidden: int
     draft_layers: int
-    tokens_seen: int
-    """By the target; the draft model sees as many."""
-    batch_tokens: int
-    warmup: int
-    """Steps."""
-    rate: float
-    """Highest learning rate."""
+    fit: Fit
+    """Of the target and of the draft model alike."""
     rows: int
     """Of each data set, at most."""
     answers: int
@@ -81,10 +76,7 @@ FULL = Size(
     inner=2816,
     draft_hidden=256,
     draft_layers=2,
-    tokens_seen=24_000_000,
-    batch_tokens=32_768,
-    warmup=100,
-    rate=1e-3,
+    fit=Fit(tokens=24_000_000, batch_tokens=32_768, warmup=100, rate=1e-3),
     rows=100_000,
     answers=16_000,
     temperature=0.0,
@@ -101,10 +93,7 @@ SMALL = Size(
     inner=128,
     draft_hidden=32,
     draft_layers=1,
-    tokens_seen=150_000,
-    batch_tokens=1_024,
-    warmup=5,
-    rate=1e-2,
+    fit=Fit(tokens=150_000, batch_tokens=1_024, warmup=5, rate=1e-2),
     rows=64,
     answers=24,
     temperature=1.0,
@@ -205,13 +194,13 @@ class Work:
         model = LlamaForCausalLM(config).to(self.device)
         num_parameters = sum(p.numel() for p in model.parameters())
         print(f"{name}: {num_parameters / 1e6:.1f} M parameters, {len(rows):,} documents", flush=True)
-        seen, losses = self._fit(model, rows, rng)
+        seen, loss = fit(model, rows, rng, self.size.fit, look=self._look)
         facts = {
             "num_parameters": num_parameters,
             "documents": len(rows),
             "tokens_seen": seen,
-            "train_loss": losses[-1],
-            "held_out_loss": self._held_out(model, held),
+            "train_loss": loss,
+            "held_out_loss": held_out_loss(model, held, batch_tokens=self.size.fit.batch_tokens),
             "sources": {part.name: {"source": Path(part.source).name, "licence": part.licence} for part in parts},
         }
         print(json.dumps(facts), flush=True)
@@ -231,39 +220,10 @@ class Work:
             offline=True,
         )
 
-    def _fit(self, model: LlamaForCausalLM, rows: Sequence[list[int]], rng: random.Random) -> tuple[int, list[float]]:
-        """-> tokens seen, loss of every tenth step."""
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.size.rate, betas=(0.9, 0.95), weight_decay=0.1)
-        seen, step, losses = 0, 0, [math.nan]
-        while seen < self.size.tokens_seen:
-            for batch in batches(rows, self.size.batch_tokens, rng):
-                share = seen / self.size.tokens_seen
-                if share >= 1:
-                    break
-                for group in optimizer.param_groups:
-                    rise, fall = min(1.0, (step + 1) / self.size.warmup), 0.5 * (1 + math.cos(math.pi * share))
-                    group["lr"] = self.size.rate * rise * fall
-                loss = loss_of(model, batch.to(self.device))
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                seen += int((batch >= 0).sum())
-                if step % 10 == 0:
-                    losses.append(float(loss))
-                    if time.monotonic() > self.end:
-                        # Minutes of work, so not worth a state of its own: the next call begins it again.
-                        raise TimeIsUp
-                step += 1
-        return seen, losses
-
-    def _held_out(self, model: LlamaForCausalLM, rows: Sequence[list[int]]) -> float:
-        with torch.no_grad():
-            found = [
-                (float(loss_of(model, batch.to(self.device))), int((batch >= 0).sum()))
-                for batch in batches(rows, self.size.batch_tokens, random.Random(0))
-            ]
-        return sum(loss * count for loss, count in found) / sum(count for _, count in found)
+    def _look(self) -> None:
+        """Minutes of work, so not worth a state of its own: the next call begins it again."""
+        if time.monotonic() > self.end:
+            raise TimeIsUp
 
     def answers(self) -> None:
         """The target's own words for the training prompts, an equal share of each set."""
@@ -355,27 +315,6 @@ def rows_of(documents: Documents) -> Iterator[list[int]]:
     """Each text as a list of ids."""
     for document in documents:
         yield list(document.ids)
-
-
-def batches(rows: Sequence[list[int]], num_tokens: int, rng: random.Random) -> Iterator[torch.Tensor]:
-    """int64 (B, T) of texts of like length, B x T at most num_tokens, -1 behind a text's end; in random order."""
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
-    groups: list[list[int]] = [[]]
-    for index in order:
-        if groups[-1] and (len(groups[-1]) + 1) * len(rows[index]) > num_tokens:
-            groups.append([])
-        groups[-1].append(index)
-    rng.shuffle(groups)
-    for group in groups:
-        longest = max(len(rows[index]) for index in group)
-        yield torch.tensor([rows[index] + [-1] * (longest - len(rows[index])) for index in group])
-
-
-def loss_of(model: LlamaForCausalLM, batch_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next token. Padding stands behind the text, where causal attention cannot look."""
-    with torch.autocast(batch_BT.device.type, torch.bfloat16):
-        logits_BTV = model(input_ids=batch_BT.clamp_min(0)[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch_BT[:, 1:].flatten(), ignore_index=-1)
 
 
 def arguments() -> argparse.Namespace:

@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import real_target
-from benchmarks.real_target import DRAFTERS, TimeIsUp, Work, batches, loss_of
+from benchmarks.fitting import Fit, batches, fit, held_out_loss, loss_of
+from benchmarks.real_target import DRAFTERS, TimeIsUp, Work
 from specbench import registry
 
 
@@ -37,6 +38,17 @@ def test_padding_changes_no_loss() -> None:
     with torch.no_grad():
         assert float(loss_of(model, text)) == pytest.approx(float(loss_of(model, padded)), rel=1e-2)
         assert float(loss_of(model, text)) == pytest.approx(math.log(20), rel=0.2)
+
+
+def test_a_model_learns_a_text_it_sees_often() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
+    rows = [[3, 5, 7, 11, 13, 17]] * 8
+    before = held_out_loss(model, rows, batch_tokens=48)
+    seen, _ = fit(model, rows, random.Random(0), Fit(tokens=4000, batch_tokens=48, warmup=5, rate=3e-2))
+    assert seen >= 4000 and held_out_loss(model, rows, batch_tokens=48) < 0.2 * before
 
 
 def test_what_is_trained_can_be_trained() -> None:
