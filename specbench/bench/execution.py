@@ -59,7 +59,7 @@ def compile_target(switch: str, lm: CachedLM, *, say: Callable[[str], None], max
         after = _step_s(lm, max_len)
     except Exception as error:
         lm.run_uncompiled()
-        why = str(error).strip().splitlines()[0]
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if switch == "on":
             raise EnvironmentFailed(
                 f"{lm.name} cannot be compiled: {why}", where="--compile on", try_="--compile off"

@@ -155,10 +155,16 @@ def _restore(
     contestant.drafter.restore(contestant.snapshot)
     if manifest.carry == "none":
         return
+    if contestant.drafter.adaptation is not None:
+        raise UsageError(
+            f"{group.method} learnt between its answers, and that is not replayed",
+            try_="trace an answer of a run with --carry none",
+        )
     done = finished_groups(folder)
     earlier = manifest.groups[: [each.group for each in manifest.groups].index(group.group)]
     for before in earlier:
-        if (before.method, before.repeat) == (group.method, group.repeat) and before.group in done:
+        was_asked = all((question, before.turn) in session.references for question in before.question_ids)
+        if was_asked and (before.method, before.repeat) == (group.method, group.repeat) and before.group in done:
             say(f"regrowing what {group.method} carried: {before.question_ids[0]}")
             cells = _cells(session, before)
             session.generate(contestant.drafter, cells, with_reference=contestant.wants_reference)

@@ -7,7 +7,6 @@ The A/A control of an ordinary run is the pair: the viewer follows the run on it
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -60,31 +59,37 @@ class _Viewer:
         self._keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert self._keeper.stdout is not None
         said = self._keeper.stdout.readline()
-        if not said.strip().isdigit():
-            raise EnvironmentFailed("the viewer did not start", where="specbench tui", try_="specbench tui")
-        self.process = psutil.Process(int(said))
-        self._wait_until_it_rests()
+        try:
+            if not said.strip().isdigit():
+                raise psutil.NoSuchProcess(self._keeper.pid)
+            self.process = psutil.Process(int(said))
+            self._wait_until_it_rests()
+        except psutil.NoSuchProcess as error:
+            self._end_keeper()
+            raise EnvironmentFailed(
+                "the viewer ended as soon as it began", where="specbench tui", try_="specbench tui"
+            ) from error
 
     def _wait_until_it_rests(self) -> None:
         end = time.monotonic() + _STARTS_S
         while time.monotonic() < end:
-            if not self.process.is_running() or self.process.status() == psutil.STATUS_ZOMBIE:
-                raise EnvironmentFailed(
-                    "the viewer ended as soon as it began", where="specbench tui", try_="specbench tui"
-                )
             if self.process.cpu_percent(interval=1.0) < 10:
                 return
 
     def resume(self) -> None:
         """Let it catch up, then watch."""
-        for process in self._family():
-            process.send_signal(signal.SIGCONT)
+        self._send(signal.SIGCONT)
         time.sleep(_CATCH_UP_S)
 
     def hold(self) -> None:
         """Not a cycle until `resume`."""
-        for process in self._family():
-            process.send_signal(signal.SIGSTOP)
+        self._send(signal.SIGSTOP)
+
+    def _send(self, number: signal.Signals) -> None:
+        # One that is gone is told by `group_done`.
+        with suppress(psutil.NoSuchProcess):
+            for process in self._family():
+                process.send_signal(number)
 
     def _family(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
@@ -93,6 +98,9 @@ class _Viewer:
         with suppress(psutil.Error):
             for process in self._family():
                 process.kill()
+        self._end_keeper()
+
+    def _end_keeper(self) -> None:
         self._keeper.kill()
         self._keeper.wait()
         if self._keeper.stdout is not None:
@@ -152,11 +160,8 @@ def measure_viewer(
 ) -> ViewerCost:
     """Run the pair on this machine, three minutes on the embedded target; the run itself is thrown away.
 
-    Raises EnvironmentFailed where there are no terminals (Windows), where the viewer does not live through it, and what
-    a run raises.
+    Raises EnvironmentFailed where the viewer does not live through it, and what a run raises.
     """
-    if not hasattr(pty, "fork"):
-        raise EnvironmentFailed("the viewer's cost is measured in a pseudo-terminal, and there is none here")
     with tempfile.TemporaryDirectory(prefix="specbench-viewer-") as name:
         results = Path(name)
         turns = _Turns(results, say=say)

@@ -7,14 +7,13 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, get_args
 
-from specbench.bench.request import parse_setting
+from specbench.bench.request import Rule, parse_setting
 from specbench.chat.conversation import BASELINE, Conversation
 from specbench.chat.reply import Evaluation, Figures, Heard, Reply, figures_of
 from specbench.errors import SpecbenchError, UsageError, did_you_mean
 from specbench.events import StepRow
-from specbench.method import Rule
 from specbench.store.files import cannot_write
 from specbench.store.words import count
 
@@ -41,7 +40,7 @@ _ENDED = {
     "length": "cut at max_new_tokens",
     "stopped": "stopped by you",
 }
-_RULES = ("coupled", "rejection", "typical")
+_RULES = get_args(Rule)
 
 
 class Front(Protocol):
@@ -187,7 +186,7 @@ class Talk:
 
         talk = self.conversation
         if not name:
-            for entry in registry.cards():
+            for entry in registry.cards(methods_dirs=talk.methods_dirs):
                 mark = "▸" if entry.name == talk.settings.method else " "
                 told = entry.card.summary if entry.card is not None else f"broken: {entry.error}"
                 self._front.note(f"{mark} {entry.name:<16} {told}")

@@ -72,7 +72,7 @@ class Conversation:
         self.is_stop_asked = False
         """Set from a signal or another thread while an answer is under way."""
         self._is_demo = target_is_demo
-        self._methods_dirs = methods_dirs
+        self.methods_dirs = methods_dirs
         self._last: Request | None = None
         self._state_before: object = None
         self.settings = settings
@@ -96,13 +96,13 @@ class Conversation:
 
     def _make_drafter(self, settings: Settings, engine: Engine) -> Drafter:
         choice = registry.choose(
-            settings.method, settings.said, target_is_demo=self._is_demo, methods_dirs=self._methods_dirs
+            settings.method, settings.said, target_is_demo=self._is_demo, methods_dirs=self.methods_dirs
         )
         if "reference" in choice.card.requires:
             raise UsageError(
                 f"method {settings.method!r} replays a known answer, so it cannot talk", try_="/method, for the others"
             )
-        drafter = registry.build(choice, engine.view(), methods_dirs=self._methods_dirs)
+        drafter = registry.build(choice, engine.view(), methods_dirs=self.methods_dirs)
         engine.reserve(drafter.max_nodes)
         return drafter
 
@@ -113,6 +113,8 @@ class Conversation:
         if not changes.keys() <= kept:
             engine = self._make_engine(wanted, self._engine.max_len)
             self._drafter, self._engine = self._make_drafter(wanted, engine), engine
+            # The last answer was another drafter's: this one would have begun it with nothing.
+            self._state_before = self._drafter.snapshot()
         self.settings = wanted
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -21,6 +21,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, WHAT, option
 from specbench.cli.text import visible
+from specbench.errors import UsageError, did_you_mean
 from specbench.quantisation import check_quantisation
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def chat(
     """
     given = options.settings(set_)
     check_quantisation(quantisation)
+    if rule not in get_args(Rule):
+        raise UsageError(f"{rule!r} is no acceptance rule", where="--rule", try_=did_you_mean(rule, get_args(Rule)))
     is_demo = target in DEMO_TARGETS
     # Refused here, before 2 s of torch.
     options.chosen(given, method, target_is_demo=is_demo, methods_dirs=tuple(methods_dir or ()), named_by="--method")

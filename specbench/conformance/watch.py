@@ -165,6 +165,7 @@ class Guarded(Drafter):
         self._inner = inner
         self.taps = inner.taps
         self.max_nodes = inner.max_nodes
+        self.wants_target = inner.wants_target
 
     def begin(self, requests: Sequence[Request]) -> None:
         self._inner.begin(requests)

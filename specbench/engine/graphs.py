@@ -67,7 +67,7 @@ class CudaGraphs:
                 kept = step()
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
-            return returned, None, str(error).splitlines()[0]
+            return returned, None, (str(error).strip() or type(error).__name__).splitlines()[0]
         self._pool = graph.pool()
         return returned, _CudaGraph(graph, kept), ""
 

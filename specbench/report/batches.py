@@ -52,19 +52,21 @@ def verdict(points: Sequence[Point]) -> str:
     return "; ".join(said)
 
 
-def curves(points: Sequence[tuple[str, Point]]) -> list[dict[str, Any]]:
-    """(method, point) of one family of runs -> a line per method, as the page reads it; [] for one batch size only.
+def curves(points: Sequence[tuple[str, str, Point]]) -> list[dict[str, Any]]:
+    """(identity, method, point) of one family of runs -> a line per identity, as the page reads it; [] for one batch size
+    only.
 
     Methods that were measured at a single batch size are left out.
     """
     lines: dict[str, list[Point]] = {}
-    for method, point in points:
-        lines.setdefault(method, []).append(point)
-    if len({point.batch_size for _, point in points}) < 2:
+    for identity, _, point in points:
+        lines.setdefault(identity, []).append(point)
+    if len({point.batch_size for *_, point in points}) < 2:
         return []
+    names = {identity: method for identity, method, _ in points}
     return [
         {
-            "method": method,
+            "method": names[identity],
             "points": [
                 {
                     "batch_size": point.batch_size,
@@ -77,7 +79,7 @@ def curves(points: Sequence[tuple[str, Point]]) -> list[dict[str, Any]]:
             "crossing": crossing(of_method),
             "verdict": verdict(of_method),
         }
-        for method, of_method in lines.items()
+        for identity, of_method in lines.items()
         if len(of_method) > 1
     ]
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.manifest import Manifest
+from specbench.manifest import Manifest, MethodRecord
 from specbench.metrics import Interval
 from specbench.quantisation import precision
 from specbench.report import text
@@ -79,7 +79,7 @@ def _add_batches(scopes: Sequence[dict[str, Any]], groups: dict[str, list[RunRec
         families.setdefault(_digest(key), []).append(scope)
     for family in families.values():
         points = [
-            (row["method"], _point(scope["batch_size"], row))
+            (row["identity"], row["method"], _point(scope["batch_size"], row))
             for scope in family
             for row in scope["rows"]
             if not row["is_control"] and not row["is_broken"]
@@ -180,10 +180,14 @@ def _entries(shown: Sequence[RunRecord]) -> list[_Entry]:
             where = standing(row)
             if row.kind == "baseline" and number > 0:
                 continue
-            method = methods[row.method]
-            same = _digest([row.method, method.name, method.options, method.weights_hash, method.num_parameters])
+            same = _identity(methods[row.method])
             found.setdefault(same, _Entry(record=record, row=row, where=where))
     return list(found.values())
+
+
+def _identity(method: MethodRecord) -> str:
+    """The same competitor in two runs: one name, the same options and weights."""
+    return _digest([method.label, method.name, method.options, method.weights_hash, method.num_parameters])
 
 
 def _options_of(entry: _Entry) -> dict[str, Any]:
@@ -241,6 +245,7 @@ def _row(entry: _Entry, place: _Place, order: int, *, num_runs: int, unlike: str
     notes = [f"tied with {text.listing(map(text.printable, place.tied_with))}"] if place.tied_with else []
     return {
         **_clean(row),
+        "identity": _identity(method),
         "run_id": text.printable(entry.record.summary.run_id),
         "created": entry.record.summary.created,
         "standing": entry.where.value,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from specbench import doctor
@@ -98,7 +98,14 @@ def test_the_viewer_watches_the_control_and_is_held_during_the_baseline(
     assert low <= cost.slowdown <= high and cost.repeats == 2
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_viewer_that_dies_at_its_start_is_an_error_and_leaves_no_process(tmp_path: Path) -> None:
+    """The run it is to open is not there."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with pytest.raises(EnvironmentFailed, match="as soon as it began"):
+        viewer_cost._Viewer(tmp_path, "no-such-run")
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
 def test_the_real_viewer_lives_through_it() -> None:
     said: list[str] = []
     cost = measure_viewer(limit=2, repeats=1, max_new_tokens=16, say=said.append)

@@ -57,3 +57,20 @@ def test_runs_that_differ_in_the_batch_size_alone_share_their_curves() -> None:
 def test_runs_that_differ_in_more_do_not(change: dict[str, Any]) -> None:
     board = build_board([_at(1, ("a", 2.0)), _at(4, ("a", 1.2), **change)], [])
     assert [scope["batches"] for scope in board["scopes"]] == [[], []]
+
+
+def test_namesakes_with_other_options_are_lines_of_their_own() -> None:
+    """Two settings of one method at one batch size are no curve."""
+
+    def with_options(found: Any, **options: int) -> Any:
+        methods = [
+            method.model_copy(update={"options": options} if method.label == "a" else {})
+            for method in found.manifest.methods
+        ]
+        return dataclasses.replace(found, manifest=found.manifest.model_copy(update={"methods": tuple(methods)}))
+
+    once, again, other = _at(1, ("a", 2.0)), _at(4, ("a", 0.8)), _at(1, ("a", 0.5), created="2026-11-22T00:00:00Z")
+    runs = [with_options(once, k=1), with_options(again, k=1), with_options(other, k=2)]
+    found = build_board(runs, [])["scopes"][0]["batches"]
+    [line] = [line for line in found if line["method"] == "a"]
+    assert [(point["batch_size"], point["speedup"]) for point in line["points"]] == [(1, 2.0), (4, 0.8)]

@@ -138,7 +138,7 @@ class ChatView(View):
                     self.query_one("#message").focus()
             case "changed":
                 self.state = event
-                if not event["num_messages"] and not self.is_answering:
+                if not event["num_messages"]:
                     self.figures = {}
             case "note":
                 log.note(event["text"], event["style"])

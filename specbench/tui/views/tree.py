@@ -104,8 +104,9 @@ class TreeView(View):
         if (run_id, which) == (self.run_id, self.which) and self.words is not None:
             self._go(number)
             return
+        self._leave_run(run_id)
         self.run_id, self.which, self.number = run_id, which, number
-        self.words = None
+        self.words = self._path = None
         if self.query("#tree"):
             self._read()
 
@@ -113,9 +114,15 @@ class TreeView(View):
         if self.which is None or (self.workspace.run_id and self.workspace.run_id != self.run_id):
             self._choose_first()
 
+    def _leave_run(self, run_id: str) -> None:
+        """Nothing of another run may answer a key while this one is read, or where it cannot be."""
+        if run_id != self.run_id:
+            self.manifest = self._path = None
+
     def _choose_first(self) -> None:
         """Of the run that is open: the first answer of the first method that drafts."""
         run_id = self.workspace.run_id
+        self._leave_run(run_id)
         self.run_id, self.which, self.words = run_id, None, None
         if not run_id:
             self._show()
@@ -335,7 +342,7 @@ class TreeView(View):
 
     def _go_answer(self, which: Which) -> None:
         if which != self.which:
-            self.which, self.number, self.words = which, 0, None
+            self.which, self.number, self.words, self._path = which, 0, None, None
             self.say("")
             self._read()
 
