@@ -49,7 +49,6 @@ class AdaptiveDrafter(ChainDrafter):
         self._num_B: list[int] = []
         """Drafted tokens of each row that may be accepted."""
         self._num_swaps = learns.swaps
-        self._is_running = False
         if learns.collector is not None:
             self._tell = self._logits.append
 
@@ -148,6 +147,12 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     store = AdapterStore(Path(folder).expanduser(), max_bytes=int(options["max_mb"]) << 20) if folder else None
     first = _first_adapter(str(options["adapter"]), store, lm)
     learns = bool(options["adapt"]) and bool(options["collect"])
+    if learns and options["adapter"]:
+        raise UsageError(
+            "a named adapter is no version of a store, so nothing can learn on from it",
+            where="adaptive_lora.adapter",
+            try_="--set adaptive_lora.store=STORE with that version active (specbench adapt import), or adapt=false",
+        )
     if not learns and first is None:
         plain = ChainDrafter(lm, target, **chain)
         plain.notes = notes
@@ -179,6 +184,11 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     )
     if first is not None:
         adaptation.swap("", InUse(number=first.number, weights=first.adapter.weights, parent=InUse()))
+    if store is not None and adaptation.by_domain:
+        for name, numbers in store.history().items():
+            if name and numbers and numbers[-1]:
+                found = store.load(numbers[-1], base_hash=lm.weights_hash)
+                adaptation.swap(name, InUse(number=numbers[-1], weights=found.weights, parent=InUse()))
     drafter = AdaptiveDrafter(lm, target, learns=adaptation, **chain)
     how = (
         "in a process beside its answers, on the same cores: what that takes is in their times"

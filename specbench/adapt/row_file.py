@@ -104,7 +104,9 @@ class RowFile:
         with self.path.open("r+b") as file:
             size, place = os.fstat(file.fileno()).st_size, 0
             while place + _HEAD.size <= size:
-                _, length, _ = _HEAD.unpack(file.read(_HEAD.size))
+                magic, length, _ = _HEAD.unpack(file.read(_HEAD.size))
+                if magic != _MAGIC:
+                    return  # damaged, not torn: `read` names it, and what stands behind it is kept
                 if place + _HEAD.size + length > size:
                     break
                 place += _HEAD.size + length

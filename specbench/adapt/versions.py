@@ -26,7 +26,7 @@ from specbench.adapt.adapter import Adapter
 from specbench.adapt.row_file import RowFile
 from specbench.errors import EnvironmentFailed, UsageError
 
-_ACTIVE, _LOCK, _VERSIONS = "active.json", "lock", "versions"
+_ACTIVE, _LOCK, VERSIONS = "active.json", "lock", "versions"
 MAX_BYTES = 256 << 20
 """Cap of the observed answers unless said otherwise."""
 
@@ -69,12 +69,12 @@ class AdapterStore:
 
     def numbers(self) -> list[int]:
         """All versions, oldest first."""
-        folder = self.folder / _VERSIONS
+        folder = self.folder / VERSIONS
         return sorted(int(each.name) for each in folder.glob("[0-9]*") if each.name.isdigit() and each.is_dir())
 
     def path(self, number: int) -> Path:
         """A version's folder. Raises UsageError where there is none."""
-        folder = self.folder / _VERSIONS / f"{number:04d}"
+        folder = self.folder / VERSIONS / f"{number:04d}"
         if not folder.is_dir():
             known = ", ".join(map(str, self.numbers())) or "none"
             raise UsageError(
@@ -99,7 +99,7 @@ class AdapterStore:
         if not lineage.created:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             lineage = replace(lineage, created=now)
-        files.save(self.folder / _VERSIONS / f"{number:04d}", replace(adapter, lineage=lineage))
+        files.save(self.folder / VERSIONS / f"{number:04d}", replace(adapter, lineage=lineage))
         return number
 
     def load(self, number: int, *, base_hash: str | None = None) -> Adapter:
@@ -155,7 +155,7 @@ class AdapterStore:
 
     def purge_versions(self) -> None:
         """Delete every version; nothing is drafted with."""
-        shutil.rmtree(self.folder / _VERSIONS, ignore_errors=True)
+        shutil.rmtree(self.folder / VERSIONS, ignore_errors=True)
         (self.folder / _ACTIVE).unlink(missing_ok=True)
 
     def _write(self, history: dict[str, list[int]]) -> None:

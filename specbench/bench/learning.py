@@ -41,7 +41,9 @@ def adapter_stores(contestants: Sequence[Contestant], folder: Path) -> Iterator[
                 continue
             if adaptation.store is None:
                 name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", contestant.competitor.label)
-                adaptation.store = AdapterStore(folder / "adapters" / name)
+                adaptation.store = AdapterStore(
+                    folder / "adapters" / name, max_bytes=int(contestant.competitor.options["max_mb"]) << 20
+                )
             stack.enter_context(adaptation.store.writing())
         yield
 

@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 
 from specbench.adapt.adaptation import Adaptation, InUse
-from specbench.adapt.versions import AdapterStore
+from specbench.adapt.versions import VERSIONS, AdapterStore
+from specbench.errors import EnvironmentFailed
 from specbench.metrics import Interval
 from specbench.training.rounds import Round
 
@@ -39,10 +40,12 @@ class RoundProcess:
         self.domain = domain
         self._scratch = tempfile.TemporaryDirectory(prefix="specbench-round-")
         self._into = Path(self._scratch.name) / "store"
+        self._began = adaptation.domain(domain).in_use
+        given = self._given(adaptation, domain)
         self._said = Path(self._scratch.name) / "said"
         words = [
             *(sys.executable, "-m", "specbench", "adapt", "train", "--json"),
-            *("--store", str(adaptation.store.folder), "--into", str(self._into)),
+            *("--store", str(given), "--into", str(self._into)),
             *("--temperature", repr(adaptation.temperature), "--domain", domain),
             *("--device", str(adaptation.lm.device), "--version", str(adaptation.domain(domain).in_use.number)),
         ]
@@ -53,6 +56,23 @@ class RoundProcess:
             self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         self._handle = psutil.Process(self._process.pid)
         self.pause()
+
+    def _given(self, adaptation: Adaptation, domain: str) -> Path:
+        """A store of what this repeat has seen so far. The run's own file holds other repeats, too: answers to
+        questions that this one has yet to ask.
+
+        Raises EnvironmentFailed where the disk refuses.
+        """
+        assert adaptation.store is not None, "its versions lie in a store"
+        given = AdapterStore(Path(self._scratch.name) / "given", max_bytes=1 << 62)
+        given.folder.mkdir()
+        (given.folder / VERSIONS).symlink_to((adaptation.store.folder / VERSIONS).resolve())
+        memory = adaptation.domain(domain).memory
+        for observed in (*memory.held_out, *memory.old, *memory.new):
+            given.rows.append(observed)
+        if given.rows.warning:
+            raise EnvironmentFailed(given.rows.warning, where=str(given.folder))
+        return given.folder
 
     def pause(self) -> None:
         """Others are timed now: returns when it has stopped."""
@@ -90,13 +110,22 @@ class RoundProcess:
                 found = replace(found, gain=Interval(*found.gain))
             if found.outcome != "promoted":
                 return replace(found, version=domain.in_use.number)
+            if domain.in_use is not self._began:
+                gone = "round dropped: the adapter it began from was rolled back meanwhile"
+                return replace(found, outcome="dropped", why=gone, version=domain.in_use.number)
             assert adaptation.store is not None
             made = AdapterStore(self._into)
             candidate = made.load(made.numbers()[-1], base_hash=adaptation.lm.weights_hash)
             number = adaptation.store.add(candidate)
             adaptation.store.activate(number, self.domain)
-            adaptation.swap(self.domain, InUse(number=number, weights=candidate.weights, parent=domain.in_use))
+            adaptation.swap(
+                self.domain, InUse(number=number, weights=candidate.weights, parent=replace(domain.in_use, parent=None))
+            )
             return replace(found, version=number)
+        except EnvironmentFailed as error:
+            return Round(
+                domain=self.domain, outcome="dropped", why=f"round dropped: {error.what}", version=domain.in_use.number
+            )
         finally:
             self._scratch.cleanup()
 

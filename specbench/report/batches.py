@@ -53,8 +53,8 @@ def verdict(points: Sequence[Point]) -> str:
 
 
 def curves(points: Sequence[tuple[str, str, Point]]) -> list[dict[str, Any]]:
-    """(identity, method, point) of one family of runs -> a line per identity, as the page reads it; [] for one batch size
-    only.
+    """(identity, method, point) of one family of runs -> a line per identity, as the page reads it; [] for one batch
+    size only.
 
     Methods that were measured at a single batch size are left out.
     """

@@ -22,7 +22,7 @@ from torch import Tensor
 from specbench.adapt.adaptation import Adaptation, Domain, InUse
 from specbench.adapt.adapter import Adapter, Lineage
 from specbench.adapt.observed import Observed
-from specbench.errors import SpecbenchError, UsageError
+from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.metrics import Bootstrap, Interval, percentile_interval
 from specbench.training.budget import rate
 from specbench.training.step import StepFailed, Stepper
@@ -107,12 +107,19 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
     before = live.before
     adaptation.swap(name, in_use.parent)
     domain.live = replace(domain.live, before=None)
+    why = f"live acceptance {now:.3f} under version {in_use.number}, {before:.3f} before it"
     if adaptation.store is not None:
-        adaptation.store.activate(in_use.parent.number, name)
+        try:
+            if adaptation.store.history().get(name, [])[-2:] == [in_use.parent.number, in_use.number]:
+                adaptation.store.rollback(name)  # out of the history: a later rollback must not come back to it
+            else:
+                adaptation.store.activate(in_use.parent.number, name)
+        except EnvironmentFailed as error:
+            why += f"; the store still says otherwise: {error.what}"
     return Round(
         domain=name,
         outcome="rolled back",
-        why=f"live acceptance {now:.3f} under version {in_use.number}, {before:.3f} before it",
+        why=why,
         version=in_use.parent.number,
     )
 

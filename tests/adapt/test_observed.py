@@ -141,6 +141,11 @@ def test_a_torn_end_is_cut_off_and_damage_inside_is_named(draft: Path, tmp_path:
         file.write(bytes([byte[0] ^ 255]))
     with pytest.raises(EnvironmentFailed, match="cannot be read past byte 0"):
         list(rows.read())
+    with rows.path.open("r+b") as file:
+        file.write(bytes(12))
+    kept = rows.num_bytes()
+    rows.mend()
+    assert rows.num_bytes() == kept, "a damaged head is no torn end: nothing behind it is thrown away"
     rows.purge()
     assert list(rows.read()) == [] and not rows.path.exists()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from specbench import paths, registry
+from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
 from specbench.bench.defaults import with_defaults
@@ -154,13 +155,31 @@ def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path)
     assert killed.is_over and not psutil.pid_exists(killed._process.pid)
 
 
-def test_a_concurrent_round_ends_with_its_run(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
+def test_a_concurrent_round_ends_with_its_run_and_learns_from_its_own_repeat_alone(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import psutil
 
-    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=1, limit=6)
+    given: list[set[str]] = []
+    seen: list[set[str]] = []
+    hand_over = RoundProcess._given
+
+    def watch(process: RoundProcess, adaptation: Adaptation, domain: str) -> Path:
+        folder = hand_over(process, adaptation, domain)
+        given.append({each.prompt_digest() for each in AdapterStore(folder).rows.read()})
+        assert adaptation.store is not None
+        seen.append({each.prompt_digest() for each in adaptation.store.rows.read()})
+        return folder
+
+    monkeypatch.setattr(RoundProcess, "_given", watch)
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=2, limit=6)
     settings = (*request.settings, Setting("adaptive_lora", "learning", "concurrent"))
     outcome = run(RunRequest(**{**vars(request), "settings": settings}), Silent())
     assert outcome.summary is not None and outcome.failed_checks == ()
     row = next(row for row in outcome.summary.rows if row.name == "adaptive_lora")
     assert any("beside its answers, on the same cores" in note for note in row.notes)
     assert not any("adapt" in child.cmdline() for child in psutil.Process().children(recursive=True))
+    assert given, "a round began"
+    assert any(mine < all_repeats for mine, all_repeats in zip(given, seen, strict=True)), (
+        "in the second repeat the file knows every question of the first, the round does not"
+    )

@@ -158,6 +158,16 @@ def test_eval_compares_with_autoregression_and_leaves_the_state_as_it_was(talk):
     assert found.speedup == pytest.approx(sum(found.plain_s) / sum(found.method_s))
 
 
+def test_another_method_can_be_evaluated_on_the_last_answer(talk):
+    """It begins with a state of its own kind, not with what the last method remembered."""
+    chat, front = talk(method="prompt_lookup", max_new_tokens=20)
+    chat.handle("abc abc abc abc")
+    chat.handle("/method suffix")
+    chat.handle("/eval")
+    style, words = front.notes[-1]
+    assert style == "good" and "the texts are equal" in words
+
+
 def test_when_nothing_is_accepted_it_says_so_and_why(talk):
     chat, front = talk(method="prompt_lookup")
     chat.handle("q")

@@ -211,6 +211,22 @@ def test_a_store_is_drafted_with_by_its_active_version(draft: Path, tmp_path: Pa
     assert "drafts with adapter version 1" in build(options(draft, store=str(tmp_path)), engine().view()).notes
 
 
+def test_nothing_learns_on_from_a_folder_that_is_no_version(draft: Path, tmp_path: Path) -> None:
+    """Number 0 means the base everywhere: rounds would be judged against it, and a rollback would go there."""
+    folder = _saved(draft, tmp_path / "one")
+    with pytest.raises(UsageError, match="no version of a store"):
+        build(options(draft, adapter=str(folder), adapt=True), engine().view())
+
+
+def test_each_domain_begins_with_its_own_active_version(draft: Path, tmp_path: Path) -> None:
+    _saved(draft, tmp_path / "versions" / "0001")
+    AdapterStore(tmp_path).activate(1, "math")
+    chosen = options(draft, store=str(tmp_path), adapt=True, domains="category")
+    adaptation = build(chosen, engine().view()).adaptation
+    assert adaptation is not None
+    assert (adaptation.domain("math").in_use.number, adaptation.domain("").in_use.number) == (1, 0)
+
+
 def test_what_was_learnt_is_forgotten_at_a_restore(draft: Path) -> None:
     on = engine()
     drafter = learning_drafter(draft, on)
