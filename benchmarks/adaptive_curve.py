@@ -30,7 +30,7 @@ from torch import Tensor
 from specbench import registry, suite
 from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.collector import JUDGED_TOP_K
-from specbench.adapt.lora import LoraLayers, LoraShape, parse_targets
+from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.observed import Observed, is_held_out_prompt, prompt_digest
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.replay import ReplayedStep, chain_steps, choices
@@ -198,7 +198,7 @@ def run_seed(
     folder = arguments.out / f"seed-{seed}"
     layers = LoraLayers(
         draft.model,
-        LoraShape(rank=options["rank"], alpha=options["alpha"], targets=parse_targets(options["target_modules"])),
+        LoraShape.from_options(options),
         seed=seed,
     )
     layers.attach()

@@ -16,7 +16,7 @@ from specbench.adapt import adapter as files
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.adapter import Adapter
 from specbench.adapt.collector import Collector
-from specbench.adapt.lora import LoraLayers, LoraShape, parse_targets
+from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.errors import UsageError
@@ -157,7 +157,9 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         plain = ChainDrafter(lm, target, **chain)
         plain.notes = notes
         return plain
-    layers = LoraLayers(lm.model, _shape(options, first), seed=int(options["seed"]))
+    # An adapter that is there has its own shape; options that say otherwise are not for it.
+    shape = LoraShape.from_options(options) if first is None else first.adapter.shape
+    layers = LoraLayers(lm.model, shape, seed=int(options["seed"]))
     layers.attach()
     if first is not None:
         layers.set(first.adapter.weights)
@@ -217,18 +219,6 @@ def _first_adapter(named: str, store: AdapterStore | None, lm: CachedLM) -> _Fir
     if store is None or not number:
         return None
     return _First(store.load(number, base_hash=lm.weights_hash), number, f"version {number}")
-
-
-def _shape(options: Options, first: _First | None) -> LoraShape:
-    """A loaded adapter's own; options that say otherwise are not for it."""
-    if first is not None:
-        return first.adapter.shape
-    alpha = float(options["alpha"])
-    if alpha <= 0:
-        raise UsageError(
-            f"alpha {alpha:g} switches the adapter off", where="adaptive_lora.alpha", try_="alpha of 2 x rank"
-        )
-    return LoraShape(rank=int(options["rank"]), alpha=alpha, targets=parse_targets(str(options["target_modules"])))
 
 
 def _both_hashes(lm: CachedLM, adapter: Adapter) -> str:

@@ -37,6 +37,16 @@ class LoraShape:
     alpha: float = 32.0
     targets: tuple[str, ...] = (ALL_LINEAR,)
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> LoraShape:
+        """Of options rank, alpha and target_modules. Raises UsageError where alpha would switch the adapter off."""
+        alpha = float(options["alpha"])
+        if alpha <= 0:
+            raise UsageError(
+                f"alpha {alpha:g} switches the adapter off", where="adaptive_lora.alpha", try_="alpha of 2 x rank"
+            )
+        return cls(rank=int(options["rank"]), alpha=alpha, targets=parse_targets(str(options["target_modules"])))
+
     @property
     def scale(self) -> float:
         """What B A is multiplied by."""
@@ -166,10 +176,6 @@ class LoraLayers:
         finally:
             for layer, product in zip(self.layers.values(), before, strict=True):
                 layer.product = product
-
-    def num_parameters(self) -> int:
-        """Of A and B."""
-        return sum(layer.a_rI.numel() + layer.b_Or.numel() for layer in self.layers.values())
 
 
 class LoraModule(nn.Module):

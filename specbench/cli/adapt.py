@@ -154,7 +154,7 @@ def train(
     show(f"{found.num_steps} steps on {found.num_positions} positions in {found.seconds:.1f} s{losses}")
     show(f"{found.outcome}: {found.why}")
     if found.outcome == "promoted":
-        show(f"draft with it  specbench run SUITE --methods {METHOD} --set {METHOD}.store={opened.folder}")
+        show(f"draft with it  specbench run SUITE --methods {METHOD} --set {METHOD}.store={into or opened.folder}")
 
 
 @app.command()

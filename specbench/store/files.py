@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,20 @@ def cannot_write(path: Path, error: OSError, *, try_: str = "", if_full: str = "
         what = f"cannot write {path}: {error.strerror or error}"
         remedy = try_ or "choose another place"
     return EnvironmentFailed(what, where=str(path), try_=remedy)
+
+
+def write_whole(path: Path, text: str, *, try_: str = "") -> None:
+    """The file as a whole or not at all, in the place of an older one. Raises EnvironmentFailed as `cannot_write` words
+    it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise cannot_write(path, error, try_=try_) from error
 
 
 def cannot_keep(path: Path, error: OSError) -> EnvironmentFailed:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 from specbench.manifest import GroupRecord, Manifest
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 
 VERSION = 1
 """Of the file; a reader refuses a newer one."""
@@ -168,14 +167,9 @@ def trace_file(folder: Path, group: int, row: int) -> Path:
 def write_trace(folder: Path, trace: Trace) -> Path:
     """Atomically, in the place of an older one."""
     path = trace_file(folder, trace.head.group, trace.head.row)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     lines = [{"e": "trace", "version": VERSION, **dataclasses.asdict(trace.head)}, *map(_step_line, trace.steps)]
-    try:
-        path.parent.mkdir(exist_ok=True)
-        part.write_text("".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines), encoding="ascii")
-        part.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error, try_="free some space, or make the folder writable") from error
+    text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines)
+    write_whole(path, text, try_="free some space, or make the folder writable")
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from specbench.errors import EnvironmentFailed
 from specbench.metrics import Interval
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 
 SCHEMA = 1
 MOST = 0.02
@@ -64,14 +64,8 @@ def file_of(results: Path) -> Path:
 def write_viewer_cost(results: Path, cost: ViewerCost) -> Path:
     """Whole or not at all -> the file. Raises EnvironmentFailed."""
     path = file_of(results)
-    part = path.with_name(path.name + ".part")
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        body = {"schema": SCHEMA, **dataclasses.asdict(cost), "slowdown_ci": list(cost.slowdown_ci)}
-        part.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error, try_="--store DIR, one that you may write to") from error
+    body = {"schema": SCHEMA, **dataclasses.asdict(cost), "slowdown_ci": list(cost.slowdown_ci)}
+    write_whole(path, json.dumps(body, indent=1) + "\n", try_="--store DIR, one that you may write to")
     return path
 
 

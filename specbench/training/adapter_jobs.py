@@ -11,7 +11,7 @@ import torch
 
 from specbench.adapt import adapter as files
 from specbench.adapt.adaptation import Adaptation, InUse
-from specbench.adapt.lora import LoraLayers, LoraShape, parse_targets
+from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.errors import UsageError
@@ -102,15 +102,7 @@ def open_adaptation(
     """The store's answers of one domain in memory, its active adapter (or this version) in use."""
     number = store.active(domain) if version is None else version
     first = store.load(number, base_hash=lm.weights_hash) if number else None
-    shape = (
-        LoraShape(
-            rank=int(options["rank"]),
-            alpha=float(options["alpha"]),
-            targets=parse_targets(str(options["target_modules"])),
-        )
-        if first is None
-        else first.shape
-    )
+    shape = LoraShape.from_options(options) if first is None else first.shape
     adaptation = Adaptation(
         lm,
         LoraLayers(lm.model, shape, seed=int(options["seed"])),
