@@ -89,6 +89,8 @@ class _Run:
         self._folder = paths.run_dir(session.request.store, run_id)
         self._equality: EqualityCheck | None = None
         self._num_bugs: dict[str, int] = {}
+        self._single: dict[str, int] = {}
+        """Timed steps that met no graph although steps are captured."""
         self._broken_journal: SpecbenchError | None = None
         self._watch: DeviceWatch | None = None
         self._learning = Learning(progress.say)
@@ -106,7 +108,7 @@ class _Run:
             done = finished_groups(self._folder) if self._resumed else set()
             self._begin(journal, groups)
             try:
-                self._prepare(journal)
+                self._prepare(journal, groups)
                 self._progress.plan(num_groups=len(groups), num_done=len(done), title=self._session.suite.name)
                 self._replay_streams(groups, done)
                 for group in groups:
@@ -118,6 +120,9 @@ class _Run:
                 state = "interrupted"
             finally:
                 self._learning.close()
+            for label, number in self._single.items():
+                if number:
+                    journal.write(Measured(name="single_steps", value=number, unit="steps", method=label))
             journal.write(RunFinished(state=state, time=record.now()))
         return self._outcome(state)
 
@@ -169,7 +174,7 @@ class _Run:
                 try_="start a new run; the old one stays as it is",
             )
 
-    def _prepare(self, journal: Journal) -> None:
+    def _prepare(self, journal: Journal, groups: Sequence[GroupRecord]) -> None:
         """Reference pass, noise floor, warm-up: untimed."""
         session = self._session
         if session.lm.num_processes > 1 and session.lm.dtype.itemsize < 4:
@@ -199,11 +204,16 @@ class _Run:
         # The shortest prompt: captured steps are made for its length and every greater one.
         answered_first = (q for q in session.suite.questions if not session.references[q.question_id, 0].error)
         first = min(answered_first, key=lambda question: session.num_prompt_tokens[question.question_id])
-        cells = [session.cell(first, 0)] * (session.request.batch_size or 1)
+        # Every size that a group has, the last and smaller one too: nothing is captured while it is timed.
+        sizes = sorted({len(group.question_ids) for group in groups}, reverse=True)
+        cell = session.cell(first, 0)
         self._progress.say("warm-up")
         for label, contestant in self._contestants.items():
             try:
-                seconds = session.warm_up(contestant.drafter, cells, with_reference=contestant.wants_reference)
+                seconds = sum(
+                    session.warm_up(contestant.drafter, [cell] * size, with_reference=contestant.wants_reference)
+                    for size in sizes
+                )
             # What breaks here breaks again on its questions, and is recorded there.
             except Exception as error:  # noqa: BLE001
                 self._progress.say(f"{label} failed while warming up: {_text_of(error)}")
@@ -274,11 +284,13 @@ class _Run:
             journal.write(entries.started(group, row, cell))
         try:
             with self._learning.answering(contestant), _quiet():
+                num_single = self._num_single(contestant)
                 self._mark("begin", group)
                 result = session.generate(
                     contestant.drafter, cells, with_reference=contestant.wants_reference, sink=sink
                 )
                 self._mark("end", group)
+            self._single[group.method] = self._single.get(group.method, 0) + self._num_single(contestant) - num_single
         # The run's one broad catch: whatever a question or a method does wrong is that question's failure, not the
         # run's.
         except Exception as error:
@@ -291,6 +303,10 @@ class _Run:
             self._failed(journal, group, text)
             return
         self._finished(journal, group, cells, result)
+
+    def _num_single(self, contestant: Contestant) -> int:
+        graphs = self._session.engine.graphs
+        return 0 if graphs is None else graphs.num_single(contestant.drafter)
 
     def _mark(self, edge: Literal["begin", "end"], group: GroupRecord) -> None:
         # A split target draws from several cards, of which one is watched.

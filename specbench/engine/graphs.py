@@ -6,7 +6,6 @@ never move (`pins`), and nothing of a step may depend on a value the host would 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -17,8 +16,8 @@ from torch import Tensor
 from specbench.engine import stamps
 from specbench.method import Drafter
 
-MOST_GRAPHS = 64
-"""Kept per drafter; the one used longest ago goes first."""
+MOST_GRAPHS = 256
+"""Per drafter. None is ever given up for another: the first are those of the whole batch, which most steps have."""
 
 Step = Callable[[], Any]
 Capturing = Literal["all", "met", "none"]
@@ -104,8 +103,9 @@ class Graphs:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.cache: object = None
-        self._kept: WeakKeyDictionary[Drafter, OrderedDict[Hashable, Graph]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Drafter, dict[Hashable, Graph]] = WeakKeyDictionary()
         self._refused: WeakKeyDictionary[Drafter, str] = WeakKeyDictionary()
+        self._num_single: WeakKeyDictionary[Drafter, int] = WeakKeyDictionary()
 
     def run(
         self, drafter: Drafter, shape: Hashable, step: Step, *, may_capture: bool, before: Callable[[], None]
@@ -114,21 +114,19 @@ class Graphs:
 
         before: called whenever Python code of the step is going to run, so that it finds its surroundings.
         """
-        kept = self._kept.setdefault(drafter, OrderedDict())
+        kept = self._kept.setdefault(drafter, {})
         graph = kept.get(shape)
         if graph is not None:
-            kept.move_to_end(shape)
             return graph.replay()
         before()
-        if not may_capture or drafter in self._refused:
+        if not may_capture or drafter in self._refused or len(kept) >= MOST_GRAPHS:
+            self._num_single[drafter] = self._num_single.get(drafter, 0) + 1
             return step()
         returned, graph, why = self.backend.run_and_capture(step)
         if graph is None:
             self._refused[drafter] = why
             return returned
         kept[shape] = graph
-        if len(kept) > MOST_GRAPHS:
-            kept.popitem(last=False)
         return returned
 
     def refusal(self, drafter: Drafter) -> str:
@@ -138,6 +136,10 @@ class Graphs:
     def num_graphs(self, drafter: Drafter) -> int:
         """Captured so far and still kept."""
         return len(self._kept.get(drafter, ()))
+
+    def num_single(self, drafter: Drafter) -> int:
+        """Steps so far that were replayed from no graph and captured into none."""
+        return self._num_single.get(drafter, 0)
 
     def forget(self, cache: object) -> None:
         """Drop every graph: the memory they were captured on has moved. cache: what the next ones are captured on."""

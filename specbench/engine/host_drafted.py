@@ -83,7 +83,9 @@ class HostDraftedRun(PinnedRun):
         if self._capture.capturing == "all":
             # Shapes of trees are the drafter's own: those it has come to, at every length a text may have. The texts
             # are over, so every step begins at length 0: many steps behind one another would outgrow the cache.
-            for num_rows, shape in sorted(self._met):
+            # A batch shrinks row by row, and rows of a warm-up end together: every smaller size, the largest first.
+            met = {(num, shape) for most, shape in self._met for num in range(1, most + 1)}
+            for num_rows, shape in sorted(met, reverse=True):
                 for span in spans(self._lm.cache.num_slots):
                     self._pins.length_R.zero_()
                     self._replay(num_rows, span, shape)

@@ -54,6 +54,7 @@ class Facts:
         self.meter = by_method("baseline_meter")
         self.energy = by_method("energy")
         self.not_captured = by_method("not_captured")
+        self.single_steps = by_method("single_steps")
         query = "SELECT method, sum(value) AS s FROM measurements WHERE run_id = ? AND name = 'learn_s' GROUP BY method"
         self.learn_s: dict[str, float] = {row["method"]: row["s"] for row in fetch(connection, query, run_id)}
         baseline = fetch(connection, "SELECT method FROM baselines WHERE run_id = ?", run_id)

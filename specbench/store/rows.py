@@ -162,7 +162,10 @@ def _remarks(row: MethodRow, *, is_lossy: bool) -> list[str]:
 def _execution(facts: Facts, label: str) -> list[str]:
     """A row that was not run as its run says."""
     if label not in facts.not_captured:
-        return []
+        if label not in facts.single_steps:
+            return []
+        number = count(facts.single_steps[label]["num_steps"], "timed step")
+        return [f"{number} met no graph and ran operator by operator"]
     why = facts.not_captured[label]["reason"]
     return ["its steps ran operator by operator, they could not be captured" + (f": {why}" if why else "")]
 

@@ -296,6 +296,13 @@ counts AS (
 SELECT run_id, method, depth, rank, num, num / sum(num) OVER (PARTITION BY run_id, method, depth) AS share
 FROM counts;
 
+-- Timed steps of a captured run that met no graph: their shape was not foreseen. Parts of a resumed run add up.
+CREATE OR REPLACE VIEW single_steps AS
+SELECT run_id, method, sum(value)::BIGINT AS num_steps
+FROM measurements
+WHERE name = 'single_steps'
+GROUP BY run_id, method;
+
 -- Methods whose steps could not be captured although those of the run were, and why. A resumed run says it again.
 CREATE OR REPLACE VIEW not_captured AS
 SELECT run_id, method, arg_max(detail, position) AS reason

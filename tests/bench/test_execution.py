@@ -14,6 +14,7 @@ from specbench.bench import execution, session
 from specbench.bench.execution import compile_target, describe, pick_graphs
 from specbench.bench.request import RunRequest, Setting
 from specbench.bench.runner import run
+from specbench.engine import graphs
 from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
@@ -105,12 +106,29 @@ def test_a_run_with_captured_steps_measures_the_same_text_and_says_so(
         assert row.phase_s.verify > 0 and row.phase_s.commit > 0
     [folder] = (tmp_path / "results" / "runs").iterdir()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    graphs = {each["method"]: each["value"] for each in events if each.get("name") == "num_graphs"}
-    assert graphs and min(graphs.values()) > 0, "every method's steps were captured before anything was timed"
+    made = {each["method"]: each["value"] for each in events if each.get("name") == "num_graphs"}
+    assert made and min(made.values()) > 0, "every method's steps were captured before anything was timed"
+    single = {each["method"]: each["value"] for each in events if each.get("name") == "single_steps"}
+    assert set(single) <= {"suffix"}, "only drafts of a shape that the warm-up never came to meet no graph"
     manifest = read_manifest(folder)
     monkeypatch.undo()
     with pytest.raises(EnvironmentFailed, match="how steps are run"):
         run(RunRequest(resume=manifest.run_id, store=tmp_path / "results"), Silent())
+
+
+def test_timed_steps_that_meet_no_graph_are_counted_on_the_row(
+    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more shapes are wanted than are kept."""
+    monkeypatch.setattr(session, "pick_graphs", lambda switch, lm: RecordedGraphs())
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
+    asked = request_for(
+        tiny_suite, tiny_target, tmp_path, methods=("autoregressive", "prompt_lookup"), dtype="float64", repeats=1
+    )
+    outcome = run(asked, Silent())
+    assert outcome.summary is not None and not outcome.failed_checks
+    notes = {row.method: " ".join(row.notes) for row in outcome.summary.rows}
+    assert "operator by operator" in notes["prompt_lookup"]
 
 
 class Refusing(RecordedGraphs):
