@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from specbench import paths, registry
 from specbench.bench.request import RunRequest, Setting
+from specbench.discovery import Entry
 from specbench.errors import UsageError
 from specbench.suite.schema import Defaults
 
@@ -125,7 +126,7 @@ class Readiness(NamedTuple):
 def ready_methods(request: RunRequest, *, target: str) -> Readiness:
     """What `methods: ready` means for this target with the request's --set and --grid."""
     is_demo = target in DEMO_TARGETS
-    ready: list[registry.Entry] = []
+    ready: list[Entry] = []
     left_out: list[str] = []
     given: dict[str, dict[str, str]] = {}
     for item in request.settings:

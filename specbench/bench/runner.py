@@ -15,14 +15,15 @@ from typing import Literal
 
 from specbench import paths, suite
 from specbench.bench import entries, machine, record
-from specbench.bench.competitors import BASELINE, competitors
+from specbench.bench.asked import Asked, ask
+from specbench.bench.competitors import BASELINE
 from specbench.bench.contestants import Contestant, make_contestant, plan_of
-from specbench.bench.defaults import with_defaults
 from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
 from specbench.bench.execution import tell_of_graphs
 from specbench.bench.learning import Learning, adapter_stores
+from specbench.bench.outcome import State, outcome_of
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
@@ -34,37 +35,23 @@ from specbench.store.attempts import finished_groups
 from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
 from specbench.store.journal import Journal
-from specbench.store.summary import RunSummary
 from specbench.store.viewer_cost import read_viewer_cost
-from specbench.store.words import count
-
-State = Literal["finished", "interrupted", "failed"]
 
 
 def run(request: RunRequest, progress: Progress) -> RunOutcome:
     """Carry out a run, or continue one. Raises SpecbenchError where nothing could be measured; partial data is kept."""
-    resumed: Manifest | None = None
-    if request.resume is not None:
-        resumed = record.manifest_to_resume(request.store, request.resume)
-        request = record.request_from(resumed, request)
-    assert request.suite is not None, "RunRequest demands a suite or a run to resume"
-    loaded = suite.load_suite(request.suite, data_dirs=request.data)
-    filled = with_defaults(request, loaded.defaults)
-    request = filled.request
-    if request.limit is not None:
-        assert request.seed is not None
-        loaded = loaded.limited(request.limit, seed=request.seed)
-    for note in (*loaded.notes, *filled.left_out):
-        progress.say(note)
-    chosen = competitors(request)
-    if resumed is not None:
-        chosen = record.as_named(chosen, resumed)
-    session = Session(request, loaded)
-    contestants = [make_contestant(session, competitor) for competitor in chosen]
+    return carry_out(ask(request, progress), progress)
+
+
+def carry_out(asked: Asked, progress: Progress) -> RunOutcome:
+    """`run`, from what is settled already."""
+    request, resumed = asked.request, asked.resumed
+    session = Session(request, asked.suite)
+    contestants = [make_contestant(session, competitor) for competitor in asked.competitors]
     if request.dry_run:
         return dry_run(session, contestants)
     session.compile_target(progress.say)
-    run_id = resumed.run_id if resumed else record.new_run_id(loaded.name)
+    run_id = resumed.run_id if resumed else record.new_run_id(asked.suite.name)
     folder = paths.run_dir(request.store, run_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +111,13 @@ class _Run:
                 if number:
                     journal.write(Measured(name="single_steps", value=number, unit="steps", method=label))
             journal.write(RunFinished(state=state, time=record.now()))
-        return self._outcome(state)
+        return outcome_of(
+            self._session.request,
+            self._folder,
+            state,
+            num_bugs={} if self._session.engine.rule == "typical" else self._num_bugs,
+            say=self._progress.say,
+        )
 
     # --- before the first question ---------------------------------------------------------------------------------
 
@@ -141,7 +134,10 @@ class _Run:
                 run_id=self._run_id,
                 copy_bandwidth=machine.copy_bandwidth(session.lm.device),
             )
-            write_manifest(self._folder, manifest)
+            try:
+                write_manifest(self._folder, manifest)
+            except OSError as error:
+                raise cannot_write(self._folder, error, try_="--store DIR, one that has room") from error
         else:
             self._refuse_if_changed(self._resumed)
         journal.write(
@@ -378,45 +374,6 @@ class _Run:
         if answer is None or cell.turn != 0 or not cell.question.reference:
             return None
         return suite.is_correct(answer, text, cell.question.reference)
-
-    # --- after the last --------------------------------------------------------------------------------------------
-
-    def _outcome(self, state: State) -> RunOutcome:
-        # 0.1 s of DuckDB and its store, not needed while anything is timed.
-        from specbench.store.db import open_store
-        from specbench.store.ingest import ingest
-        from specbench.store.summary import summarise
-
-        store = paths.store_file(self._session.request.store)
-        try:
-            ingest(store, self._folder)
-        except SpecbenchError as error:
-            self._progress.say(f"{error.what}; the journal is whole: specbench results ingest {self._run_id}")
-            raise
-        with open_store(store, read_only=True) as connection:
-            summary = summarise(connection, self._run_id)
-        failed = [
-            f"{label}: {count(number, 'answer')} {'differs' if number == 1 else 'differ'} from the target's own "
-            "and no rounding explains it"
-            for label, number in self._num_bugs.items()
-            if self._session.engine.rule != "typical"
-        ]
-        failed += too_slow(summary, least=self._session.request.fail_under)
-        return RunOutcome(run_id=self._run_id, state=state, summary=summary, failed_checks=tuple(failed))
-
-
-def too_slow(summary: RunSummary, *, least: float | None) -> list[str]:
-    """A sentence for every method under `--fail-under`. A failed A/A control takes the ranks, not this question."""
-    if least is None:
-        return []
-    return [
-        f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}"
-        for row in summary.rows
-        if (row.ranked or row.control_failed)
-        and row.kind != "baseline"
-        and row.speedup is not None
-        and row.speedup < least
-    ]
 
 
 def _text_of(error: Exception) -> str:

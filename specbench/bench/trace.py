@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from specbench import paths, provenance, suite
-from specbench.bench import record
+from specbench.bench import record, resume
 from specbench.bench.competitors import competitors
 from specbench.bench.contestants import Contestant, make_contestant
 from specbench.bench.equality import first_difference
@@ -99,7 +99,7 @@ def _session(store: Path | None, manifest: Manifest, overrides: Overrides) -> Se
         trust_remote_code=overrides.trust_remote_code,
     )
     request = dataclasses.replace(
-        record.request_from(manifest, resuming),
+        resume.request_from(manifest, resuming),
         graphs="off",
         compile="off",
         # As it was, not as `auto` would have it on this device.
@@ -136,7 +136,7 @@ def _read_references(folder: Path, session: Session) -> None:
 
 
 def _contestant(session: Session, manifest: Manifest, label: str) -> Contestant:
-    chosen = record.as_named(competitors(session.request), manifest)
+    chosen = resume.as_named(competitors(session.request), manifest)
     competitor = next(each for each in chosen if each.label == label)
     return make_contestant(session, competitor)
 

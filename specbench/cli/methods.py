@@ -16,6 +16,7 @@ from specbench.cli import options
 from specbench.cli.findings import show_findings
 from specbench.cli.help import examples, new_app, refuse_early_options
 from specbench.cli.text import Column, show, show_json, show_table
+from specbench.discovery import Entry
 
 app = new_app(
     help="List the methods, show one's card, or check that one keeps its promises.",
@@ -137,13 +138,13 @@ def _list(methods_dir: list[Path] | None, *, as_json: bool) -> None:
     )
 
 
-def _missing(entry: registry.Entry, methods_dirs: tuple[Path, ...]) -> str | None:
+def _missing(entry: Entry, methods_dirs: tuple[Path, ...]) -> str | None:
     if entry.card is None:
         return entry.error
     return registry.why_not_ready(entry.card, {}, target_is_demo=True, methods_dirs=methods_dirs)
 
 
-def _row(entry: registry.Entry, methods_dirs: tuple[Path, ...]) -> dict[str, Any]:
+def _row(entry: Entry, methods_dirs: tuple[Path, ...]) -> dict[str, Any]:
     card = entry.card
     return {
         "name": entry.name,

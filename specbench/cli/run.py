@@ -144,7 +144,6 @@ def run(
     )
     if request.suite is not None:
         request = _fill(request, request.suite)
-    # 2 s of torch, after everything that can be refused without it.
     from specbench import bench
 
     with open_progress(quiet=dry_run) as progress:

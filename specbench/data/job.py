@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 from specbench.data.prompts import Prompt
 from specbench.data.responses import Response, Statistics, merged, read_responses
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.store.files import write_whole
 
 REPORT_MARK = "@specbench "
 """Begins the lines that a worker's process sends to its parent."""
@@ -110,9 +110,9 @@ class Folder:
             json.dumps({"prompt_id": each.prompt_id, "messages": [dict(turn) for turn in each.messages]}) + "\n"
             for each in prompts
         ]
-        _write_whole(self.root / "prompts.jsonl", "".join(lines))
+        write_whole(self.root / "prompts.jsonl", "".join(lines))
         # Last: its presence says that the folder is whole.
-        _write_whole(path, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
+        write_whole(path, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
 
     def settings(self) -> Settings:
         return _read_settings(self.root / "job.json")
@@ -130,9 +130,9 @@ class Folder:
     def finish(self) -> Statistics:
         """Merge the workers' rows."""
         rows, statistics = merged(self.done())
-        _write_whole(self.merged_file, "".join(row.line() for row in rows))
+        write_whole(self.merged_file, "".join(row.line() for row in rows))
         facts = dataclasses.asdict(statistics)
-        _write_whole(self.root / "statistics.json", json.dumps(facts, indent=1) + "\n")
+        write_whole(self.root / "statistics.json", json.dumps(facts, indent=1) + "\n")
         return statistics
 
 
@@ -142,9 +142,3 @@ def _read_settings(path: Path) -> Settings:
         return Settings(**raw)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"not the settings of `data generate`: {error}", where=str(path)) from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

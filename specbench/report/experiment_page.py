@@ -15,7 +15,7 @@ from typing import NamedTuple
 from specbench.report.figures import Figure, line, render_figures
 from specbench.report.text import NONE, printable
 from specbench.store.cells import Cell, Scalar
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 
 _NAMELESS = ("dataset", "suite")
 _SIZES = ("share", "documents")
@@ -144,14 +144,8 @@ def counts_of(cells: Sequence[Cell]) -> str:
 
 def write_experiment_page(name: str, title: str, target: str, cells: Sequence[Cell], out: Path) -> Path:
     """One HTML file. Raises EnvironmentFailed where it cannot be written."""
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(render_experiment(name, title, target, cells), encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        remedy = "specbench experiment NAME -o FILE, in a folder that can be written and on a disk with room"
-        raise cannot_write(out, error, try_=remedy) from error
+    remedy = "specbench experiment NAME -o FILE, in a folder that can be written and on a disk with room"
+    write_whole(out, render_experiment(name, title, target, cells), try_=remedy)
     return out
 
 

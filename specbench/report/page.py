@@ -13,7 +13,6 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from specbench.manifest import Manifest
 from specbench.report.board import RunRecord, build_board
 from specbench.report.table import to_text
 from specbench.report.text import count, printable
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 from specbench.store.records import ExternalRow
 
 ASSETS = Path(__file__).resolve().parent
@@ -55,16 +54,8 @@ def write_leaderboard(store_path: Path, out: Path, *, run_ids: Sequence[str] | N
                 records.append(RunRecord(summary=summary, manifest=Manifest.model_validate_json(found[0])))
             externals = external_rows(connection)
     page = render_page(records, externals, source=store_path.name, made=datetime.now(UTC))
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page.html, encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        remedy = "specbench leaderboard -o FILE, in a folder that can be written and on a disk with room"
-        raise cannot_write(out, error, try_=remedy) from error
+    remedy = "specbench leaderboard -o FILE, in a folder that can be written and on a disk with room"
+    write_whole(out, page.html, try_=remedy)
     return out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from specbench.quantisation import NONE, precision
 from specbench.report.figures import Figure, line, render_figures
 from specbench.report.text import printable
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 from specbench.store.training import Training
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -56,14 +56,8 @@ def throughput(training: Training) -> list[float | None]:
 
 def write_training_page(training: Training, out: Path) -> Path:
     """The curves as one HTML file. Raises EnvironmentFailed where it cannot be written."""
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(render_training(training), encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        remedy = "specbench results plot RUN -o FILE, in a folder that can be written and on a disk with room"
-        raise cannot_write(out, error, try_=remedy) from error
+    remedy = "specbench results plot RUN -o FILE, in a folder that can be written and on a disk with room"
+    write_whole(out, render_training(training), try_=remedy)
     return out
 
 

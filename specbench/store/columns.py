@@ -195,7 +195,7 @@ class RunColumns:
         }
 
 
-def _generation(event: GenerationFinished) -> dict[str, Any]:
+def _where(event: GenerationFinished | GenerationFailed) -> dict[str, Any]:
     return {
         "group_id": event.group,
         "row_index": event.row,
@@ -204,6 +204,12 @@ def _generation(event: GenerationFinished) -> dict[str, Any]:
         "category": event.category,
         "turn": event.turn,
         "repeat": event.repeat,
+    }
+
+
+def _generation(event: GenerationFinished) -> dict[str, Any]:
+    return {
+        **_where(event),
         "num_prompt_tokens": event.num_prompt_tokens,
         "num_new_tokens": len(event.tokens),
         "num_steps": event.num_steps,
@@ -219,13 +225,7 @@ def _generation(event: GenerationFinished) -> dict[str, Any]:
 
 def _failure(event: GenerationFailed) -> dict[str, Any]:
     return {
-        "group_id": event.group,
-        "row_index": event.row,
-        "method": event.method,
-        "question_id": event.question_id,
-        "category": event.category,
-        "turn": event.turn,
-        "repeat": event.repeat,
+        **_where(event),
         "error": event.error,
     }
 

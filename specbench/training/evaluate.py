@@ -27,7 +27,7 @@ from specbench.losses import DepthCounts, Objective
 from specbench.method import Drafter, Request, TargetView
 from specbench.recipe import Recipe
 from specbench.sampling import Sampling
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 from specbench.training.features import FeatureSource
 
 _MAX_BATCH = 8
@@ -179,12 +179,7 @@ class Simulator:
                 known[_name(prompt)] = list(generation.tokens)
         self._texts = [Text(prompt=prompt, answer=tuple(known[_name(prompt)])) for prompt in self._prompts]
         if file is not None and missing:
-            part = file.with_suffix(".part")
-            try:
-                part.write_text(json.dumps(known), encoding="utf-8")
-                part.replace(file)
-            except OSError as error:
-                raise cannot_write(file, error) from error
+            write_whole(file, json.dumps(known))
 
     @torch.no_grad()
     def replay(self, drafter: Drafter) -> Replayed | None:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
-from specbench.store.files import cannot_write
+from specbench.store.files import write_whole
 from specbench.store.journal import run_state
 
 Stage = Literal["data", "train", "export", "bench"]
@@ -201,13 +201,7 @@ class Kitchen:
             raise EnvironmentFailed(f"done.json cannot be read: {error}", where=str(self.folder)) from error
 
     def _write(self) -> None:
-        part = self.folder / "done.json.part"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self._done, indent=1), encoding="utf-8")
-            part.replace(self.folder / "done.json")
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+        write_whole(self.folder / "done.json", json.dumps(self._done, indent=1))
 
 
 def words_of(options: Options, method: str) -> list[str]:

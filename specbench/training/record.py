@@ -16,6 +16,7 @@ from specbench.bench.request import Setting
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import SCHEMA
 from specbench.lm.cached_lm import CachedLM
+from specbench.store.files import write_whole
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled
 from specbench.training.request import TrainPlan, TrainRequest, findable
@@ -116,10 +117,8 @@ def make_record(
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Atomically: a reader sees the whole file or none."""
-    part = folder / f"{TRAIN_JSON}.part"
-    part.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
-    part.replace(folder / TRAIN_JSON)
+    """As a whole: a reader never sees a part. Raises EnvironmentFailed where the disk refuses."""
+    write_whole(folder / TRAIN_JSON, json.dumps(record, indent=1, default=str))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from specbench.api import Silent
+from specbench.bench.runner import run
+from tests.bench.runs import events_of, request_for
 from tests.helpers import tiny_model
 
 TEMPLATE = (
@@ -81,3 +84,15 @@ def _small_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = machine.copy_bandwidth
     monkeypatch.setattr(machine, "copy_bandwidth", lambda device: right(device, size_bytes=1 << 20, rounds=1))
+
+
+@pytest.fixture
+def go(tiny_suite, tiny_target, tmp_path):
+    """go(**changes) -> (outcome, events by kind)."""
+
+    def start(**changes):
+        store = tmp_path / "results"
+        outcome = run(request_for(tiny_suite, tiny_target, store, **changes), Silent())
+        return outcome, lambda kind: events_of(store, outcome.run_id, kind)
+
+    return start

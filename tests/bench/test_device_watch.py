@@ -23,7 +23,7 @@ from specbench.bench.runner import run
 from specbench.manifest import read_manifest
 from specbench.report.table import to_text
 from specbench.store.device import metrics_file, read_device
-from tests.bench.test_runner import request_for
+from tests.bench.runs import request_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

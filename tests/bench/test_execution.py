@@ -19,7 +19,7 @@ from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.manifest import read_manifest
-from tests.bench.test_runner import request_for
+from tests.bench.runs import request_for
 from tests.helpers import tiny_lm
 
 

@@ -20,7 +20,7 @@ from specbench.report import board, text
 from specbench.report.table import to_text
 from specbench.store.records import MethodRow
 from specbench.suite import load_suite
-from tests.bench.test_runner import request_for
+from tests.bench.runs import request_for
 from tests.lm.test_quantise import needs_bitsandbytes, needs_torchao
 
 

@@ -13,6 +13,7 @@ from specbench.bench.competitors import competitors
 from specbench.bench.defaults import full_command, ready_methods, with_defaults
 from specbench.bench.request import GridAxis, RunRequest, Setting, Variant, parse_grid, parse_setting, parse_variant
 from specbench.card import Card
+from specbench.discovery import Entry
 from specbench.errors import UsageError
 from specbench.suite.schema import Defaults
 
@@ -175,15 +176,13 @@ def test_rows_of_variants_are_called_by_name_or_by_their_options() -> None:
     )
 
 
-def entry(name: str, kind: str = "chain", *, needs: bool = False, error: str = "") -> registry.Entry:
+def entry(name: str, kind: str = "chain", *, needs: bool = False, error: str = "") -> Entry:
     options = {"model": {"type": "str", "default": None, "help": "The draft model."}} if needs else {}
     card = Card.model_validate(
         {"name": name, "title": name, "paper": "", "kind": kind, "summary": "", "options": options}
         | ({"demo": {"model": "demo-draft"}} if needs else {})
     )
-    return registry.Entry(
-        name=name, source="test", folder=Path(), package="", card=None if error else card, error=error
-    )
+    return Entry(name=name, source="test", folder=Path(), package="", card=None if error else card, error=error)
 
 
 @pytest.fixture

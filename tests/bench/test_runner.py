@@ -13,58 +13,17 @@ import pytest
 from specbench import paths
 from specbench.api import Silent
 from specbench.bench import runner
-from specbench.bench.request import GridAxis, RunRequest, Setting, Variant
-from specbench.bench.runner import run, too_slow
+from specbench.bench.outcome import too_slow
+from specbench.bench.request import GridAxis, Setting
+from specbench.bench.runner import run
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, Measured, ReferenceFinished, Steps
+from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, Measured, ReferenceFinished
 from specbench.manifest import read_manifest
 from specbench.store.db import open_store
-from specbench.store.ingest import ingest
 from specbench.store.journal import read_events
 from specbench.store.pairs import fetch
-from specbench.store.summary import summarise, to_json
+from tests.bench.runs import CHAIN_HEAD, events_of, request_for, rows_of
 from tests.report.samples import method_row, summary
-from tests.store.synthetic import write_synthetic
-
-CHAIN_HEAD = """
-import torch
-from specbench.method import Drafter
-from specbench.tree import chain, empty, from_lists
-"""
-
-
-def request_for(tiny_suite, target, store, **changes) -> RunRequest:
-    values = {
-        "suite": str(tiny_suite),
-        "target": str(target),
-        "methods": ("autoregressive", "prompt_lookup"),
-        "max_new_tokens": 12,
-        "repeats": 2,
-        "threads": 1,
-        "store": store,
-        **changes,
-    }
-    return RunRequest(**values)
-
-
-def events_of(store, run_id, kind):
-    return [line.event for line in read_events(paths.run_dir(store, run_id)) if isinstance(line.event, kind)]
-
-
-@pytest.fixture
-def go(tiny_suite, tiny_target, tmp_path):
-    """go(**changes) -> (outcome, events by kind)."""
-
-    def start(**changes):
-        store = tmp_path / "results"
-        outcome = run(request_for(tiny_suite, tiny_target, store, **changes), Silent())
-        return outcome, lambda kind: events_of(store, outcome.run_id, kind)
-
-    return start
-
-
-def rows_of(outcome):
-    return {row["method"]: row for row in to_json(outcome.summary)["rows"]}
 
 
 def test_a_run_answers_every_question_with_every_method_as_the_target_alone_would(go):
@@ -248,108 +207,6 @@ def test_a_method_whose_answers_differ_without_a_reason_fails_the_run(go, monkey
     assert row["equality"]["bug"] > 0 and not row["lossless"] and not row["ranked"]
 
 
-TRIE = (
-    CHAIN_HEAD
-    + """
-class D(Drafter):
-    '''Remembers every answer it has seen and proposes it again: the benchmark's worst cheat.'''
-    max_nodes = 6
-    carries = 'stream'
-    def __init__(self):
-        self.memory = {}
-    def begin(self, requests):
-        self.prompt = requests[0].prompt
-    def start(self, len_B, root_B):
-        self.text = [int(root_B[0])]
-    def draft(self, noise):
-        known = self.memory.get(self.prompt, [])
-        ahead = known[len(self.text):len(self.text) + 6] if known[:len(self.text)] == self.text else []
-        return from_lists([ahead], [list(range(-1, len(ahead) - 1))], device=torch.device('cpu'))
-    def commit(self, commit):
-        self.text += commit.tokens[0]
-        self.memory[self.prompt] = list(self.text)
-    def snapshot(self):
-        return dict(self.memory)
-    def restore(self, snapshot):
-        self.memory = dict(snapshot)
-def build(options, target, inner=None):
-    return D()
-"""
-)
-
-
-def accepted_by_repeat(events):
-    where = {(e.group, e.row): e.repeat for e in events(GenerationStarted) if e.method == "memory"}
-    counts: dict[int, int] = {}
-    for batch in events(Steps):
-        for row in batch.rows:
-            if (batch.group, row.row) in where:
-                repeat = where[batch.group, row.row]
-                counts[repeat] = counts.get(repeat, 0) + row.num_accepted
-    return counts
-
-
-@pytest.mark.parametrize("carry", ["none", "stream"])
-def test_a_memory_of_earlier_repeats_gains_nothing(go, plant, carry):
-    """Measurement 6: otherwise a repeat would find the answer in its own memory."""
-    _, events = go(methods=("memory",), methods_dirs=(plant("memory", TRIE),), repeats=3, carry=carry)
-    accepted = accepted_by_repeat(events)
-    assert accepted[0] == accepted[1] == accepted[2] == 0
-
-
-def test_without_restoring_that_memory_would_show(go, plant, monkeypatch):
-    """The control of the test above: with restore() disabled the same method accepts nearly everything in repeat 3."""
-    from specbench.bench.runner import _Run
-
-    monkeypatch.setattr(_Run, "_restore", lambda *_: None)
-    _, events = go(methods=("memory",), methods_dirs=(plant("memory", TRIE),), repeats=3)
-    accepted = accepted_by_repeat(events)
-    assert accepted[2] > 20 and accepted[0] == 0
-
-
-def test_ctrl_c_keeps_what_was_finished_and_resume_completes_it(go, tmp_path, tiny_suite, tiny_target):
-    class Impatient(Silent):
-        count = 0
-
-        def group_done(self, **_):
-            self.count += 1
-            if self.count == 7:
-                raise KeyboardInterrupt
-
-    store = tmp_path / "results"
-    cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
-    assert cut.state == "interrupted"
-    assert len(events_of(store, cut.run_id, GenerationFinished)) == 7
-    whole = run(RunRequest(resume=cut.run_id, store=store), Silent())
-    assert whole.state == "finished" and whole.run_id == cut.run_id
-    finished = [e.group for e in events_of(store, cut.run_id, GenerationFinished)]
-    assert sorted(finished) == sorted(set(finished)) and len(finished) == 30
-    fresh, _ = go()
-    for method, row in rows_of(fresh).items():
-        resumed = rows_of(whole)[method]
-        for fact in (
-            "num_questions",
-            "num_repeats",
-            "num_new_tokens",
-            "acceptance_length",
-            "equality",
-            "acceptance_by_position",
-        ):
-            assert resumed[fact] == row[fact], (method, fact)
-
-
-def test_resume_refuses_a_suite_that_changed(tmp_path, tiny_suite, tiny_target):
-    class Impatient(Silent):
-        def group_done(self, **_):
-            raise KeyboardInterrupt
-
-    store = tmp_path / "results"
-    cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
-    tiny_suite.write_text(tiny_suite.read_text().replace("hello", "other"))
-    with pytest.raises(EnvironmentFailed, match="the suite"):
-        run(RunRequest(resume=cut.run_id, store=store), Silent())
-
-
 def test_a_full_disk_stops_the_run_and_keeps_what_was_written(go, tmp_path, monkeypatch):
     from specbench.store import journal
 
@@ -389,27 +246,6 @@ def test_a_refused_folder_is_named_in_words(tiny_suite, tiny_target, tmp_path, m
     assert caught.value.what == f"no permission to write {tmp_path / 'results'}"
 
 
-def test_resuming_a_run_that_is_not_there_is_a_usage_error_that_lists_those_that_are(tmp_path):
-    """As `results show` has it: the same exit code, the same words."""
-    store = tmp_path / "results"
-    ingest(paths.store_file(store), write_synthetic(paths.run_dir(store, "run-a"), num_questions=1, repeats=1))
-    with pytest.raises(UsageError) as resumed:
-        run(RunRequest(resume="run-b", store=store), Silent())
-    with open_store(paths.store_file(store), read_only=True) as connection, pytest.raises(UsageError) as shown:
-        summarise(connection, "run-b")
-    assert resumed.value.as_dict() == shown.value.as_dict()
-    assert "did you mean 'run-a'?" in resumed.value.what
-
-
-def test_resuming_a_training_names_the_command_that_does(tmp_path):
-    folder = paths.run_dir(tmp_path, "t")
-    folder.mkdir(parents=True)
-    (folder / "train.json").write_text("{}")
-    with pytest.raises(UsageError, match="t is a training") as caught:
-        run(RunRequest(resume="t", store=tmp_path), Silent())
-    assert caught.value.try_ == "specbench train --resume t"
-
-
 def test_a_dry_run_measures_nothing_and_estimates_the_time(tiny_suite, tiny_target, tmp_path):
     store = tmp_path / "dry"
     outcome = run(request_for(tiny_suite, tiny_target, store, dry_run=True), Silent())
@@ -435,13 +271,12 @@ def test_fail_under_judges_ranked_rows_and_those_that_only_lack_a_quiet_machine(
 
 def test_fail_under_is_a_failed_check(go, monkeypatch):
     said = ["prompt_lookup: speed-up 1.000 is under 1000"]
-    monkeypatch.setattr(runner, "too_slow", lambda summary, *, least: said if least == 1000.0 else [])
+    monkeypatch.setattr("specbench.bench.outcome.too_slow", lambda summary, *, least: said if least == 1000.0 else [])
     assert go(fail_under=1000.0)[0].failed_checks == tuple(said)
     assert go()[0].failed_checks == ()
 
 
 def test_a_grid_makes_one_row_per_value_in_one_plan(go):
-    from specbench.bench.request import GridAxis
 
     outcome, _ = go(methods=("prompt_lookup",), grid=(GridAxis("prompt_lookup", "num_tokens", ("2", "4")),))
     assert set(rows_of(outcome)) == {
@@ -450,43 +285,6 @@ def test_a_grid_makes_one_row_per_value_in_one_plan(go):
         "prompt_lookup[num_tokens=2]",
         "prompt_lookup[num_tokens=4]",
     }
-
-
-def test_variants_compete_with_their_options_together_and_survive_a_resume(go, tmp_path):
-    variants = tuple(
-        Variant("prompt_lookup", (("num_tokens", a), ("max_ngram", b)), name)
-        for a, b, name in (("2", "1", "short"), ("4", "2", ""))
-    )
-    outcome, _ = go(
-        methods=("prompt_lookup",), variants=variants, grid=(GridAxis("prompt_lookup", "min_ngram", ("1",)),)
-    )
-    labels = {
-        "prompt_lookup:short[min_ngram=1]",
-        "prompt_lookup[num_tokens=4,max_ngram=2,min_ngram=1]",
-    }
-    assert set(rows_of(outcome)) == {"autoregressive", "autoregressive#2"} | labels
-    again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
-    assert set(rows_of(again)) == set(rows_of(outcome))
-
-
-def test_a_path_in_a_label_survives_a_resume_from_another_folder(go, tmp_path, tiny_target, monkeypatch):
-    """Paths of a request are kept absolute; rows are called by what was typed."""
-    monkeypatch.chdir(tiny_target.parent)
-    variants = tuple(
-        Variant("draft_model", (("model", tiny_target.name), ("num_tokens", number))) for number in ("1", "2")
-    )
-    outcome, _ = go(methods=("draft_model",), variants=variants)
-    labels = {f"draft_model[model={tiny_target.name},num_tokens={number}]" for number in ("1", "2")}
-    assert labels < set(rows_of(outcome))
-    monkeypatch.chdir(tmp_path)
-    again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
-    assert set(rows_of(again)) == set(rows_of(outcome))
-    folder = tmp_path / "results" / "runs" / outcome.run_id
-    events = (folder / "events.jsonl").read_text().splitlines()
-    last = max(number for number, line in enumerate(events) if '"generation_finished"' in line)
-    (folder / "events.jsonl").write_text("\n".join(events[:last]) + "\n")
-    again = run(RunRequest(resume=outcome.run_id, store=tmp_path / "results"), Silent())
-    assert again.state == "finished" and set(rows_of(again)) == set(rows_of(outcome))
 
 
 def test_settings_reach_the_method(go):
@@ -515,61 +313,6 @@ def test_under_rejection_no_equality_is_claimed_and_typical_is_lossy_and_unranke
     lossy, _ = go(temperature=1.0, rule="typical")
     row = rows_of(lossy)["prompt_lookup"]
     assert not row["lossless"] and not row["ranked"] and lossy.failed_checks == ()
-
-
-COUNTER = (
-    CHAIN_HEAD
-    + """
-class D(Drafter):
-    '''Drafts as many (wrong) tokens as it has answered questions: its state can be read off its steps.'''
-    max_nodes = 64
-    carries = 'stream'
-    def __init__(self):
-        self.seen = 0
-    def begin(self, requests):
-        self.seen += 1
-    def draft(self, noise):
-        return chain(torch.full((1, min(self.seen, 64)), 7))
-    def snapshot(self):
-        return self.seen
-    def restore(self, snapshot):
-        self.seen = snapshot
-def build(options, target, inner=None):
-    return D()
-"""
-)
-
-
-def nodes_by_group(events):
-    groups = {e.group for e in events(GenerationFinished) if e.method == "counter"}
-    nodes: dict[int, set[int]] = {}
-    for batch in events(Steps):
-        for row in batch.rows:
-            if batch.group in groups:
-                nodes.setdefault(batch.group, set()).add(row.num_nodes)
-    return [nodes[group] for group in sorted(nodes)]
-
-
-def test_under_stream_state_grows_along_the_questions_and_every_repeat_starts_afresh(go, plant):
-    _, events = go(methods=("counter",), methods_dirs=(plant("counter", COUNTER),), carry="stream")
-    assert nodes_by_group(events) == [{1}, {2}, {3}, {4}, {5}] * 2
-
-
-def test_a_resumed_stream_carries_what_an_uninterrupted_one_would(plant, tmp_path, tiny_suite, tiny_target):
-    class Impatient(Silent):
-        count = 0
-
-        def group_done(self, **_):
-            self.count += 1
-            if self.count == 10:
-                raise KeyboardInterrupt
-
-    store = tmp_path / "results"
-    folders = (plant("counter", COUNTER),)
-    asked = request_for(tiny_suite, tiny_target, store, methods=("counter",), methods_dirs=folders, carry="stream")
-    cut = run(asked, Impatient())
-    run(RunRequest(resume=cut.run_id, store=store), Silent())
-    assert nodes_by_group(lambda kind: events_of(store, cut.run_id, kind)) == [{1}, {2}, {3}, {4}, {5}] * 2
 
 
 def test_a_pause_waits_between_two_questions_is_on_the_record_and_loses_nothing(go, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from specbench.bench.viewer_cost import measure_viewer
 from specbench.errors import EnvironmentFailed
 from specbench.metrics import Interval
 from specbench.store.viewer_cost import ViewerCost, file_of, read_viewer_cost, write_viewer_cost
-from tests.bench.test_runner import request_for
+from tests.bench.runs import request_for
 
 COST = ViewerCost(
     slowdown=0.004, slowdown_ci=Interval(-0.003, 0.011), num_questions=80, repeats=3, num_cpus=2, device="Example CPU",
