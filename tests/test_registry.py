@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,24 @@ def make_method(root: Path, name: str, *, card: str = CARD, drafter: str | None 
 
 
 @pytest.fixture(autouse=True)
-def _no_methods_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_methods_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """specbench appears to be installed beside an empty `methods` package, whatever the checkout holds."""
     site = tmp_path / "site"
     (site / "specbench").mkdir(parents=True)
     (site / "methods").mkdir()
     (site / "methods" / "__init__.py").touch()
     monkeypatch.setattr(paths, "PACKAGE", site / "specbench")
-    for name in [name for name in sys.modules if name == "methods" or name.startswith("methods.")]:
+    for name in _loaded():
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(site)
+    yield
+    # Where none was loaded before, monkeypatch would leave the made-up package to the tests that come after.
+    for name in _loaded():
+        del sys.modules[name]
+
+
+def _loaded() -> list[str]:
+    return [name for name in sys.modules if name == "methods" or name.startswith("methods.")]
 
 
 @pytest.fixture

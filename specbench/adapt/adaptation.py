@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from specbench.adapt.candidate import Candidate
 from specbench.adapt.collector import Collector
 from specbench.adapt.lora import LoraLayers
 from specbench.adapt.memory import Memory
@@ -73,8 +74,8 @@ class Domain:
     memory: Memory
     in_use: InUse = field(default_factory=InUse)
     live: Live = field(default_factory=Live)
-    candidate: Mapping[str, Tensor] | None = None
-    """What the last round came to, where it is learnt on though it was not promoted."""
+    candidate: Candidate | None = None
+    """What the rounds so far came to; the next one goes on from it, drafted with or not."""
     num_rounds: int = 0
 
 

@@ -49,6 +49,8 @@ class LearningPlan:
     """... or whenever there is time and anything new."""
     margin: float = 0.0
     """A candidate is drafted with when the 95 % interval of its gain in expected acceptance lies above this."""
+    patience: int = 4
+    """Judged rounds in a row in which a candidate may seem worse than what is drafted with before it is begun anew."""
     min_held_out: int = 8
     """Held-out answers without which nothing is promoted."""
     rollback: bool = True

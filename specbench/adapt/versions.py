@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specbench.adapt import adapter as files
+from specbench.adapt import candidate
 from specbench.adapt.adapter import Adapter
 from specbench.adapt.row_file import RowFile
 from specbench.errors import EnvironmentFailed, UsageError
@@ -154,7 +155,8 @@ class AdapterStore:
         return numbers[-1]
 
     def purge_versions(self) -> None:
-        """Delete every version; nothing is drafted with."""
+        """Delete every version and what was learnt beyond them; nothing is drafted with."""
+        candidate.purge(self.folder)
         shutil.rmtree(self.folder / VERSIONS, ignore_errors=True)
         (self.folder / _ACTIVE).unlink(missing_ok=True)
 

@@ -19,7 +19,9 @@ from typing import Any
 
 import psutil
 
+from specbench.adapt import candidate as candidates
 from specbench.adapt.adaptation import Adaptation, InUse
+from specbench.adapt.candidate import Candidate
 from specbench.adapt.versions import VERSIONS, AdapterStore
 from specbench.errors import EnvironmentFailed
 from specbench.metrics import Interval
@@ -70,6 +72,7 @@ class RoundProcess:
         memory = adaptation.domain(domain).memory
         for observed in (*memory.held_out, *memory.old, *memory.new):
             given.rows.append(observed)
+        candidates.save(given.folder, domain, adaptation.domain(domain).candidate, base_hash=adaptation.lm.weights_hash)
         if given.rows.warning:
             raise EnvironmentFailed(given.rows.warning, where=str(given.folder))
         return given.folder
@@ -108,19 +111,25 @@ class RoundProcess:
             found = Round(**{field.name: body[field.name] for field in fields(Round)})
             if found.gain is not None:
                 found = replace(found, gain=Interval(*found.gain))
+            is_current = domain.in_use is self._began
             if found.outcome != "promoted":
+                if is_current:
+                    domain.candidate = self._learnt(began=domain.in_use.number)
                 return replace(found, version=domain.in_use.number)
-            if domain.in_use is not self._began:
+            if not is_current:
                 gone = "round dropped: the adapter it began from was rolled back meanwhile"
                 return replace(found, outcome="dropped", why=gone, version=domain.in_use.number)
             assert adaptation.store is not None
             made = AdapterStore(self._into)
-            candidate = made.load(made.numbers()[-1], base_hash=adaptation.lm.weights_hash)
-            number = adaptation.store.add(candidate)
+            made_as = made.numbers()[-1]
+            promoted = made.load(made_as, base_hash=adaptation.lm.weights_hash)
+            learnt = self._learnt(began=made_as)
+            number = adaptation.store.add(promoted)
             adaptation.store.activate(number, self.domain)
             adaptation.swap(
-                self.domain, InUse(number=number, weights=candidate.weights, parent=replace(domain.in_use, parent=None))
+                self.domain, InUse(number=number, weights=promoted.weights, parent=replace(domain.in_use, parent=None))
             )
+            domain.candidate = None if learnt is None else replace(learnt, began=number)
             return replace(found, version=number)
         except EnvironmentFailed as error:
             return Round(
@@ -128,6 +137,9 @@ class RoundProcess:
             )
         finally:
             self._scratch.cleanup()
+
+    def _learnt(self, *, began: int) -> Candidate | None:
+        return candidates.load(self._into, self.domain, base_hash=self._adaptation.lm.weights_hash, began=began)
 
     def kill(self) -> None:
         """The run is over before it is, or goes back to its beginning."""

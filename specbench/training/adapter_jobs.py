@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from specbench.adapt import adapter as files
+from specbench.adapt import candidate as candidates
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.plan import LearningPlan
@@ -99,7 +100,8 @@ def open_adaptation(
     domain: str = "",
     version: int | None = None,
 ) -> Adaptation:
-    """The store's answers of one domain in memory, its active adapter (or this version) in use."""
+    """The store's answers of one domain in memory, its active adapter (or this version) in use, and what was learnt
+    beyond it to go on from."""
     number = store.active(domain) if version is None else version
     first = store.load(number, base_hash=lm.weights_hash) if number else None
     shape = LoraShape.from_options(options) if first is None else first.shape
@@ -122,6 +124,7 @@ def open_adaptation(
     for observed in store.rows.read():
         if observed.domain == domain:
             memory.add(observed)
+    adaptation.domain(domain).candidate = candidates.load(store.folder, domain, base_hash=lm.weights_hash, began=number)
     return adaptation
 
 
@@ -155,7 +158,9 @@ def train_store(
                 where=str(store.folder),
                 try_="specbench adapt collect SUITE --store DIR",
             )
-        return learn(adaptation, domain)
+        found = learn(adaptation, domain)
+        candidates.save(written.folder, domain, adaptation.domain(domain).candidate, base_hash=lm.weights_hash)
+        return found
 
 
 def import_adapter(source: Path, store: AdapterStore, options: Mapping[str, Any], *, device: str = "auto") -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from specbench.adapt.adaptation import Adaptation, Domain, InUse
 from specbench.adapt.adapter import Adapter, Lineage
+from specbench.adapt.candidate import Candidate, moments_of, put_moments
 from specbench.adapt.observed import Observed
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.metrics import Bootstrap, Interval, percentile_interval
@@ -106,6 +107,7 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
         return None
     before = live.before
     adaptation.swap(name, in_use.parent)
+    domain.candidate = None  # what was learnt on the way to it is gone back from as well
     domain.live = replace(domain.live, before=None)
     why = f"live acceptance {now:.3f} under version {in_use.number}, {before:.3f} before it"
     if adaptation.store is not None:
@@ -138,7 +140,7 @@ def learn(adaptation: Adaptation, name: str = "") -> Round:
     trained: _Trained | None = None
     found: Round
     try:
-        layers.set(domain.candidate if domain.candidate is not None else own)
+        layers.set(own if domain.candidate is None else domain.candidate.weights)
         trained = _train(adaptation, domain)
         found = _judge(adaptation, domain, name, trained)
     except StepFailed:
@@ -171,14 +173,18 @@ def learn(adaptation: Adaptation, name: str = "") -> Round:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    weights: Mapping[str, Tensor]
+    candidate: Candidate
     num_steps: int
     first_loss: float
     last_loss: float
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.candidate.weights
+
 
 def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
-    """Steps from the matrices that are set, within the plan's budget."""
+    """Steps from the matrices that are set and the moments of the rounds before, within the plan's budget."""
     plan, lm = adaptation.plan, adaptation.lm
     # A training of another precision in this process must not decide about this one.
     AcceleratorState._reset_state()
@@ -192,6 +198,9 @@ def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
     with torch.inference_mode(False), torch.enable_grad(), adaptation.layers.learning() as module:
         learner = VerdictLearner(lm, adaptation.layers, module, plan)
         optimiser = torch.optim.AdamW(module.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+        earlier = domain.candidate
+        if earlier is not None:
+            put_moments(optimiser, module, earlier)
         source = Answers(lm, plan, num_shared=adaptation.num_shared, seed=adaptation.seed + domain.num_rounds)
         stepper = Stepper(accelerator, learner, optimiser, source, plan.clip)
         start = time.perf_counter()
@@ -206,10 +215,16 @@ def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
             lr = plan.lr * rate("cosine", share, warmup=plan.lr_warmup)
             sums = stepper.step([list(range(len(source.answers)))], lr=lr, wants_stop=False, seconds=0.0)
             losses.append(sums.loss)
-        weights = adaptation.layers.weights()
-    if not losses:
-        raise StepFailed([])
-    return _Trained(weights=weights, num_steps=len(losses), first_loss=losses[0], last_loss=losses[-1])
+        if not losses:
+            raise StepFailed([])
+        candidate = Candidate(
+            weights=adaptation.layers.weights(),
+            moments=moments_of(optimiser, module),
+            num_updates=len(losses) + (0 if earlier is None else earlier.num_updates),
+            began=domain.in_use.number,
+            num_worse=0 if earlier is None else earlier.num_worse,
+        )
+    return _Trained(candidate=candidate, num_steps=len(losses), first_loss=losses[0], last_loss=losses[-1])
 
 
 # --- judge -----------------------------------------------------------------------------------------------------------
@@ -267,7 +282,7 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
         order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(adaptation.seed)).tolist()
         held_out = [held_out[place] for place in sorted(order[:MOST_JUDGED])]
     if len(held_out) < plan.min_held_out:
-        domain.candidate = trained.weights
+        domain.candidate = trained.candidate
         return Round(
             domain=name,
             outcome="kept",
@@ -288,12 +303,13 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
         gain=found.gain,
     )
     if found.gain.low <= plan.margin:
-        # What seems to help is learnt on; what does not is begun anew from the adapter in use.
-        domain.candidate = trained.weights if found.after > found.before else None
+        # The first steps often make a draft model worse before it is better: it is given some rounds to learn on.
+        num_worse = 0 if found.after > found.before else trained.candidate.num_worse + 1
+        domain.candidate = replace(trained.candidate, num_worse=num_worse) if num_worse <= plan.patience else None
         return judged
     number = _keep(adaptation, domain, name, trained, found)
     adaptation.swap(name, InUse(number=number, weights=trained.weights, parent=replace(domain.in_use, parent=None)))
-    domain.candidate = None
+    domain.candidate = replace(trained.candidate, began=number, num_worse=0)
     return replace(judged, outcome="promoted", why=f"expected acceptance {shown}", version=number)
 
 
