@@ -18,7 +18,7 @@ from specbench.errors import EnvironmentFailed
 from specbench.training.rounds import learn, rolled_back
 from tests.adapt.adapted import engine, learning_drafter, save_draft
 
-PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(24)]
+PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,12 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_draft(tmp_path_factory.mktemp("draft"))
 
 
-def _taught(draft: Path, **given: object) -> Adaptation:
-    on = engine()
+def _taught(draft: Path, *, num: int = 24, temperature: float = 0.0, **given: object) -> Adaptation:
+    """The learning side of a drafter that has seen `num` answers."""
+    on = engine(temperature=temperature)
     drafter = learning_drafter(draft, on, **given)
     on.reserve(drafter.max_nodes)
-    requests = requests_for(PROMPTS, max_new_tokens=8)
+    requests = requests_for(PROMPTS[:num], max_new_tokens=10)
     assert drafter.adaptation is not None
     for start in range(0, len(requests), 4):
         on.generate(drafter, requests[start : start + 4])
@@ -102,12 +103,13 @@ def test_a_candidate_that_seems_worse_is_given_some_rounds_and_then_begun_anew(d
 
 
 def test_after_a_promotion_learning_goes_on_and_after_a_rollback_it_does_not(draft: Path) -> None:
-    adaptation = _taught(draft, lr=0.01, steps=12, watch_positions=100)
+    taught = {"temperature": 1.0, "num": 40, "steps": 40, "lr": 3e-3, "rank": 8, "pull": 0.0}
+    adaptation = _taught(draft, **taught, watch_positions=100)
     found = learn(adaptation)
     assert found.outcome == "promoted", found.why
     domain = adaptation.domain("")
     assert domain.candidate is not None
-    assert (domain.candidate.began, domain.candidate.num_updates, domain.candidate.num_worse) == (1, 12, 0)
+    assert (domain.candidate.began, domain.candidate.num_updates, domain.candidate.num_worse) == (1, 40, 0)
     domain.live = Live(num_tried=100, num_accepted=10, since_swap=100, before=0.6)
     assert domain.in_use.parent == InUse()
     back = rolled_back(adaptation, "")
