@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -24,11 +25,17 @@ class LearningPlan:
     weight_decay: float = 0.0
     lr_warmup: float = 0.1
     """Share of a round."""
+    lr_rise: int = 30
+    """... and, from a candidate's first step on, so many steps: at a full rate they do damage that takes rounds to
+    mend."""
     clip: float = 1.0
     batch: int = 8
     """Answers in one optimiser step."""
     steps: int = 40
     """Most optimiser steps of a round."""
+    visits: float = 1.5
+    """How often a round learns from a new answer, on average: more steps would learn few answers by heart. 0 = as often
+    as `steps` allows."""
     round_s: float = 30.0
     """Most seconds of a round, its judging not included."""
     round_mb: int = 2048
@@ -57,6 +64,13 @@ class LearningPlan:
     """Back to the version before when the live acceptance falls below what it was under it."""
     watch_positions: int = 1000
     """Tried positions after a swap before it is judged live, and the memory of the moving acceptance."""
+
+    def steps_for(self, num_new: int, *, has_old: bool) -> int:
+        """Optimiser steps of a round with so many new answers; a reservoir takes `replay` of each batch."""
+        if not self.visits:
+            return self.steps
+        fresh = max(1, self.batch - round(self.batch * self.replay)) if has_old else self.batch
+        return max(1, min(self.steps, math.ceil(self.visits * num_new / fresh)))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> LearningPlan:

@@ -204,15 +204,18 @@ def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
         source = Answers(lm, plan, num_shared=adaptation.num_shared, seed=adaptation.seed + domain.num_rounds)
         stepper = Stepper(accelerator, learner, optimiser, source, plan.clip)
         start = time.perf_counter()
-        for step in range(plan.steps):
+        num_steps = plan.steps_for(len(domain.memory.new), has_old=bool(domain.memory.old))
+        for step in range(num_steps):
             if plan.round_s and time.perf_counter() - start >= plan.round_s:
                 break
-            share = (step + 0.5) / plan.steps
+            share = (step + 0.5) / num_steps
             learner.at(share)
             source.answers = domain.memory.batch(plan.batch, replay=plan.replay)
             if not source.answers:
                 break
-            lr = plan.lr * rate("cosine", share, warmup=plan.lr_warmup)
+            updates = step + 1 + (0 if earlier is None else earlier.num_updates)
+            rise = min(1.0, updates / plan.lr_rise) if plan.lr_rise else 1.0
+            lr = plan.lr * rise * rate("cosine", share, warmup=plan.lr_warmup)
             sums = stepper.step([list(range(len(source.answers)))], lr=lr, wants_stop=False, seconds=0.0)
             losses.append(sums.loss)
         if not losses:

@@ -39,7 +39,17 @@ def options(folder: Path, **given: Any) -> dict[str, Any]:
 
 def learning_drafter(folder: Path, on: Engine, **given: Any) -> AdaptiveDrafter:
     """With everything small."""
-    small = {"adapt": True, "rank": 4, "top_k": 8, "batch": 4, "steps": 3, "min_held_out": 2, **given}
+    small = {
+        "adapt": True,
+        "rank": 4,
+        "top_k": 8,
+        "batch": 4,
+        "steps": 3,
+        "visits": 0,
+        "lr_rise": 0,
+        "min_held_out": 2,
+        **given,
+    }
     drafter = build(options(folder, **small), on.view())
     assert isinstance(drafter, AdaptiveDrafter)
     return drafter

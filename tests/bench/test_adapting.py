@@ -23,7 +23,17 @@ from specbench.suite.schema import Defaults
 from tests.bench.conftest import save_tiny_target
 from tests.bench.test_carry import _accepted
 
-SMALL = {"after_positions": 20, "steps": 8, "lr": 0.01, "batch": 4, "min_held_out": 2, "top_k": 16, "round_s": 0}
+SMALL = {
+    "after_positions": 20,
+    "steps": 8,
+    "visits": 0,
+    "lr_rise": 0,
+    "lr": 0.01,
+    "batch": 4,
+    "min_held_out": 2,
+    "top_k": 16,
+    "round_s": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +138,17 @@ def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path)
     from tests.adapt.adapted import engine, learning_drafter, save_draft
 
     draft = save_draft(tmp_path / "draft")
-    given = {"steps": 30, "lr": 3e-3, "rank": 8, "loss": "kl", "pull": 0.0, "dtype": "float64", "round_s": 0.0}
+    given = {
+        "steps": 30,
+        "visits": 0,
+        "lr_rise": 0,
+        "lr": 3e-3,
+        "rank": 8,
+        "loss": "kl",
+        "pull": 0.0,
+        "dtype": "float64",
+        "round_s": 0.0,
+    }
     on = engine(temperature=1.0)
     drafter = learning_drafter(draft, on, store=str(tmp_path / "store"), **given)
     on.reserve(drafter.max_nodes)

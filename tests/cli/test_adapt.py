@@ -24,7 +24,16 @@ def test_a_store_is_filled_learnt_from_looked_at_and_purged(specbench: Callable[
     stats = json.loads(specbench("adapt", "stats", "--json", *store).out)
     assert stats["num_answers"] == 6 and sum(stats["tried_at"]) == stats["num_positions"] > 30
     assert "overlap of both laws" in specbench("adapt", "stats", *store).out
-    small = ("--set", "adaptive_lora.steps=2", "--set", "adaptive_lora.min_held_out=2", "--threads", "1")
+    small = (
+        "--set",
+        "adaptive_lora.steps=2",
+        "--set",
+        "adaptive_lora.visits=0",
+        "--set",
+        "adaptive_lora.min_held_out=2",
+        "--threads",
+        "1",
+    )
     ran = specbench("adapt", "train", *DRAFT, *small, *store)
     assert ran.code == 0 and "2 steps on" in ran.out and ("kept" in ran.out or "promoted" in ran.out), ran.err
     ran = specbench("adapt", "purge", *store)

@@ -13,6 +13,7 @@ from torch import nn
 from specbench.adapt import candidate as candidates
 from specbench.adapt.adaptation import Adaptation, InUse, Live
 from specbench.adapt.candidate import Candidate, moments_of, put_moments
+from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.errors import EnvironmentFailed
 from specbench.training.rounds import learn, rolled_back
@@ -148,3 +149,11 @@ def test_a_damaged_file_is_named_and_a_full_disk_leaves_the_older_one(
     with pytest.raises(EnvironmentFailed, match="cannot be read") as caught:
         candidates.load(tmp_path, "", base_hash="abc", began=1)
     assert caught.value.where == str(file)
+
+
+def test_a_round_visits_new_answers_so_often_and_learns_few_ones_by_heart_no_longer() -> None:
+    plan = LearningPlan(batch=8, replay=0.5, steps=40, visits=1.5)
+    assert [plan.steps_for(num, has_old=False) for num in (1, 8, 16, 400)] == [1, 2, 3, 40]
+    assert [plan.steps_for(num, has_old=True) for num in (1, 8, 16, 400)] == [1, 3, 6, 40]
+    assert replace(plan, visits=0.0).steps_for(1, has_old=True) == 40
+    assert replace(plan, replay=1.0).steps_for(4, has_old=True) == 6
