@@ -132,7 +132,6 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
     top_k = JUDGED_TOP_K if is_held_out_prompt(prompt) else TOP_K
     law = top_law(whole_law(logits_of(lm, tokens, first)), top_k)
     num = len(tokens) - first
-    none = Law(torch.zeros(num, 1), torch.zeros(num, 1, dtype=torch.int32), torch.zeros(num))
     return Observed(
         tokens_T=torch.tensor(tokens, dtype=torch.int32),
         num_prompt=len(prompt),
@@ -141,7 +140,6 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
         drafted_N=torch.zeros(num, dtype=torch.int32),
         overlap_N=torch.zeros(num),
         target=law,
-        draft=none,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from specbench.adapt.collector import Collector
 from specbench.adapt.lora import LoraLayers
 from specbench.adapt.memory import Memory
+from specbench.adapt.observed import Observed
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.lm.cached_lm import CachedLM
@@ -115,6 +116,8 @@ class Adaptation:
         self._current = ""
         """The domain it is of."""
         self._told_warning = False
+        self.last: tuple[Observed, ...] = ()
+        """What the last `gather` took in, positions seen before included."""
         self.domain("")
 
     # --- domains -----------------------------------------------------------------------------------------------------
@@ -169,7 +172,8 @@ class Adaptation:
         if self.collector is None:
             return 0
         num = 0
-        for observed in self.collector.settle():
+        self.last = tuple(self.collector.settle())
+        for observed in self.last:
             new = self.domain(observed.domain).memory.add(observed)
             if new is not None:
                 num += new.num_positions

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from specbench import paths, registry
 from specbench.adapt.adaptation import Adaptation
+from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
 from specbench.bench.defaults import with_defaults
@@ -17,11 +19,15 @@ from specbench.bench.round_process import RoundProcess
 from specbench.bench.runner import run
 from specbench.errors import UsageError
 from specbench.events import Measured
+from specbench.store.db import open_store
 from specbench.store.journal import read_events
+from specbench.store.observed import observed_file
+from specbench.store.pairs import fetch
 from specbench.store.summary import to_json
 from specbench.suite.schema import Defaults
 from tests.bench.conftest import save_tiny_target
 from tests.bench.test_carry import _accepted
+from tests.conftest import Ran
 
 SMALL = {"after_positions": 20, "steps": 8, "lr": 0.01, "batch": 4, "min_held_out": 2, "top_k": 16, "round_s": 0}
 
@@ -81,11 +87,70 @@ def test_on_and_off_run_in_one_plan_and_learning_is_charged_beside_the_clock(
     measured = [each for each in _measured(store, outcome.run_id) if each.method == on.method]
     learnt = [each.value for each in measured if each.name == "learn_s"]
     assert len(learnt) == 24 and sum(learnt) == pytest.approx(on.learn_s)
-    assert any(each.name == "adapter_round_s" for each in measured)
     repeats = _accepted(store, outcome.run_id, on.method)
     assert repeats[0] == repeats[1], "a repeat finds nothing of the one before"
     [kept] = (paths.run_dir(store, outcome.run_id) / "adapters").iterdir()
-    assert list(AdapterStore(kept).rows.read()), "observed answers lie beside the journal"
+    answers = list(AdapterStore(kept).rows.read())
+    assert answers, "observed answers lie beside the journal"
+    _check_observed(store, outcome.run_id, on.method, answers)
+
+
+def _check_observed(store: Path, run_id: str, method: str, answers: list[Observed]) -> None:
+    """What the store tells of each position is what the steps and the file of laws say, version by version."""
+    with open_store(paths.store_file(store), read_only=True) as connection:
+        seen = fetch(connection, "SELECT * FROM observed_positions WHERE run_id = ? ORDER BY repeat, place", run_id)
+        rounds = fetch(connection, "SELECT * FROM adapter_rounds WHERE run_id = ? ORDER BY position", run_id)
+        stream = fetch(
+            connection, "SELECT * FROM stream_acceptance WHERE run_id = ? AND method = ? ORDER BY repeat, since",
+            run_id, method,
+        )  # fmt: skip
+    assert {row["method"] for row in seen} == {method} and {row["repeat"] for row in seen} == {0, 1}
+    # 16 tokens are fewer than per_answer: every position that was tried was observed.
+    for repeat in (0, 1):
+        mine = [row for row in seen if row["repeat"] == repeat]
+        assert [row["place"] for row in mine] == list(range(len(mine)))
+        tried = [row for row in stream if row["repeat"] == repeat]
+        assert sum(row["num_tried"] for row in tried) == len(mine)
+        assert sum(row["num_accepted"] for row in tried) == sum(row["is_accepted"] for row in mine)
+        assert [row["since"] for row in tried] == [
+            min(row["place"] for row in mine if row["group_id"] == each["group_id"]) for each in tried
+        ]
+    of_file = sorted(round(overlap, 5) for answer in answers for overlap in answer.overlap_N.tolist())
+    first = sorted(row["overlap"] for row in seen if row["repeat"] == 0)
+    assert first == pytest.approx(of_file, abs=2e-5), "the file holds each context once: the first repeat's"
+    assert rounds and all(row["previous"] < row["version"] for row in rounds if row["outcome"] == "promoted")
+    versions = {0, *(row["version"] for row in rounds)}
+    assert {row["version"] for row in seen} <= versions
+    # Nothing is drafted with before it was promoted.
+    for row in seen:
+        before = [each for each in rounds if each["group_id"] < row["group_id"]]
+        assert row["version"] in {0, *(each["version"] for each in before)}
+
+
+def test_what_a_run_observed_is_purged_with_its_laws(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, specbench: Callable[..., Ran]
+) -> None:
+    """Beside the journal and in the store; figures and rounds stay, and ingesting brings nothing back."""
+    from specbench.store.ingest import ingest
+
+    store = tmp_path / "store"
+    outcome = run(_request(many, tiny_target, tiny_draft, store, adapt="on", repeats=1, limit=6), Silent())
+    folder = paths.run_dir(store, outcome.run_id)
+    before = _counts(store)
+    assert before["observed"] > 0 and before["generations"] > 0
+    [kept] = (folder / "adapters").iterdir()
+    done = specbench("adapt", "purge", "--store", str(kept))
+    assert done.code == 0 and f"{before['observed']} observed positions of run {outcome.run_id}" in done.out, done.err
+    assert not observed_file(folder).exists() and not list(AdapterStore(kept).rows.read())
+    assert _counts(store) == before | {"observed": 0}
+    ingest(paths.store_file(store), folder)
+    assert _counts(store) == before | {"observed": 0}
+
+
+def _counts(store: Path) -> dict[str, int]:
+    with open_store(paths.store_file(store), read_only=True) as connection:
+        tables = ("observed", "adapter_rounds", "generations", "steps")
+        return {name: fetch(connection, f"SELECT count(*) AS num FROM {name}")[0]["num"] for name in tables}
 
 
 def test_without_a_stream_nothing_is_learnt(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
