@@ -104,7 +104,7 @@ def test_rounds_arrive_with_lineage_and_interval(tmp_path: Path) -> None:
 
 
 def test_tried_positions_of_a_stream_are_those_of_its_steps(tmp_path: Path) -> None:
-    """Beside sums written out over the journal's steps: the accepted and the first rejection, as far as text was kept."""
+    """Beside sums over the journal's steps: the accepted ones and the first rejection, as far as text was kept."""
     manifest = make_manifest(PAIR, num_questions=3, repeats=2)
     wanted: dict[int, list[int]] = {}
     for event in run_events(manifest, PAIR):
