@@ -15,6 +15,7 @@ take no part in any round; a prompt that occurs in both is left out of the strea
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import time
@@ -73,11 +74,18 @@ class Checkpoint(NamedTuple):
 
 
 def prompts_of(path: Path, lm: CachedLM, *, limit: int, most: int) -> list[tuple[int, ...]]:
-    """First turns as the target's template renders them; those longer than `most` tokens are left out."""
+    """First turns as the target's template renders them; those longer than `most` tokens are left out. path: JSONL,
+    plain or gzipped, with `turns`, `prompt`, `question`, or `instruction` and `input`."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for line in content.decode("utf-8").splitlines():
         row = json.loads(line)
-        text = row["turns"][0] if "turns" in row else row.get("prompt", row.get("question"))
+        if "turns" in row:
+            text = row["turns"][0]
+        elif "instruction" in row:
+            text = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
+        else:
+            text = row.get("prompt", row.get("question"))
         ids = tuple(suite.render(lm.tokenizer, [{"role": "user", "content": text}], "chat"))
         if len(ids) <= most:
             found.append(ids)
