@@ -30,7 +30,7 @@ from torch import Tensor
 
 from specbench import registry, suite
 from specbench.adapt.adaptation import Adaptation
-from specbench.adapt.collector import JUDGED_TOP_K
+from specbench.adapt.collector import JUDGED_TOP_K, kept_law
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.observed import Observed, is_held_out_prompt, prompt_digest
 from specbench.adapt.plan import LearningPlan
@@ -44,7 +44,7 @@ from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm
 from specbench.lm.packed import packed_logits
 from specbench.lm.stops import stop_ids_of
-from specbench.losses import Law, overlap, top_law, whole_law
+from specbench.losses import Law, overlap, whole_law
 from specbench.method import Request
 from specbench.metrics import Bootstrap, percentile_interval
 from specbench.sampling import Sampling
@@ -138,7 +138,7 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
     tokens = [*prompt, *answer]
     first = len(prompt) + 1
     top_k = JUDGED_TOP_K if is_held_out_prompt(prompt) else TOP_K
-    law = top_law(whole_law(logits_of(lm, tokens, first)), top_k)
+    law = kept_law(whole_law(logits_of(lm, tokens, first)), top_k)
     num = len(tokens) - first
     return Observed(
         tokens_T=torch.tensor(tokens, dtype=torch.int32),

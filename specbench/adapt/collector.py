@@ -122,7 +122,7 @@ class Collector:
             where = slice(start, start + _SETTLE)
             p, q = whole_law(target_NV[where]), whole_law(draft_NV[where, : self._num_shared])
             both = torch.minimum(p.logp_RK[:, : self._num_shared].exp(), q.logp_RK.exp()).sum(-1)
-            parts.append((_cut(p, kept), both))
+            parts.append((kept_law(p, kept), both))
         return Observed(
             tokens_T=torch.tensor([*answer.prompt, *answer.tokens], dtype=torch.int32),
             num_prompt=len(answer.prompt),
@@ -137,7 +137,7 @@ class Collector:
         )
 
 
-def _cut(law: Law, top_k: int) -> Law:
+def kept_law(law: Law, top_k: int) -> Law:
     """Its top-k and tail; with fewer ids than k all of them and a tail of nothing."""
     if top_k < law.logp_RK.shape[-1]:
         return top_law(law, top_k)
