@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,14 +15,15 @@ from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
 from specbench.bench.defaults import with_defaults
+from specbench.bench.learning import Learning
 from specbench.bench.request import GridAxis, RunRequest, Setting
 from specbench.bench.round_process import RoundProcess
 from specbench.bench.runner import run
 from specbench.errors import UsageError
-from specbench.events import Measured
+from specbench.events import AdapterRound, Measured
 from specbench.store.db import open_store
-from specbench.store.journal import read_events
-from specbench.store.observed import observed_file
+from specbench.store.journal import Journal, read_events
+from specbench.store.observed import ObservedLog, observed_file, read_observed
 from specbench.store.pairs import fetch
 from specbench.store.summary import to_json
 from specbench.suite.schema import Defaults
@@ -183,6 +185,37 @@ def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draf
     settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "off"))
     with pytest.raises(UsageError, match="contradict each other"):
         with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+
+
+def test_a_stream_that_is_grown_again_tells_its_rounds_and_nothing_twice(tmp_path: Path) -> None:
+    """What a resumed run decodes again was told before: its seconds and positions; its versions are new ones."""
+    from types import SimpleNamespace
+
+    from helpers import requests_for, tokens_of
+
+    from tests.adapt.adapted import engine, learning_drafter, save_draft
+
+    on = engine()
+    drafter = learning_drafter(save_draft(tmp_path / "draft"), on, after_positions=5, min_held_out=99)
+    on.reserve(drafter.max_nodes)
+    competitor = SimpleNamespace(label="adaptive_lora", choice=SimpleNamespace(options={"learning": "concurrent"}))
+    contestant: Any = SimpleNamespace(drafter=drafter, competitor=competitor)
+    log, said = ObservedLog(tmp_path), list[str]()
+    learning = Learning(said.append, log)
+    prompts = requests_for([tokens_of(seed, 5) for seed in range(12)], max_new_tokens=8)
+    with Journal(tmp_path) as journal:
+        on.generate(drafter, prompts[:4])
+        learning.between(contestant, 3, journal, is_regrown=True)
+        assert not observed_file(tmp_path).exists() and said == []
+        competitor.choice.options["learning"] = "serial"
+        on.generate(drafter, prompts[4:8])
+        learning.between(contestant, 7, journal)
+    events = [line.event for line in read_events(tmp_path)]
+    first, second = (event for event in events if isinstance(event, AdapterRound))
+    assert (first.group, first.is_regrown, first.is_concurrent) == (3, True, False) and first.seconds > 0
+    assert (second.group, second.is_regrown, second.outcome) == (7, False, "kept") and len(said) == 1
+    assert [event.name for event in events if isinstance(event, Measured)] == ["learn_s"]
+    assert {each.group for each in read_observed(tmp_path)} == {7}
 
 
 def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path) -> None:
