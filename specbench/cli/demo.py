@@ -31,7 +31,9 @@ def demo(
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="S", min=5.0, help="About so long: fewer prompts where it is slow.")
     ] = 60.0,
-    temperature: Annotated[float, typer.Option("--temperature", metavar="T", min=0.0, help="0 = greedy.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", min=0.0, help="0 = greedy (default).")
+    ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of prompts, sampling and learning.")] = 0,
     as_json: options.Json = False,
 ) -> None:
