@@ -21,7 +21,8 @@ from specbench.report import text
 from specbench.report.batches import Point, curves
 from specbench.report.standing import Standing, is_broken, rank_text, sort_key, standing
 from specbench.report.stream_words import words_of
-from specbench.store.records import ExternalRow, MethodRow, RunSummary, StreamCurve, to_json
+from specbench.store.records import ExternalRow, MethodRow, RunSummary, to_json
+from specbench.store.stream_records import StreamCurve
 
 _PROVENANCE_LIMIT = 8_000
 """Characters of a run's provenance on the page; the manifest has all of it."""

@@ -12,7 +12,8 @@ from specbench.report.stream_words import words_of
 from specbench.report.text import printable
 from specbench.report.training_page import spark
 from specbench.store.files import write_whole
-from specbench.store.records import AdapterChange, RunSummary, StreamCurve
+from specbench.store.records import RunSummary
+from specbench.store.stream_records import AdapterChange, StreamCurve
 
 _X = "drafted positions tried, in one repeat"
 CAPTION = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specbench.report.text import printable
-from specbench.store.records import AdapterChange
+from specbench.store.stream_records import AdapterChange
 
 
 def words_of(change: AdapterChange) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from specbench.metrics import Bootstrap, Interval, percentile_interval
 from specbench.store.pairs import fetch
-from specbench.store.records import AdapterChange, StreamCurve, StreamPoint, VersionRow
+from specbench.store.stream_records import AdapterChange, StreamCurve, StreamPoint, VersionRow
 
 _MOST_POINTS = 16
 _LEAST_ANSWERS = 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specbench.report.stream_words import words_of
-from specbench.store.records import AdapterChange, RunSummary, StreamCurve
+from specbench.store.records import RunSummary
+from specbench.store.stream_records import AdapterChange, StreamCurve
 from specbench.tui.draw_race import method_name
 from specbench.tui.draw_train import curve as braille
 from specbench.tui.lines import Line, Span, fit, line, wrap

@@ -21,7 +21,8 @@ from specbench.tui.lines import Line
 if TYPE_CHECKING:
     import duckdb
 
-    from specbench.store.records import Listing, RunSummary, StreamCurve
+    from specbench.store.records import Listing, RunSummary
+    from specbench.store.stream_records import StreamCurve
 
 _BUSY_S = 0.3
 

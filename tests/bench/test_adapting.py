@@ -25,6 +25,7 @@ from specbench.store.db import open_store
 from specbench.store.journal import Journal, read_events
 from specbench.store.observed import ObservedLog, observed_file, read_observed
 from specbench.store.pairs import fetch
+from specbench.store.streams import stream_curves
 from specbench.store.summary import to_json
 from specbench.suite.schema import Defaults
 from tests.bench.conftest import save_tiny_target
@@ -106,6 +107,13 @@ def _check_observed(store: Path, run_id: str, method: str, answers: list[Observe
             connection, "SELECT * FROM stream_acceptance WHERE run_id = ? AND method = ? ORDER BY repeat, since",
             run_id, method,
         )  # fmt: skip
+        curves = stream_curves(connection, run_id)
+    assert [(curve.learns, curve.num_repeats) for curve in curves] == [(False, 2), (True, 2)]
+    assert sum(point.num_tried for point in curves[1].points) == sum(row["num_tried"] for row in stream)
+    assert [(each.outcome, each.version) for each in curves[1].changes] == [
+        (r["outcome"], r["version"]) for r in rounds
+    ]
+    assert all(0 < each.at <= max(row["since"] + row["num_tried"] for row in stream) for each in curves[1].changes)
     assert {row["method"] for row in seen} == {method} and {row["repeat"] for row in seen} == {0, 1}
     # 16 tokens are fewer than per_answer: every position that was tried was observed.
     for repeat in (0, 1):

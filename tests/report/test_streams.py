@@ -12,7 +12,7 @@ from specbench.report.board import build_board
 from specbench.report.page import write_leaderboard
 from specbench.report.stream_page import figures_of, lines_of
 from specbench.store.db import open_store
-from specbench.store.records import StreamCurve
+from specbench.store.stream_records import StreamCurve
 from specbench.store.streams import stream_curves
 from tests.conftest import Ran, find_chromium
 from tests.report.browser import Browser

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from specbench.store.db import open_store
-from specbench.store.records import StreamCurve
+from specbench.store.stream_records import StreamCurve
 from specbench.store.streams import stream_curves
 from specbench.tui.lines import plain, plain_text, width_of
 from specbench.tui.views.accept import AcceptView
