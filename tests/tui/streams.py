@@ -29,7 +29,7 @@ def _rounds(label: str) -> dict[tuple[int, int], AdapterRound]:
     back = {"outcome": "rolled back", "why": "live acceptance 0.412 under version 2, 0.583 before it", "seconds": 0.0}
     found = {}
     for repeat, first in ((0, 1), (1, 3)):
-        found[repeat, 4] = a_round(0, method=label, version=first - 1, previous=first - 1, **kept, **nothing)
+        found[repeat, 4] = a_round(0, method=label, version=0, previous=0, **kept, **nothing)
         found[repeat, 8] = a_round(0, method=label, version=first, previous=0, **judged)
         found[repeat, 15] = a_round(0, method=label, version=first + 1, previous=first, **judged)
         if repeat == 0:
