@@ -15,6 +15,7 @@ take no part in any round; a prompt that occurs in both is left out of the strea
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import time
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from specbench import registry, suite
 from specbench.adapt.adaptation import Adaptation
-from specbench.adapt.collector import JUDGED_TOP_K
+from specbench.adapt.collector import JUDGED_TOP_K, kept_law
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.observed import Observed, is_held_out_prompt, prompt_digest
 from specbench.adapt.plan import LearningPlan
@@ -43,7 +44,7 @@ from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm
 from specbench.lm.packed import packed_logits
 from specbench.lm.stops import stop_ids_of
-from specbench.losses import Law, overlap, top_law, whole_law
+from specbench.losses import Law, overlap, whole_law
 from specbench.method import Request
 from specbench.metrics import Bootstrap, percentile_interval
 from specbench.sampling import Sampling
@@ -73,11 +74,18 @@ class Checkpoint(NamedTuple):
 
 
 def prompts_of(path: Path, lm: CachedLM, *, limit: int, most: int) -> list[tuple[int, ...]]:
-    """First turns as the target's template renders them; those longer than `most` tokens are left out."""
+    """First turns as the target's template renders them; those longer than `most` tokens are left out. path: JSONL,
+    plain or gzipped, with `turns`, `prompt`, `question`, or `instruction` and `input`."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for line in content.decode("utf-8").splitlines():
         row = json.loads(line)
-        text = row["turns"][0] if "turns" in row else row.get("prompt", row.get("question"))
+        if "turns" in row:
+            text = row["turns"][0]
+        elif "instruction" in row:
+            text = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
+        else:
+            text = row.get("prompt", row.get("question"))
         ids = tuple(suite.render(lm.tokenizer, [{"role": "user", "content": text}], "chat"))
         if len(ids) <= most:
             found.append(ids)
@@ -130,9 +138,8 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
     tokens = [*prompt, *answer]
     first = len(prompt) + 1
     top_k = JUDGED_TOP_K if is_held_out_prompt(prompt) else TOP_K
-    law = top_law(whole_law(logits_of(lm, tokens, first)), top_k)
+    law = kept_law(whole_law(logits_of(lm, tokens, first)), top_k)
     num = len(tokens) - first
-    none = Law(torch.zeros(num, 1), torch.zeros(num, 1, dtype=torch.int32), torch.zeros(num))
     return Observed(
         tokens_T=torch.tensor(tokens, dtype=torch.int32),
         num_prompt=len(prompt),
@@ -141,7 +148,6 @@ def told(lm: CachedLM, prompt: Sequence[int], answer: Sequence[int]) -> Observed
         drafted_N=torch.zeros(num, dtype=torch.int32),
         overlap_N=torch.zeros(num),
         target=law,
-        draft=none,
     )
 
 

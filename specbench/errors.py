@@ -7,7 +7,12 @@ One base class; its few kinds differ only in the exit code they carry (architect
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class SpecbenchError(Exception):
@@ -63,6 +68,23 @@ class EnvironmentFailed(SpecbenchError):
 
 class StoreBusy(EnvironmentFailed):
     """Another process holds the DuckDB file; journals are untouched and `results ingest` can be repeated."""
+
+
+def cannot_write(path: Path, error: OSError, *, try_: str = "", if_full: str = "") -> EnvironmentFailed:
+    """An OSError of a write to `path`, as the error to raise from it.
+
+    try_: what to type next, for the caller knows which option names the place; if_full: the same for a full disk.
+    """
+    if error.errno in _FULL:
+        what = f"the disk is full: {path} could not be written"
+        remedy = if_full or try_ or "free some space, then the same command again"
+    elif error.errno in _FORBIDDEN:
+        what = f"no permission to write {path}"
+        remedy = try_ or "choose a folder that you may write to"
+    else:
+        what = f"cannot write {path}: {error.strerror or error}"
+        remedy = try_ or "choose another place"
+    return EnvironmentFailed(what, where=str(path), try_=remedy)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of manifest.json and events.jsonl; a reader refuses a newer one. In 1 generations did not say when they
-began."""
+began, in 2 rounds of learning were readings without a lineage."""
 
 
 class StepRow(NamedTuple):
@@ -181,6 +181,41 @@ class Measured(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterRound(Event):
+    """What became of a method's adapter between two of its groups: a round of learning, or a way back."""
+
+    kind: ClassVar[str] = "adapter_round"
+    group: int
+    """After this group's answers, before the method's next ones."""
+    method: str
+    domain: str
+    outcome: str
+    """'promoted', 'kept' (it drafts as before and learns on), 'dropped' or 'rolled back'."""
+    why: str
+    version: int
+    """Drafted with from here on; 0 = the draft model itself."""
+    previous: int
+    """Drafted with until here: of a promoted version its parent."""
+    seconds: float
+    """Learning, judging and writing together."""
+    num_steps: int
+    num_positions: int
+    """New ones since the round before."""
+    num_held_out: int
+    acceptance_before: float | None
+    """Expected, teacher-forced, on held-out positions, under `previous`; None where nothing was judged."""
+    acceptance_after: float | None
+    """Under the candidate."""
+    gain_low: float | None
+    """95 % bootstrap interval, over answers, of after - before."""
+    gain_high: float | None
+    is_concurrent: bool
+    """In a process beside the method's answers."""
+    is_regrown: bool = False
+    """Of a resumed run: the stream until its interruption, decoded again untimed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainStep(Event):
     """One optimiser step of a training, all processes together. A resumed training repeats the steps after its last
     saved state: of two events with one step the later one counts."""
@@ -261,6 +296,7 @@ _KINDS: dict[str, type[Event]] = {
         GenerationFinished,
         GenerationFailed,
         Measured,
+        AdapterRound,
         TrainStep,
         TrainEval,
         CheckpointSaved,

@@ -66,7 +66,8 @@ class AdaptiveDrafter(ChainDrafter):
         if learns.collector is not None:
             longest = max(request.max_new_tokens for request in requests)
             prompts = [request.prompt for request in requests]
-            learns.collector.begin(prompts, self._domains, max_new_tokens=longest)
+            number = learns.loaded.number
+            learns.collector.begin(prompts, self._domains, max_new_tokens=longest, version=number)
 
     def start(self, len_B: list[int], root_B: Tensor) -> None:
         super().start(len_B, root_B)

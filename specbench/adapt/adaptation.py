@@ -17,6 +17,7 @@ from specbench.adapt.candidate import Candidate
 from specbench.adapt.collector import Collector
 from specbench.adapt.lora import LoraLayers
 from specbench.adapt.memory import Memory
+from specbench.adapt.observed import Observed
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.lm.cached_lm import CachedLM
@@ -116,6 +117,8 @@ class Adaptation:
         self._current = ""
         """The domain it is of."""
         self._told_warning = False
+        self.last: tuple[Observed, ...] = ()
+        """What the last `gather` took in, positions seen before included."""
         self.domain("")
 
     # --- domains -----------------------------------------------------------------------------------------------------
@@ -170,7 +173,8 @@ class Adaptation:
         if self.collector is None:
             return 0
         num = 0
-        for observed in self.collector.settle():
+        self.last = tuple(self.collector.settle())
+        for observed in self.last:
             new = self.domain(observed.domain).memory.add(observed)
             if new is not None:
                 num += new.num_positions

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specbench.adapt.lora import LoraShape
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import EnvironmentFailed, UsageError, cannot_write
 from specbench.provenance import hash_weights
 
 FORMAT = 1
@@ -101,11 +101,13 @@ def save(folder: Path, adapter: Adapter) -> None:
             finally:
                 os.close(handle)
         part.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise EnvironmentFailed(
-            f"cannot write the adapter: {error}", where=str(folder), try_="free some space or choose another folder"
-        ) from error
+        raise cannot_write(folder, error) from error
+    except SafetensorError as error:
+        # What the library wraps has lost its number.
+        shutil.rmtree(part, ignore_errors=True)
+        raise cannot_write(folder, OSError(0, str(error))) from error
 
 
 def load(folder: Path, *, base_hash: str | None = None) -> Adapter:

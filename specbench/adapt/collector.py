@@ -33,14 +33,16 @@ class _Answer:
 
     prompt: tuple[int, ...]
     domain: str
+    version: int
+    row: int
     tokens: list[int] = field(default_factory=list)
     steps: list[tuple[int, Tensor, list[Tensor], Tensor]] = field(default_factory=list)
     num_kept: int = 0
 
 
 class Collector:
-    """top_k: entries kept of each law. per_answer: most positions kept of an answer; which steps they come from is
-    spread evenly over the longest answer there may be, not taken from its beginning."""
+    """top_k: entries kept of the target's law. per_answer: most positions kept of an answer; which steps they come from
+    is spread evenly over the longest answer there may be, not taken from its beginning."""
 
     def __init__(self, *, top_k: int, per_answer: int, num_shared: int) -> None:
         self._top_k = top_k
@@ -51,10 +53,15 @@ class Collector:
         self._every = 1.0
         self._phase = 0.0
 
-    def begin(self, prompts: Sequence[tuple[int, ...]], domains: Sequence[str], *, max_new_tokens: int) -> None:
-        """A new group of rows."""
+    def begin(
+        self, prompts: Sequence[tuple[int, ...]], domains: Sequence[str], *, max_new_tokens: int, version: int = 0
+    ) -> None:
+        """A new group of rows. version: of the adapter that drafts them."""
         self._done = (self._done + self._live)[-_MOST_WAITING:]
-        self._live = [_Answer(prompt, domain) for prompt, domain in zip(prompts, domains, strict=True)]
+        self._live = [
+            _Answer(prompt, domain, version, row)
+            for row, (prompt, domain) in enumerate(zip(prompts, domains, strict=True))
+        ]
         self._every = max(1.0, max_new_tokens / self._per_answer)
         self._phase = 0.0
 
@@ -115,26 +122,28 @@ class Collector:
             where = slice(start, start + _SETTLE)
             p, q = whole_law(target_NV[where]), whole_law(draft_NV[where, : self._num_shared])
             both = torch.minimum(p.logp_RK[:, : self._num_shared].exp(), q.logp_RK.exp()).sum(-1)
-            parts.append((self._cut(p, kept), self._cut(q, self._top_k), both))
+            parts.append((kept_law(p, kept), both))
         return Observed(
             tokens_T=torch.tensor([*answer.prompt, *answer.tokens], dtype=torch.int32),
             num_prompt=len(answer.prompt),
             position_N=torch.tensor(positions, dtype=torch.int32),
             depth_N=torch.tensor(depths, dtype=torch.uint8),
             drafted_N=torch.cat(drafted).to("cpu", torch.int32),
-            overlap_N=torch.cat([part[2] for part in parts]).to("cpu", torch.float32),
+            overlap_N=torch.cat([part[1] for part in parts]).to("cpu", torch.float32),
             target=_joined([part[0] for part in parts]),
-            draft=_joined([part[1] for part in parts]),
             domain=answer.domain,
+            version=answer.version,
+            row=answer.row,
         )
 
-    def _cut(self, law: Law, top_k: int) -> Law:
-        """Its top-k and tail; with fewer ids than k all of them and a tail of nothing."""
-        if top_k < law.logp_RK.shape[-1]:
-            return top_law(law, top_k)
-        num_rows, num_ids = law.logp_RK.shape
-        ids = torch.arange(num_ids, device=law.logp_RK.device).expand(num_rows, num_ids)
-        return Law(law.logp_RK, ids, law.logp_RK.new_full((num_rows,), -69.0))
+
+def kept_law(law: Law, top_k: int) -> Law:
+    """Its top-k and tail; with fewer ids than k all of them and a tail of nothing."""
+    if top_k < law.logp_RK.shape[-1]:
+        return top_law(law, top_k)
+    num_rows, num_ids = law.logp_RK.shape
+    ids = torch.arange(num_ids, device=law.logp_RK.device).expand(num_rows, num_ids)
+    return Law(law.logp_RK, ids, law.logp_RK.new_full((num_rows,), -69.0))
 
 
 def _joined(laws: Sequence[Law]) -> Law:

@@ -1,8 +1,9 @@
-"""What one answer showed of target and draft: both laws at the verified positions.
+"""What one answer showed of target and draft: the target's law at the verified positions, and how much of it the
+draft's law covered.
 
 The law at position t is that of token t of the text given tokens[:t]; kept are the positions a draft reached with the
-text's own tokens before it, so that reading the text once gives the draft's law at all of them. Laws are those of the
-models themselves, at temperature 1 and before any processor.
+text's own tokens before it, so that reading the text once gives the draft's law at all of them: it need not be kept.
+Laws are those of the models themselves, at temperature 1 and before any processor.
 
 T tokens of the text, N positions, K entries of a law.
 """
@@ -36,9 +37,11 @@ class Observed:
     """float32: sum min(p, q) over the whole vocabulary, computed while both laws were at hand."""
     target: Law
     """p: log-probabilities float32 (N, K), ids int32, log of the tail."""
-    draft: Law
-    """q, of the draft as it was then."""
     domain: str = ""
+    version: int = 0
+    """Of the adapter that drafted it; 0 = the draft model itself."""
+    row: int = 0
+    """Of its group, as it was decoded; not kept on disk."""
 
     @property
     def num_positions(self) -> int:
@@ -65,8 +68,9 @@ class Observed:
             drafted_N=self.drafted_N[index_M],
             overlap_N=self.overlap_N[index_M],
             target=cut(self.target),
-            draft=cut(self.draft),
             domain=self.domain,
+            version=self.version,
+            row=self.row,
         )
 
     def contexts(self) -> list[bytes]:

@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from specbench.adapt.observed import Observed
-from specbench.errors import EnvironmentFailed
+from specbench.errors import EnvironmentFailed, cannot_write
 from specbench.losses import Law
 
 FILE = "observed.rows"
 _HEAD = struct.Struct("<4sII")
-_MAGIC = b"SBO1"
+_MAGIC = b"SBO2"
+_OLD_MAGIC = b"SBO1"
+"""Answers of before held the draft's law, too, and not the version that drafted them."""
 
 
 class RowFile:
@@ -71,7 +73,7 @@ class RowFile:
             finally:
                 os.close(file)
         except OSError as error:
-            self.warning = f"collecting stops, decoding goes on: {self.path} cannot be written: {error.strerror}"
+            self.warning = f"collecting stops, decoding goes on: {cannot_write(self.path, error).what}"
 
     def read(self) -> Iterator[Observed]:
         """Every whole answer, oldest first. Raises EnvironmentFailed where the file is damaged before its end."""
@@ -84,7 +86,7 @@ class RowFile:
             while place + _HEAD.size <= size:
                 magic, length, checksum = _HEAD.unpack(file.read(_HEAD.size))
                 end = place + _HEAD.size + length
-                if magic != _MAGIC:
+                if magic not in (_MAGIC, _OLD_MAGIC):
                     raise _damaged(self.path, place)
                 if end > size:
                     return  # torn by a crash
@@ -105,7 +107,7 @@ class RowFile:
             size, place = os.fstat(file.fileno()).st_size, 0
             while place + _HEAD.size <= size:
                 magic, length, _ = _HEAD.unpack(file.read(_HEAD.size))
-                if magic != _MAGIC:
+                if magic not in (_MAGIC, _OLD_MAGIC):
                     return  # damaged, not torn: `read` names it, and what stands behind it is kept
                 if place + _HEAD.size + length > size:
                     break
@@ -142,22 +144,23 @@ def _to_bytes(observed: Observed) -> bytes:
         "drafted": observed.drafted_N.to(torch.int32),
         "overlap": observed.overlap_N.float(),
         "domain": torch.tensor(list(observed.domain.encode()), dtype=torch.uint8),
+        "version": torch.tensor([observed.version], dtype=torch.int64),
     }
-    for name, law in (("p", observed.target), ("q", observed.draft)):
-        assert law.ids_RK is not None and law.log_tail_R is not None
-        tensors[f"{name}.log"] = law.logp_RK.float()
-        tensors[f"{name}.ids"] = law.ids_RK.to(torch.int32)
-        tensors[f"{name}.tail"] = law.log_tail_R.float()
+    law = observed.target
+    assert law.ids_RK is not None and law.log_tail_R is not None
+    tensors["p.log"] = law.logp_RK.float()
+    tensors["p.ids"] = law.ids_RK.to(torch.int32)
+    tensors["p.tail"] = law.log_tail_R.float()
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
 def _from_bytes(blob: bytes) -> Observed:
     found = load(blob)
-    laws = [Law(found[f"{name}.log"], found[f"{name}.ids"], found[f"{name}.tail"]) for name in ("p", "q")]
+    law = Law(found["p.log"], found["p.ids"], found["p.tail"])
     num, num_tokens = found["position"].shape[0], found["tokens"].shape[0]
     if num and not 0 < int(found["position"].min()) <= int(found["position"].max()) < num_tokens:
         raise ValueError("a position outside the text")
-    if any(law.logp_RK.shape[0] != num for law in laws) or found["drafted"].shape != found["position"].shape:
+    if law.logp_RK.shape[0] != num or found["drafted"].shape != found["position"].shape:
         raise ValueError("laws of another length")
     return Observed(
         tokens_T=found["tokens"],
@@ -166,7 +169,7 @@ def _from_bytes(blob: bytes) -> Observed:
         depth_N=found["depth"],
         drafted_N=found["drafted"],
         overlap_N=found["overlap"],
-        target=laws[0],
-        draft=laws[1],
+        target=law,
+        version=int(found["version"][0]) if "version" in found else 0,
         domain=bytes(found["domain"].tolist()).decode("utf-8", errors="replace"),
     )

@@ -17,7 +17,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from specbench.adapt import adapter as files
 from specbench.adapt import candidate
 from specbench.adapt.adapter import Adapter
 from specbench.adapt.row_file import RowFile
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import EnvironmentFailed, UsageError, cannot_write
 
+_ELSEWHERE = "another adapter store, on a disk with room and in a folder that you may write to: --store DIR"
 _ACTIVE, _LOCK, VERSIONS = "active.json", "lock", "versions"
 MAX_BYTES = 256 << 20
 """Cap of the observed answers unless said otherwise."""
@@ -46,9 +47,7 @@ class AdapterStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise EnvironmentFailed(
-                f"cannot write {self.folder}: {error.strerror}", where=str(self.folder), try_="choose another --store"
-            ) from error
+            raise cannot_write(self.folder, error, try_=_ELSEWHERE) from error
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +166,6 @@ class AdapterStore:
             part.write_text(json.dumps(history) + "\n", encoding="utf-8")
             part.replace(self.folder / _ACTIVE)
         except OSError as error:
-            part.unlink(missing_ok=True)
-            raise EnvironmentFailed(
-                f"cannot write {_ACTIVE}: {error.strerror}", where=str(self.folder), try_="free some space"
-            ) from error
+            with suppress(OSError):
+                part.unlink()
+            raise cannot_write(self.folder / _ACTIVE, error, try_=_ELSEWHERE) from error

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.bench.contestants import Contestant
-from specbench.events import Measured
+from specbench.events import AdapterRound, Measured
 from specbench.store.journal import Journal
+from specbench.store.observed import ObservedAnswer, ObservedLog
 
 if TYPE_CHECKING:
     from specbench.bench.round_process import RoundProcess
@@ -51,8 +53,11 @@ def adapter_stores(contestants: Sequence[Contestant], folder: Path) -> Iterator[
 class Learning:
     """Of all methods of a run."""
 
-    def __init__(self, say: _Say) -> None:
+    def __init__(self, say: _Say, observed: ObservedLog) -> None:
+        """observed: where positions are recorded; answers and laws go to each method's own store."""
         self._say = say
+        self._observed = observed
+        self._told_warning = False
         self._beside: dict[str, RoundProcess] = {}
 
     @contextmanager
@@ -68,16 +73,17 @@ class Learning:
         finally:
             process.pause()
 
-    def between(self, contestant: Contestant, journal: Journal | None) -> None:
-        """After a group: what was observed is taken in, and learnt where it is due. journal None: a stream that is
-        grown again at a resume, untold and serial."""
+    def between(self, contestant: Contestant, group: int, journal: Journal, *, is_regrown: bool = False) -> None:
+        """After a group: what was observed is taken in, and learnt where it is due. is_regrown: the stream of a resumed
+        run until its interruption, whose rounds are serial, and whose seconds and positions were told before."""
         adaptation = contestant.drafter.adaptation
         if adaptation is None:
             return
         from specbench.training.rounds import between_requests  # accelerate, only where something learns
 
         label, device = contestant.competitor.label, adaptation.lm.device
-        is_concurrent = contestant.competitor.choice.options.get("learning") == "concurrent" and journal is not None
+        is_concurrent = contestant.competitor.choice.options.get("learning") == "concurrent" and not is_regrown
+        in_use = {name: adaptation.domain(name).in_use.number for name in adaptation.domains()}
         start = time.perf_counter()
         rounds = self._beside_answers(contestant) if is_concurrent else between_requests(adaptation)
         if device.type == "cuda":
@@ -86,22 +92,56 @@ class Learning:
         warning = adaptation.warning()
         if warning:
             self._say(f"{label}: {warning}")
-        if journal is None:
-            return
-        journal.write(Measured(name="learn_s", value=seconds, unit="s", method=label))
+        if not is_regrown:
+            journal.write(Measured(name="learn_s", value=seconds, unit="s", method=label))
+            self._record(group, adaptation.last)
         for each in rounds:
-            self._tell(label, each, journal, is_concurrent=is_concurrent)
+            if not is_regrown:
+                domain = f" ({each.domain})" if each.domain else ""
+                self._say(f"{label}{domain}: {each.outcome}: {each.why}; {each.num_steps} steps, {each.seconds:.1f} s")
+            journal.write(
+                AdapterRound(
+                    group=group,
+                    method=label,
+                    domain=each.domain,
+                    outcome=each.outcome,
+                    why=each.why,
+                    version=each.version,
+                    # A domain that was met for the first time began with the one that all begin with.
+                    previous=in_use.get(each.domain, in_use[""]),
+                    seconds=each.seconds,
+                    num_steps=each.num_steps,
+                    num_positions=each.num_positions,
+                    num_held_out=each.num_held_out,
+                    acceptance_before=each.before,
+                    acceptance_after=each.after,
+                    gain_low=None if each.gain is None else each.gain.low,
+                    gain_high=None if each.gain is None else each.gain.high,
+                    is_concurrent=is_concurrent,
+                    is_regrown=is_regrown,
+                )
+            )
+            in_use[each.domain] = each.version
 
-    def _tell(self, label: str, each: Round, journal: Journal, *, is_concurrent: bool) -> None:
-        domain = f" ({each.domain})" if each.domain else ""
-        self._say(f"{label}{domain}: {each.outcome}: {each.why}; {each.num_steps} steps, {each.seconds:.1f} s")
-        name = "adapter_round_beside_s" if is_concurrent else "adapter_round_s"
-        journal.write(Measured(name=name, value=each.seconds, unit="s", method=label))
-        if each.before is not None and each.after is not None:
-            gain = each.after - each.before
-            journal.write(Measured(name="adapter_gain", value=gain, unit="expected acceptance", method=label))
-        if each.outcome in ("promoted", "rolled back"):
-            journal.write(Measured(name="adapter_version", value=each.version, unit="version", method=label))
+    def _record(self, group: int, answers: Sequence[Observed]) -> None:
+        self._observed.append(
+            [
+                ObservedAnswer(
+                    group=group,
+                    row=each.row,
+                    domain=each.domain,
+                    version=each.version,
+                    position=each.position_N.tolist(),
+                    depth=each.depth_N.tolist(),
+                    accepted=each.accepted_N.int().tolist(),
+                    overlap=each.overlap_N.tolist(),
+                )
+                for each in answers
+            ]
+        )
+        if self._observed.warning and not self._told_warning:
+            self._told_warning = True
+            self._say(self._observed.warning)
 
     def _beside_answers(self, contestant: Contestant) -> list[Round]:
         """One process a method: the round that ended, and the next one begun where it is due."""

@@ -35,6 +35,7 @@ from specbench.store.attempts import finished_groups
 from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
 from specbench.store.journal import Journal
+from specbench.store.observed import ObservedLog
 from specbench.store.viewer_cost import read_viewer_cost
 
 
@@ -80,7 +81,7 @@ class _Run:
         """Timed steps that met no graph although steps are captured."""
         self._broken_journal: SpecbenchError | None = None
         self._watch: DeviceWatch | None = None
-        self._learning = Learning(progress.say)
+        self._learning = Learning(progress.say, ObservedLog(self._folder))
         self._streams: dict[str, int] = {}
         """The repeat each carrying method's state belongs to."""
 
@@ -97,7 +98,7 @@ class _Run:
             try:
                 self._prepare(journal, groups)
                 self._progress.plan(num_groups=len(groups), num_done=len(done), title=self._session.suite.name)
-                self._replay_streams(groups, done)
+                self._replay_streams(journal, groups, done)
                 for group in groups:
                     if group.group not in done:
                         self._wait_where_asked(journal, group)
@@ -220,7 +221,7 @@ class _Run:
             if session.engine.graphs is not None:
                 tell_of_graphs(journal, label, contestant.drafter, session.engine.graphs, say=self._progress.say)
 
-    def _replay_streams(self, groups: Sequence[GroupRecord], done: set[int]) -> None:
+    def _replay_streams(self, journal: Journal, groups: Sequence[GroupRecord], done: set[int]) -> None:
         """Under `carry: stream` a resumed run regrows, untimed, what its methods carried at the point of
         interruption."""
         if self._session.request.carry != "stream" or not done:
@@ -235,12 +236,12 @@ class _Run:
                 self._session.generate(
                     contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
                 )
-                self._learning.between(contestant, None)
+                self._learning.between(contestant, group.group, journal, is_regrown=True)
 
     def _learn(self, journal: Journal, group: GroupRecord) -> None:
         """Under `carry: none` nothing is remembered, so nothing is learnt either."""
         if self._session.request.carry == "stream":
-            self._learning.between(self._contestants[group.method], journal)
+            self._learning.between(self._contestants[group.method], group.group, journal)
 
     # --- one group -------------------------------------------------------------------------------------------------
 

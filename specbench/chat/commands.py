@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
 from specbench.bench.request import Rule, parse_setting
+from specbench.chat import adapter
 from specbench.chat.conversation import BASELINE, Conversation
 from specbench.chat.reply import Evaluation, Figures, Heard, Reply, figures_of
 from specbench.errors import SpecbenchError, UsageError, did_you_mean
@@ -26,6 +27,10 @@ HELP = (
     ("", "seed, system, and METHOD.OPTION=VALUE; without one: what is set"),
     ("/stats", "the last answer in figures"),
     ("/eval", "the last answer again, with and without the method: speed-up, and whether the texts are equal"),
+    ("/train", "learn now from what the answers so far showed; adaptive_lora with adapt=on learns by itself, too"),
+    ("/adapter-info", "the adapter that is drafted with, what was observed, which versions there are"),
+    ("/load VERSION", "draft with a version of the adapter store"),
+    ("/unload", "draft without an adapter"),
     ("/clear", "forget the conversation"),
     ("/save [FILE]", "write it as JSON; default chat-DATE.json"),
     ("/help", "this list"),
@@ -102,6 +107,16 @@ class Talk:
                 self._stats()
             case "/eval":
                 self._evaluate()
+            case "/train":
+                self._front.note("learning …")
+                self._adapted(adapter.train(self.conversation))
+            case "/adapter-info":
+                for words in adapter.info(self.conversation):
+                    self._front.note(words)
+            case "/load":
+                self._adapted(adapter.load(self.conversation, rest))
+            case "/unload":
+                self._adapted(adapter.unload(self.conversation))
             case "/clear":
                 self.conversation.clear()
                 self._front.note("forgotten: the conversation, and what the method remembered of it", "good")
@@ -111,6 +126,10 @@ class Talk:
             case _:
                 raise UsageError(f"no command {name!r}", try_=did_you_mean(name, _COMMANDS))
         return True
+
+    def _adapted(self, words: str) -> None:
+        self._front.note(words, "good")
+        self._front.changed()
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -134,6 +153,8 @@ class Talk:
         words = self.why_nothing(reply.figures, was_stuck=told_stuck)
         if words:
             self._front.note(words, "warn")
+        for words in adapter.learn_between(self.conversation):
+            self._front.note(words, "warn" if words.startswith("⚠") else "")
         self._front.changed()
 
     def why_nothing(self, figures: Figures, *, was_stuck: bool = False) -> str:
@@ -178,6 +199,8 @@ class Talk:
         reply = talk.replies[-1]
         for words in stats_words(reply, talk):
             self._front.note(words)
+        if adapter.has_adapter(talk):
+            self._front.note(adapter.adapter_words(talk))
 
     # --- settings -----------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from specbench import registry, suite
+from specbench.adapt.adaptation import Adaptation
 from specbench.bench.equality import first_difference
 from specbench.bench.execution import pick_graphs
 from specbench.bench.record import notes_on
+from specbench.chat.adapter import Held
 from specbench.chat.reply import Evaluation, Heard, Pace, Reply, figures_of, heard_of
 from specbench.engine.answer import GroupResult
 from specbench.engine.decode import Engine
@@ -78,6 +80,9 @@ class Conversation:
         self.settings = settings
         self._graphs = pick_graphs("auto", lm)
         self._engine = self._make_engine(settings, _FIRST_LEN)
+        self._held = Held()
+        self.adapter_folder = ""
+        """An adapter store that was named and is not drafted from now: `/load` finds its versions."""
         self._drafter = self._make_drafter(settings, self._engine)
         self.pace: Pace | None = None
 
@@ -104,6 +109,7 @@ class Conversation:
             )
         drafter = registry.build(choice, engine.view(), methods_dirs=self.methods_dirs)
         engine.reserve(drafter.max_nodes)
+        self._held.take(drafter.adaptation)
         return drafter
 
     def change(self, **changes: Any) -> None:
@@ -116,6 +122,11 @@ class Conversation:
             # The last answer was another drafter's: this one would have begun it with nothing.
             self._state_before = self._drafter.snapshot()
         self.settings = wanted
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """What of the drafter learns between answers; None: nothing."""
+        return self._drafter.adaptation
 
     @property
     def notes(self) -> tuple[str, ...]:

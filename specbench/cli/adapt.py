@@ -240,13 +240,27 @@ def rollback(domain: _Domain = "", store: _Store = None) -> None:
 
 @app.command()
 def purge(
-    everything: Annotated[bool, typer.Option("--all", help="The versions as well.")] = False, store: _Store = None
+    everything: Annotated[bool, typer.Option("--all", help="The versions as well.")] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="PATH", help="Runs that used this adapter store; default ./results."),
+    ] = None,
+    store: _Store = None,
 ) -> None:
-    """Delete every prompt and answer that was observed; versions stay."""
+    """Delete every prompt, answer and position that was observed, those of runs that observed into the store too.
+
+    Versions, the runs' own measurements and their rounds of learning stay.
+    """
+    from specbench.store.purging import purge_observed, runs_that_filled
+
     opened = _store(store)
     if not opened.folder.is_dir():
         raise UsageError(f"no adapter store at {opened.folder}", where="--store", try_="specbench adapt ls --store DIR")
     with opened.writing():
+        for folder in runs_that_filled(opened.folder, results):
+            # runs/RUN_ID lies in the results folder.
+            num = purge_observed(paths.store_file(folder.parent.parent), folder)
+            show(f"{num} observed positions of run {visible(folder.name)} deleted")
         freed = opened.rows.purge()
         if everything:
             opened.purge_versions()

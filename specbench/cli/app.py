@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "run": _Line("specbench.cli.run", "Measure", "Run methods on a suite, paired, and print who is faster."),
     "generate": _Line("specbench.cli.generate", "Measure", "Answer one prompt with one method."),
     "chat": _Line("specbench.cli.chat", "Measure", "Talk to a target with any method; see what was accepted."),
+    "demo": _Line("specbench.cli.demo", "Measure", "A short adaptation of the embedded draft model, before and after."),
     "trace": _Line("specbench.cli.trace", "Measure", "Replay one stored answer; keep the draft tree of every step."),
     "tune": _Line("specbench.cli.tune", "Measure", "Find the options that make a method fastest here."),
     "data": _Line("specbench.cli.data", "Train", "List datasets, show what is learnt of them, generate answers."),

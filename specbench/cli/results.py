@@ -267,15 +267,14 @@ def plot(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """A training's curves: loss, accuracy by depth, acceptance, rate, throughput, as one offline page."""
+    """A run's curves as one offline page: of a training, or of a measurement in which a method learns."""
     from specbench.report.training_page import lines_of, write_training_page
     from specbench.store.training import is_training, read_training
 
     folder = paths.run_dir(store, run)
     if (folder / "manifest.json").exists() and not is_training(folder):
-        raise UsageError(
-            f"{run} is a measurement: it has no curves", where="RUN", try_=f"specbench leaderboard --run {run}"
-        )
+        _plot_streams(run, out or folder / "curves.html", store, as_json=as_json)
+        return
     training = read_training(folder)
     written = write_training_page(training, out or folder / "curves.html")
     if as_json:
@@ -283,6 +282,31 @@ def plot(
         return
     for line in lines_of(training):
         show(line)
+    show(str(written))
+
+
+def _plot_streams(run: str, out: Path, store: Path | None, *, as_json: bool) -> None:
+    """Of a measurement: what its learning methods' acceptance did along their streams."""
+    from specbench.report.stream_page import lines_of, write_stream_page
+    from specbench.store.db import open_store
+    from specbench.store.records import to_json
+    from specbench.store.streams import stream_curves
+    from specbench.store.summary import summarise
+
+    with open_store(paths.store_file(store), read_only=True) as connection:
+        summary, curves = summarise(connection, run), stream_curves(connection, run)
+    if not curves:
+        raise UsageError(
+            f"{run} is a measurement in which nothing learns: it has no curves",
+            where="RUN",
+            try_=f"specbench leaderboard --run {run}",
+        )
+    written = write_stream_page(summary, curves, out)
+    if as_json:
+        show_json({"schema": 1, "run_id": run, "files": [str(written)], "streams": to_json(curves)})
+        return
+    for each in lines_of(curves):
+        show(each)
     show(str(written))
 
 

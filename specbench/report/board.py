@@ -20,7 +20,9 @@ from specbench.quantisation import precision
 from specbench.report import text
 from specbench.report.batches import Point, curves
 from specbench.report.standing import Standing, is_broken, rank_text, sort_key, standing
+from specbench.report.stream_words import words_of
 from specbench.store.records import ExternalRow, MethodRow, RunSummary, to_json
+from specbench.store.stream_records import StreamCurve
 
 _PROVENANCE_LIMIT = 8_000
 """Characters of a run's provenance on the page; the manifest has all of it."""
@@ -32,6 +34,8 @@ class RunRecord:
 
     summary: RunSummary
     manifest: Manifest
+    streams: tuple[StreamCurve, ...] = ()
+    """Of a run in which a method learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +172,18 @@ def _scope(key: str, group: Sequence[RunRecord]) -> dict[str, Any]:
             if record.summary.run_id in used
             for each in record.summary.contrasts
         ],
+        "streams": [
+            _rounded({"run_id": record.summary.run_id, **to_json(curve), "changes": _changes(curve)})
+            for record in shown
+            if record.summary.run_id in used
+            for curve in record.streams
+            if curve.points
+        ],
     }
+
+
+def _changes(curve: StreamCurve) -> list[dict[str, Any]]:
+    return [{**to_json(change), "is_swap": change.is_swap, "words": words_of(change)} for change in curve.changes]
 
 
 def _entries(shown: Sequence[RunRecord]) -> list[_Entry]:

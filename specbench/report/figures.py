@@ -24,8 +24,9 @@ _DRAW = """
 const text = matchMedia("(prefers-color-scheme: dark)").matches ? "#ddd" : "#222";
 for (const [name, traces, axis, x] of FIGURES) {
   Plotly.newPlot(name, traces, {
-    height: 300, margin: { l: 60, r: 12, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: text }, legend: { orientation: "h" }, xaxis: { title: { text: x }, gridcolor: "#8884" },
+    height: 300, margin: { l: 60, r: 12, t: 30, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: text }, legend: { orientation: "h", y: 1, yanchor: "bottom" },
+    xaxis: { title: { text: x }, gridcolor: "#8884" },
     yaxis: { title: { text: axis }, gridcolor: "#8884" },
   }, { displayModeBar: false, responsive: true });
 }

@@ -270,6 +270,7 @@ const FIGURES = {
   waterfall: (mount, scope) => figWaterfall(mount, scope, byId("waterfall-method").value),
   batches: (mount, scope) => figBatches(mount, scope),
   acceptance: (mount, scope) => figAcceptance(mount, scope),
+  streams: (mount, scope) => figStreams(mount, scope),
 };
 const drawn = new Set();
 let library = null;
@@ -329,6 +330,7 @@ function drawBoard() {
   drawRanking(scope);
   drawContrasts(scope);
   drawBatches(scope);
+  drawStreams(scope);
   drawNumbers(scope);
   drawRuns(scope);
   drawWaterfallChoice(scope);

@@ -40,6 +40,7 @@ def write_leaderboard(store_path: Path, out: Path, *, run_ids: Sequence[str] | N
     # duckdb: 60 ms, only for commands that read the store
     from specbench.store.db import open_store
     from specbench.store.external import external_rows
+    from specbench.store.streams import stream_curves
     from specbench.store.summary import run_ids as stored_runs
     from specbench.store.summary import summarise
 
@@ -51,7 +52,9 @@ def write_leaderboard(store_path: Path, out: Path, *, run_ids: Sequence[str] | N
                 summary = summarise(connection, run_id)
                 found = connection.execute("SELECT manifest FROM runs WHERE run_id = ?", [run_id]).fetchone()
                 assert found is not None, f"{run_id} was summed up, so it is in the store"
-                records.append(RunRecord(summary=summary, manifest=Manifest.model_validate_json(found[0])))
+                manifest = Manifest.model_validate_json(found[0])
+                streams = stream_curves(connection, run_id)
+                records.append(RunRecord(summary=summary, manifest=manifest, streams=streams))
             externals = external_rows(connection)
     page = render_page(records, externals, source=store_path.name, made=datetime.now(UTC))
     remedy = "specbench leaderboard -o FILE, in a folder that can be written and on a disk with room"
@@ -135,7 +138,7 @@ def _fill(
     parts = {
         "generator": html.escape(f"specbench {__version__}"),
         "css": _asset("page.css"),
-        "script": "\n".join(_asset(name) for name in ("tables.js", "charts.js", "page.js")),
+        "script": "\n".join(_asset(name) for name in ("tables.js", "charts.js", "streams.js", "page.js")),
         "definitions": _asset("definitions.html"),
         "plain": html.escape("\n".join(to_text(record.summary) for record in records) or "No measured run yet."),
         "made": made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -5,6 +5,7 @@ Steps arrive by the million, so they go from parsed JSON into flat machine array
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from array import array
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from specbench.events import GenerationFailed, GenerationFinished, Measured, ReferenceFinished
+from specbench.events import AdapterRound, GenerationFailed, GenerationFinished, Measured, ReferenceFinished
 from specbench.manifest import GroupRecord, Manifest
 from specbench.store.attempts import Attempt
 from specbench.store.device import DeviceLog
 from specbench.store.invariants import InvariantViolation, check_counts
+from specbench.store.observed import ObservedAnswer
 
 _STEP_INTS = ("row_index", "step", "num_nodes", "depth", "num_accepted", "num_committed", "num_truncated")
 _STEP_SECONDS = ("end_s", "draft_s", "verify_s", "accept_s", "commit_s")
 _GROUP_SECONDS = ("prefill_s", "decode_s", "total_s", "draft_s", "verify_s", "accept_s", "commit_s", "journal_s")
-_TOKENS = pa.list_(pa.int32())
+_TYPES = {"tokens": pa.list_(pa.int32())}
+# A column of nothing but None would have no type.
+_ROUND_TYPES = dict.fromkeys(("acceptance_before", "acceptance_after", "gain_low", "gain_high"), pa.float64())
 
 
 class StepColumns:
@@ -87,6 +91,8 @@ class RunColumns:
         self._references: dict[tuple[str, int], dict[str, Any]] = {}
         self._measurements: list[dict[str, Any]] = []
         self._device = DeviceLog([], [], {})
+        self._observed: dict[tuple[int, int], ObservedAnswer] = {}
+        self._rounds: list[dict[str, Any]] = []
         self.steps = StepColumns()
 
     def add_attempt(self, attempt: Attempt) -> None:
@@ -134,6 +140,15 @@ class RunColumns:
         """The machine's state during the run."""
         self._device = log
 
+    def add_round(self, event: AdapterRound) -> None:
+        """In the journal's order."""
+        body = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        self._rounds.append({"position": len(self._rounds), "group_id": body.pop("group"), **body})
+
+    def add_observed(self, answers: Sequence[ObservedAnswer]) -> None:
+        """Of a group that was measured again the last line counts."""
+        self._observed = {(each.group, each.row): each for each in answers}
+
     def num_generations(self) -> int:
         """Finished ones."""
         return sum(map(len, self._generations.values()))
@@ -154,6 +169,7 @@ class RunColumns:
             "device_sampler": self._device.samplers,
             "device_sample": self._device.samples,
             "group_energy": list(self._device.energy.values()),
+            "observed": self._observed_rows(),
             "methods": [
                 record.model_dump(exclude={"label", "options"})
                 | {"method": record.label, "position": position, "options": json.dumps(record.options)}
@@ -164,9 +180,40 @@ class RunColumns:
             ],
         }
         tables = {name: _table(run_id, rows) for name, rows in lists.items() if rows}
+        if self._rounds:
+            tables["adapter_rounds"] = _table(run_id, self._rounds, _ROUND_TYPES)
         if len(self.steps):
             tables["steps"] = self.steps.table(run_id)
         return tables
+
+    def _observed_rows(self) -> list[dict[str, Any]]:
+        """A row per position of the answers that finished. Raises InvariantViolation for one outside its answer."""
+        rows = []
+        for generation in chain.from_iterable(self._generations.values()):
+            group, row = generation["group_id"], generation["row_index"]
+            answer = self._observed.get((group, row))
+            if answer is None:
+                continue
+            first = generation["num_prompt_tokens"]
+            inside = range(first + 1, first + len(generation["tokens"]))
+            if any(position not in inside for position in answer.position):
+                raise InvariantViolation(
+                    f"run {self._manifest.run_id}, group {group} row {row}: an observed position is not in its answer"
+                )
+            for position, depth, accepted, overlap in zip(*answer[4:], strict=True):
+                rows.append(
+                    {
+                        "group_id": group,
+                        "row_index": row,
+                        "domain": answer.domain,
+                        "version": answer.version,
+                        "position": position,
+                        "depth": depth,
+                        "is_accepted": bool(accepted),
+                        "overlap": float(overlap),
+                    }
+                )
+        return rows
 
     def _group(self, attempt: Attempt) -> dict[str, Any]:
         record = self._plan[attempt.group]
@@ -230,10 +277,8 @@ def _failure(event: GenerationFailed) -> dict[str, Any]:
     }
 
 
-def _table(run_id: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    columns = {
-        name: pa.array([row[name] for row in rows], type=_TOKENS if name == "tokens" else None) for name in rows[0]
-    }
+def _table(run_id: str, rows: Sequence[Mapping[str, Any]], types: Mapping[str, pa.DataType] = _TYPES) -> pa.Table:
+    columns = {name: pa.array([row[name] for row in rows], type=types.get(name)) for name in rows[0]}
     return pa.table(columns | {"run_id": _repeated(run_id, len(rows))})
 
 

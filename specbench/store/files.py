@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -15,28 +14,10 @@ from typing import NamedTuple
 import psutil
 
 from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
+from specbench.errors import cannot_write as cannot_write
 
 TRAIN_JSON = "train.json"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _START_TOLERANCE_S = 1.0
-
-
-def cannot_write(path: Path, error: OSError, *, try_: str = "", if_full: str = "") -> EnvironmentFailed:
-    """An OSError of a write to `path`, as the error to raise from it.
-
-    try_: what to type next, for the caller knows which option names the place; if_full: the same for a full disk.
-    """
-    if error.errno in _FULL:
-        what = f"the disk is full: {path} could not be written"
-        remedy = if_full or try_ or "free some space, then the same command again"
-    elif error.errno in _FORBIDDEN:
-        what = f"no permission to write {path}"
-        remedy = try_ or "choose a folder that you may write to"
-    else:
-        what = f"cannot write {path}: {error.strerror or error}"
-        remedy = try_ or "choose another place"
-    return EnvironmentFailed(what, where=str(path), try_=remedy)
 
 
 def write_whole(path: Path, text: str, *, try_: str = "") -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import duckdb
 
-from specbench.events import Measured, ReferenceFinished, RunFinished, RunStarted
+from specbench.events import AdapterRound, Measured, ReferenceFinished, RunFinished, RunStarted
 from specbench.manifest import Manifest, read_manifest
 from specbench.store.attempts import Attempts
 from specbench.store.columns import RunColumns
 from specbench.store.db import BUSY_S, open_store
 from specbench.store.device import read_device
 from specbench.store.journal import replay, run_state
+from specbench.store.observed import read_observed
 
 RUN_TABLES = (
     "runs",
@@ -34,6 +35,8 @@ RUN_TABLES = (
     "device_sampler",
     "device_sample",
     "group_energy",
+    "observed",
+    "adapter_rounds",
 )
 """Tables with a run_id: all of a measured run."""
 
@@ -69,6 +72,8 @@ def ingest(store: Path, run_folder: Path, *, timeout_s: float = BUSY_S) -> Inges
                 columns.add_reference(event)
             case Measured():
                 columns.add_measurement(event)
+            case AdapterRound():
+                columns.add_round(event)
             case RunStarted():
                 last_word = None
             case RunFinished():
@@ -79,6 +84,7 @@ def ingest(store: Path, run_folder: Path, *, timeout_s: float = BUSY_S) -> Inges
         if attempt is not None:
             columns.add_attempt(attempt)
     columns.add_device(read_device(run_folder))
+    columns.add_observed(read_observed(run_folder))
     state = run_state(run_folder)
     read_s = time.perf_counter() - began
     tables = columns.tables()

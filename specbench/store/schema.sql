@@ -217,6 +217,43 @@ CREATE TABLE IF NOT EXISTS group_energy (
     window_s DOUBLE NOT NULL             -- between the two readings
 );
 
+-- What verification showed of a method that learns: a drafted position up to and including its step's first rejection.
+-- Sampled (per_answer), and of finished answers only; whose they are is in generations.
+CREATE TABLE IF NOT EXISTS observed (
+    run_id VARCHAR NOT NULL,
+    group_id INTEGER NOT NULL,
+    row_index INTEGER NOT NULL,
+    domain VARCHAR NOT NULL,             -- '' where one adapter is for all prompts
+    version INTEGER NOT NULL,            -- of the adapter that drafted it; 0 = the draft model itself
+    position INTEGER NOT NULL,           -- in the text, prompt included
+    depth INTEGER NOT NULL,              -- 1 = the first drafted token of its step
+    is_accepted BOOLEAN NOT NULL,
+    overlap DOUBLE NOT NULL              -- sum min(p, q) over the vocabulary at temperature 1
+);
+
+-- Rounds of learning and ways back, in the order of the journal.
+CREATE TABLE IF NOT EXISTS adapter_rounds (
+    run_id VARCHAR NOT NULL,
+    position INTEGER NOT NULL,
+    group_id INTEGER NOT NULL,           -- after this group's answers
+    method VARCHAR NOT NULL,
+    domain VARCHAR NOT NULL,
+    outcome VARCHAR NOT NULL,            -- promoted | kept | dropped | rolled back
+    why VARCHAR NOT NULL,
+    version INTEGER NOT NULL,            -- drafted with from here on
+    previous INTEGER NOT NULL,           -- drafted with until here: of a promoted version its parent
+    seconds DOUBLE NOT NULL,             -- learning, judging, writing
+    num_steps INTEGER NOT NULL,
+    num_positions INTEGER NOT NULL,      -- new ones since the round before
+    num_held_out INTEGER NOT NULL,       -- answers it was judged on
+    acceptance_before DOUBLE,            -- expected, on held-out positions; NULL where nothing was judged
+    acceptance_after DOUBLE,
+    gain_low DOUBLE,                     -- 95 % interval of after - before
+    gain_high DOUBLE,
+    is_concurrent BOOLEAN NOT NULL,
+    is_regrown BOOLEAN NOT NULL          -- of a resumed run: the stream until its interruption, decoded again untimed
+);
+
 -- Other people's answer files: shown beside measured rows, never ranked with them.
 CREATE TABLE IF NOT EXISTS external_imports (
     import_id VARCHAR NOT NULL,          -- from the two files' hashes and the three names: importing twice replaces

@@ -274,6 +274,74 @@ SELECT
     num_proposed / num_steps AS proposed
 FROM counts;
 
+-- Observed positions of methods that learn, with whose they are. place: positions the method had observed before in the
+-- same repeat, in the order of its stream.
+CREATE OR REPLACE VIEW observed_positions AS
+SELECT
+    o.*,
+    g.method,
+    g.question_id,
+    g.category,
+    g.turn,
+    g.repeat,
+    row_number() OVER (
+        PARTITION BY o.run_id, g.method, g.repeat ORDER BY o.group_id, o.row_index, o.position
+    ) - 1 AS place
+FROM observed AS o
+JOIN generations AS g USING (run_id, group_id, row_index);
+
+-- What each adapter version's drafts came to live; first_place: where in its repeat's stream it began.
+CREATE OR REPLACE VIEW adapter_versions AS
+SELECT
+    run_id,
+    method,
+    domain,
+    version,
+    min(place) AS first_place,
+    count(*) AS num_positions,
+    count(*) FILTER (is_accepted) AS num_accepted,
+    num_accepted / num_positions AS acceptance,
+    avg(overlap) AS overlap
+FROM observed_positions
+GROUP BY run_id, method, domain, version;
+
+-- Drafted positions that were tried, answer by answer along each repeat's stream. A step tries its accepted positions
+-- and its first rejection, as far as its text was not cut. since: tried before this answer in the same repeat.
+CREATE OR REPLACE VIEW stream_acceptance AS
+WITH answers AS (
+    SELECT
+        s.run_id,
+        s.group_id,
+        s.row_index,
+        sum(CASE
+            WHEN s.num_truncated > 0 THEN s.num_committed - s.num_truncated
+            ELSE least(s.num_accepted + 1, s.depth)
+        END)::BIGINT AS num_tried,
+        sum(CASE
+            WHEN s.num_truncated > 0 THEN s.num_committed - s.num_truncated
+            ELSE s.num_accepted
+        END)::BIGINT AS num_accepted
+    FROM steps AS s
+    GROUP BY s.run_id, s.group_id, s.row_index
+)
+SELECT
+    a.run_id,
+    g.method,
+    g.repeat,
+    a.group_id,
+    a.row_index,
+    g.question_id,
+    g.category,
+    a.num_tried,
+    a.num_accepted,
+    coalesce(sum(a.num_tried) OVER (
+        PARTITION BY a.run_id, g.method, g.repeat ORDER BY a.group_id, a.row_index
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ), 0)::BIGINT AS since
+FROM answers AS a
+JOIN generations AS g USING (run_id, group_id, row_index)
+WHERE a.num_tried > 0;
+
 -- Which sibling the target took, by depth: rank 0 is the drafter's first choice.
 CREATE OR REPLACE VIEW acceptance_ranks AS
 WITH kept AS (

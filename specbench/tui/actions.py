@@ -102,7 +102,7 @@ ACTIONS = (
     Action(name="inspect", keys=("i",), label="Inspect", rank=2, views=("system",),
            help="Ask specbench doctor about this machine; a process of its own, since it loads torch."),
     Action(name="unit", keys=("u",), label="Unit", rank=2, views=("accept",),
-           help="Conditional acceptance, or survival from the first draft on."),
+           help="Conditional acceptance, survival from the first draft on; where a method learns, along the stream."),
     Action(name="zoom", keys=("z",), label="Zoom", rank=11, help="Let the focused pane fill the screen, and back."),
     Action(name="filter", keys=("slash",), label="Filter", rank=4, views=("home", "library"),
            help="Show only rows that contain all of the words."),

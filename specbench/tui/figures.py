@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from specbench.store.records import Listing, RunSummary
+    from specbench.store.stream_records import StreamCurve
 
 _BUSY_S = 0.3
 
@@ -42,6 +43,8 @@ class Summed(NamedTuple):
     """batch_size, method, tokens_per_s of runs that differ from this one in the batch size alone."""
     source: str
     """'store', or why the journal was asked."""
+    streams: tuple[StreamCurve, ...] = ()
+    """Acceptance along the stream, of a run in which a method learns."""
 
 
 class Board(NamedTuple):
@@ -133,6 +136,7 @@ def _from_journal(store: Path | None, run_id: str, why: str) -> Summed:
 def _read(connection: duckdb.DuckDBPyConnection, run_id: str, source: str) -> Summed:
     from specbench.store.compare import CONDITIONS
     from specbench.store.pairs import fetch
+    from specbench.store.streams import stream_curves
     from specbench.store.summary import summarise
 
     alike = " AND ".join(
@@ -146,6 +150,7 @@ def _read(connection: duckdb.DuckDBPyConnection, run_id: str, source: str) -> Su
         flags=fetch(connection, "SELECT * FROM device_flags WHERE run_id = ?", run_id),
         batches=fetch(connection, _BATCHES.format(alike=alike), run_id),
         source=source,
+        streams=stream_curves(connection, run_id),
     )
 
 
@@ -161,8 +166,9 @@ def board(store: Path | None) -> Board:
         if entry.kind != "run" or not entry.has_journal or entry.state == "running":
             continue
         try:
-            summary = summed(store, entry.run_id).summary
-            records.append(RunRecord(summary=summary, manifest=read_manifest(paths.run_dir(store, entry.run_id))))
+            read = summed(store, entry.run_id)
+            manifest = read_manifest(paths.run_dir(store, entry.run_id))
+            records.append(RunRecord(summary=read.summary, manifest=manifest, streams=read.streams))
         except SpecbenchError as error:
             left_out.append(f"{entry.run_id}: {error.what}")
     externals: tuple[ExternalRow, ...] = ()

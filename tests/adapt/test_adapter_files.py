@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -151,10 +152,30 @@ def test_two_processes_do_not_adapt_one_store(tmp_path: Path) -> None:
 
 def test_no_part_of_an_adapter_is_left_where_the_disk_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentFailed, match="cannot write the adapter"):
+    with pytest.raises(EnvironmentFailed, match=r"cannot write .*one: Not a directory"):
         files.save(tmp_path / "file" / "one", _adapter())
     files.save(tmp_path / "one", _adapter())
     with pytest.raises(EnvironmentFailed, match="exists already"):
         files.save(tmp_path / "one", _adapter())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "one"]
     assert load_file(tmp_path / "one" / files.WEIGHTS)
+
+
+def test_a_full_disk_and_a_forbidden_folder_are_named_as_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store, its list of versions and an adapter's files word it with the shared sentence."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFailed, match=r"cannot write .*: (Not a directory|File exists)") as refused:
+        AdapterStore(tmp_path / "file").writing().__enter__()
+    assert "--store DIR" in refused.value.try_
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(EnvironmentFailed, match=r"disk is full: .*active\.json"):
+        AdapterStore(tmp_path).activate(0)
+    with pytest.raises(EnvironmentFailed, match=r"disk is full: .*one"):
+        files.save(tmp_path / "one", _adapter())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

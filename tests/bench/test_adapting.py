@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specbench import paths, registry
 from specbench.adapt.adaptation import Adaptation
+from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
 from specbench.bench.defaults import with_defaults
+from specbench.bench.learning import Learning
 from specbench.bench.request import GridAxis, RunRequest, Setting
 from specbench.bench.round_process import RoundProcess
 from specbench.bench.runner import run
 from specbench.errors import UsageError
-from specbench.events import Measured
-from specbench.store.journal import read_events
+from specbench.events import AdapterRound, Measured
+from specbench.store.db import open_store
+from specbench.store.journal import Journal, read_events
+from specbench.store.observed import ObservedLog, observed_file, read_observed
+from specbench.store.pairs import fetch
+from specbench.store.streams import stream_curves
 from specbench.store.summary import to_json
 from specbench.suite.schema import Defaults
 from tests.bench.conftest import save_tiny_target
 from tests.bench.test_carry import _accepted
+from tests.conftest import Ran
 
 SMALL = {
     "after_positions": 20,
@@ -91,11 +100,77 @@ def test_on_and_off_run_in_one_plan_and_learning_is_charged_beside_the_clock(
     measured = [each for each in _measured(store, outcome.run_id) if each.method == on.method]
     learnt = [each.value for each in measured if each.name == "learn_s"]
     assert len(learnt) == 24 and sum(learnt) == pytest.approx(on.learn_s)
-    assert any(each.name == "adapter_round_s" for each in measured)
     repeats = _accepted(store, outcome.run_id, on.method)
     assert repeats[0] == repeats[1], "a repeat finds nothing of the one before"
     [kept] = (paths.run_dir(store, outcome.run_id) / "adapters").iterdir()
-    assert list(AdapterStore(kept).rows.read()), "observed answers lie beside the journal"
+    answers = list(AdapterStore(kept).rows.read())
+    assert answers, "observed answers lie beside the journal"
+    _check_observed(store, outcome.run_id, on.method, answers)
+
+
+def _check_observed(store: Path, run_id: str, method: str, answers: list[Observed]) -> None:
+    """What the store tells of each position is what the steps and the file of laws say, version by version."""
+    with open_store(paths.store_file(store), read_only=True) as connection:
+        seen = fetch(connection, "SELECT * FROM observed_positions WHERE run_id = ? ORDER BY repeat, place", run_id)
+        rounds = fetch(connection, "SELECT * FROM adapter_rounds WHERE run_id = ? ORDER BY position", run_id)
+        stream = fetch(
+            connection, "SELECT * FROM stream_acceptance WHERE run_id = ? AND method = ? ORDER BY repeat, since",
+            run_id, method,
+        )  # fmt: skip
+        curves = stream_curves(connection, run_id)
+    assert [(curve.learns, curve.num_repeats) for curve in curves] == [(False, 2), (True, 2)]
+    assert sum(point.num_tried for point in curves[1].points) == sum(row["num_tried"] for row in stream)
+    assert [(each.outcome, each.version) for each in curves[1].changes] == [
+        (r["outcome"], r["version"]) for r in rounds
+    ]
+    assert all(0 < each.at <= max(row["since"] + row["num_tried"] for row in stream) for each in curves[1].changes)
+    assert {row["method"] for row in seen} == {method} and {row["repeat"] for row in seen} == {0, 1}
+    # 16 tokens are fewer than per_answer: every position that was tried was observed.
+    for repeat in (0, 1):
+        mine = [row for row in seen if row["repeat"] == repeat]
+        assert [row["place"] for row in mine] == list(range(len(mine)))
+        tried = [row for row in stream if row["repeat"] == repeat]
+        assert sum(row["num_tried"] for row in tried) == len(mine)
+        assert sum(row["num_accepted"] for row in tried) == sum(row["is_accepted"] for row in mine)
+        assert [row["since"] for row in tried] == [
+            min(row["place"] for row in mine if row["group_id"] == each["group_id"]) for each in tried
+        ]
+    of_file = sorted(round(overlap, 5) for answer in answers for overlap in answer.overlap_N.tolist())
+    first = sorted(row["overlap"] for row in seen if row["repeat"] == 0)
+    assert first == pytest.approx(of_file, abs=2e-5), "the file holds each context once: the first repeat's"
+    assert rounds and all(row["previous"] < row["version"] for row in rounds if row["outcome"] == "promoted")
+    versions = {0, *(row["version"] for row in rounds)}
+    assert {row["version"] for row in seen} <= versions
+    # Nothing is drafted with before it was promoted.
+    for row in seen:
+        before = [each for each in rounds if each["group_id"] < row["group_id"]]
+        assert row["version"] in {0, *(each["version"] for each in before)}
+
+
+def test_what_a_run_observed_is_purged_with_its_laws(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, specbench: Callable[..., Ran]
+) -> None:
+    """Beside the journal and in the store; figures and rounds stay, and ingesting brings nothing back."""
+    from specbench.store.ingest import ingest
+
+    store = tmp_path / "store"
+    outcome = run(_request(many, tiny_target, tiny_draft, store, adapt="on", repeats=1, limit=6), Silent())
+    folder = paths.run_dir(store, outcome.run_id)
+    before = _counts(store)
+    assert before["observed"] > 0 and before["generations"] > 0
+    [kept] = (folder / "adapters").iterdir()
+    done = specbench("adapt", "purge", "--store", str(kept))
+    assert done.code == 0 and f"{before['observed']} observed positions of run {outcome.run_id}" in done.out, done.err
+    assert not observed_file(folder).exists() and not list(AdapterStore(kept).rows.read())
+    assert _counts(store) == before | {"observed": 0}
+    ingest(paths.store_file(store), folder)
+    assert _counts(store) == before | {"observed": 0}
+
+
+def _counts(store: Path) -> dict[str, int]:
+    with open_store(paths.store_file(store), read_only=True) as connection:
+        tables = ("observed", "adapter_rounds", "generations", "steps")
+        return {name: fetch(connection, f"SELECT count(*) AS num FROM {name}")[0]["num"] for name in tables}
 
 
 def test_without_a_stream_nothing_is_learnt(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
@@ -128,6 +203,37 @@ def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draf
     settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "off"))
     with pytest.raises(UsageError, match="contradict each other"):
         with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+
+
+def test_a_stream_that_is_grown_again_tells_its_rounds_and_nothing_twice(tmp_path: Path) -> None:
+    """What a resumed run decodes again was told before: its seconds and positions; its versions are new ones."""
+    from types import SimpleNamespace
+
+    from helpers import requests_for, tokens_of
+
+    from tests.adapt.adapted import engine, learning_drafter, save_draft
+
+    on = engine()
+    drafter = learning_drafter(save_draft(tmp_path / "draft"), on, after_positions=5, min_held_out=99)
+    on.reserve(drafter.max_nodes)
+    competitor = SimpleNamespace(label="adaptive_lora", choice=SimpleNamespace(options={"learning": "concurrent"}))
+    contestant: Any = SimpleNamespace(drafter=drafter, competitor=competitor)
+    log, said = ObservedLog(tmp_path), list[str]()
+    learning = Learning(said.append, log)
+    prompts = requests_for([tokens_of(seed, 5) for seed in range(12)], max_new_tokens=8)
+    with Journal(tmp_path) as journal:
+        on.generate(drafter, prompts[:4])
+        learning.between(contestant, 3, journal, is_regrown=True)
+        assert not observed_file(tmp_path).exists() and said == []
+        competitor.choice.options["learning"] = "serial"
+        on.generate(drafter, prompts[4:8])
+        learning.between(contestant, 7, journal)
+    events = [line.event for line in read_events(tmp_path)]
+    first, second = (event for event in events if isinstance(event, AdapterRound))
+    assert (first.group, first.is_regrown, first.is_concurrent) == (3, True, False) and first.seconds > 0
+    assert (second.group, second.is_regrown, second.outcome) == (7, False, "kept") and len(said) == 1
+    assert [event.name for event in events if isinstance(event, Measured)] == ["learn_s"]
+    assert {each.group for each in read_observed(tmp_path)} == {7}
 
 
 def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path) -> None:

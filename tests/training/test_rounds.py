@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import requests_for, tokens_of
+from helpers import plain_logits, requests_for, tokens_of
 from torch import Tensor
 
 from methods.adaptive_lora.drafter import AdaptiveDrafter
 from specbench.adapt.adaptation import Adaptation, InUse, Live
 from specbench.adapt.versions import AdapterStore
+from specbench.engine.decode import Engine
 from specbench.losses import kl, overlap, top_law, whole_law
 from specbench.training import rounds
 from specbench.training.rounds import between_requests, due, evidence, learn, rolled_back
@@ -27,9 +28,11 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_draft(tmp_path_factory.mktemp("draft"))
 
 
-def _taught(draft: Path, *, num: int = 20, temperature: float = 0.0, **given: object) -> AdaptiveDrafter:
+def _taught(
+    draft: Path, *, num: int = 20, temperature: float = 0.0, on: Engine | None = None, **given: object
+) -> AdaptiveDrafter:
     """A drafter that has seen `num` answers."""
-    on = engine(temperature=temperature)
+    on = on if on is not None else engine(temperature=temperature)
     drafter = learning_drafter(draft, on, **given)
     on.reserve(drafter.max_nodes)
     requests = requests_for(PROMPTS[:num], max_new_tokens=10)
@@ -71,8 +74,6 @@ def test_gradient_of_every_loss_reaches_a_and_b_of_every_layer(draft: Path, loss
 
 def test_the_loss_is_the_weighted_divergence_of_the_recorded_laws(draft: Path) -> None:
     """Against sums written out, from a plain forward of the draft and the whole vocabulary as entries."""
-    from helpers import plain_logits
-
     adaptation = _learns(_taught(draft, num=4, top_k=64, pull=0.0, loss="kl", early=2.0, depth_decay=0.5))
     answer = max(adaptation.domain("").memory.new, key=lambda each: each.num_positions)
     source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
@@ -149,7 +150,9 @@ def test_a_candidate_that_is_not_better_is_not_drafted_with(draft: Path) -> None
 def test_a_round_that_fails_is_dropped_and_drafting_goes_on(
     draft: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    adaptation = _learns(_taught(draft, num=8))
+    on = engine()
+    drafter = _taught(draft, num=8, on=on)
+    adaptation = _learns(drafter)
     mine = noisy_weights(adaptation.layers, size=0.1)
     adaptation.swap("", InUse(number=3, weights=mine))
     if fault == "memory":
@@ -164,9 +167,15 @@ def test_a_round_that_fails_is_dropped_and_drafting_goes_on(
     found = learn(adaptation)
     assert found.outcome == "dropped" and found.version == 3, found
     assert _same(_drafts_with(adaptation), mine)
-    on = engine()
-    drafter = learning_drafter(draft, on)
-    assert on.generate(drafter, requests_for(PROMPTS[:1], max_new_tokens=8)).generations[0].finish_reason
+    asked = requests_for(PROMPTS[20:22], max_new_tokens=8)
+    answers = on.generate(drafter, asked).generations
+    assert any(step.num_nodes for answer in answers for step in answer.steps), "the same drafter goes on drafting"
+    for request, answer in zip(asked, answers, strict=True):
+        text = list(request.prompt)
+        for _ in answer.tokens:
+            text.append(int(plain_logits(on.lm, text)[-1].argmax()))
+        assert (*request.prompt, *answer.tokens) == tuple(text)
+    assert adaptation.gather() > 0, "and observing"
 
 
 def test_an_interrupted_round_leaves_what_was_drafted_with(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:

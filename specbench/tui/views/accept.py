@@ -9,18 +9,20 @@ from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 
 from specbench.store.traces import Which
-from specbench.tui import draw_figures
+from specbench.tui import draw_figures, draw_streams
 from specbench.tui.lines import Line, line
 from specbench.tui.views.race import RaceView
 from specbench.tui.views.summed import SummedView
 from specbench.tui.views.tree import TreeView
 from specbench.tui.widgets.canvas import Canvas, Rows
 
-_UNITS = ("conditional", "survival")
+_UNITS = {"conditional": "Acceptance by depth", "survival": "Survival by depth"}
+_STREAM = {"stream": "Acceptance along the stream"}
 
 
 class AcceptView(SummedView):
-    """The heat table above, survival and the worst answers below."""
+    """The heat table above, survival and the worst answers below. Of a run in which a method learns: acceptance along
+    the stream in place of survival, and above as a third unit, for terminals that have no room for both."""
 
     view: ClassVar[str] = "accept"
 
@@ -35,7 +37,7 @@ class AcceptView(SummedView):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unit = _UNITS[0]
+        self.unit = "conditional"
 
     def body(self) -> Iterable[Widget]:
         with Vertical(id="body"):
@@ -52,10 +54,16 @@ class AcceptView(SummedView):
     def _heat(self, width: int, height: int) -> Sequence[Line]:
         if self.summed is None:
             return self.waiting(width)
+        if self.unit == "stream":
+            return draw_streams.stream_lines(self.summed.streams, self.summed.summary, width, height)
         return draw_figures.acceptance_lines(self.summed.summary, self.summed.positions, unit=self.unit, width=width)
 
     def _survival(self, width: int, height: int) -> Sequence[Line]:
-        return draw_figures.survival_lines(self.summed.summary, width) if self.summed is not None else []
+        if self.summed is None:
+            return []
+        if self.summed.streams and self.unit != "stream":
+            return draw_streams.stream_lines(self.summed.streams, self.summed.summary, width, height)
+        return draw_figures.survival_lines(self.summed.summary, width)
 
     def _worst(self, width: int, height: int) -> tuple[Sequence[Line], Sequence[tuple[str, Line]]]:
         if self.summed is None:
@@ -63,11 +71,23 @@ class AcceptView(SummedView):
         return draw_figures.worst_rows(self.summed.summary, self.summed.worst, width)
 
     def action_unit(self) -> None:
-        self.unit = _UNITS[1 - _UNITS.index(self.unit)]
-        self.query_one("#heat", Canvas).set_title(
-            "Acceptance by depth" if self.unit == "conditional" else "Survival by depth"
-        )
-        self.query_one("#heat", Canvas).redraw()
+        units = list(self._units())
+        self.unit = units[(units.index(self.unit) + 1) % len(units)]
+        self.redraw_all()
+
+    def _units(self) -> dict[str, str]:
+        has_streams = self.summed is not None and bool(self.summed.streams)
+        return _UNITS | _STREAM if has_streams else _UNITS
+
+    def redraw_all(self) -> None:
+        units = self._units()
+        if self.unit not in units:
+            self.unit = "conditional"
+        self.query_one("#heat", Canvas).set_title(units[self.unit])
+        shows_stream = "stream" in units and self.unit != "stream"
+        title = _STREAM["stream"] if shows_stream else "Survival: at least k kept"
+        self.query_one("#survival", Canvas).set_title(title)
+        super().redraw_all()
 
     def action_open(self) -> None:
         """The replay of the answer under the cursor, beside the baseline."""
@@ -100,4 +120,7 @@ class AcceptView(SummedView):
             line("conditional  P(the k-th drafted token is accepted | the one before was, and a k-th was proposed)"),
             line("survival     steps that kept at least k drafted tokens / all steps"),
             line("τ            tokens kept per step, the target's own included"),
+            line(
+                "stream       accepted of tried positions of a method that learns, as its answers came; ▲ ◀ are swaps"
+            ),
         ]
