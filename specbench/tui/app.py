@@ -173,6 +173,11 @@ class SpecbenchApp(App[None]):
         self.view(name).run_opened()
         self.show_view(name)
 
+    @property
+    def is_beside_a_run(self) -> bool:
+        """A process of this machine writes a run: what moves here moves slower."""
+        return bool(self.viewer_note)
+
     def watch_live(self, folder: Path) -> bool:
         """True where a process of this machine writes the folder: this one then gives way, for good."""
         is_live = step_aside(folder)

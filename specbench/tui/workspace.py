@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 NICENESS = 15
 """A viewer at this niceness and at most eight looks a second cost a run on all cores nothing measurable."""
-LIVE_FPS, REPLAY_FPS = 8, 24
+LIVE_LOOKS, LIVE_FPS, REPLAY_FPS = 4, 8, 24
+"""A second: looks at the journal of a live run, each at most one frame; frames of a replay while a run is live; frames
+of a replay otherwise. The journal itself grows ten times a second, and nobody reads what stands for a tenth of one."""
 
 
 class Workspace:

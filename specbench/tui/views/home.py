@@ -62,7 +62,7 @@ class HomeView(View):
     def on_mount(self) -> None:
         self.query_one("#runs").focus()
         self.look()
-        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self.look)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class TrainView(View):
 
     def on_mount(self) -> None:
         self.query_one("#loss").focus()
-        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self.look)
         self.look()
 
     def entered(self) -> None:

@@ -52,6 +52,38 @@ class LineView(ScrollView):
         """Make the lines again, for the size of now."""
         raise NotImplementedError
 
+    def set_content_size(self, size: Size) -> None:
+        """Tell how large the lines are together: scroll limits and bar follow.
+
+        Assigning `virtual_size` would lay the whole screen out and draw it anew, for every row that an answer grows.
+        That is only right where the bar appears or goes, or the widget is as high as its lines.
+        """
+        if size == self.virtual_size:
+            return
+        room = self.scrollable_content_region.height
+        is_fixed = not self.styles.auto_dimensions and self.is_mounted
+        if not is_fixed or (size.height > room) != self.show_vertical_scrollbar:
+            self.virtual_size = size
+            return
+        self.set_reactive(LineView.virtual_size, size)
+        if self.show_vertical_scrollbar:
+            self.vertical_scrollbar.window_virtual_size = size.height
+        if self.scroll_y > self.max_scroll_y:
+            self.scroll_y = self.max_scroll_y
+
+    def refresh_rows(self, first: int, last: int) -> None:
+        """Draw content rows first to last again, as far as they are on the screen."""
+        top = round(self.scroll_y)
+        begin, end = max(first - top, 0), min(last - top + 1, self.size.height)
+        if begin < end:
+            self.refresh(Region(0, begin, self.size.width, end - begin))
+
+    def refresh_changed(self, before: Sequence[Line], now: Sequence[Line]) -> None:
+        """Draw the rows again in which two states differ."""
+        for row in range(max(len(before), len(now))):
+            if row >= len(before) or row >= len(now) or before[row] != now[row]:
+                self.refresh_rows(row, row)
+
     @property
     def width(self) -> int:
         """Cells a line may fill."""
@@ -131,9 +163,6 @@ class LineView(ScrollView):
 class Canvas(LineView, can_focus=True):
     """Lines from a function of the size, drawn again on every resize."""
 
-    _is_stable = True
-    """Equal lines look equal: not so in a list, whose cursor is no part of them."""
-
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "scroll_down", "Scroll", show=False),
         Binding("k", "scroll_up", "Scroll", show=False),
@@ -162,12 +191,9 @@ class Canvas(LineView, can_focus=True):
         region = self.scrollable_content_region
         if region.width <= 0 or region.height <= 0:
             return
-        lines = self._draw(region.width, region.height)
-        if lines == self._lines and self._is_stable:
-            return
-        self._lines = lines
-        self.virtual_size = Size(region.width, len(lines))
-        self.refresh()
+        before, self._lines = self._lines, self._draw(region.width, region.height)
+        self.set_content_size(Size(region.width, len(self._lines)))
+        self.refresh_changed(before, self._lines)
 
     def shown_line(self, y: int) -> Line:
         return self._lines[y]
@@ -194,10 +220,8 @@ class Strap(LineView):
     def redraw(self) -> None:
         """Ask for the line again."""
         if self.size.width > 0:
-            lines = self._draw(self.size.width, 1)
-            if lines != self._lines:
-                self._lines = lines
-                self.refresh()
+            before, self._lines = self._lines, self._draw(self.size.width, 1)
+            self.refresh_changed(before, self._lines)
 
     def shown_line(self, y: int) -> Line:
         return self._lines[y]
@@ -208,8 +232,6 @@ class Strap(LineView):
 
 class Rows(Canvas):
     """A list with a cursor: its first lines stand still, the others are rows with keys."""
-
-    _is_stable = False
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,j", "cursor(1)", "Down", show=False),
@@ -247,6 +269,13 @@ class Rows(Canvas):
         if before != self.key and self._moved is not None:
             self.call_later(self._moved)
         return [*self._head, *(row for _, row in rows)]
+
+    def redraw(self) -> None:
+        before = self._keys, self.key, len(self._head)
+        super().redraw()
+        # The cursor is no part of a line: where it stands elsewhere now, equal lines look different.
+        if before != (self._keys, self.key, len(self._head)):
+            self.refresh()
 
     def shown_line(self, y: int) -> Line:
         _, scroll_y = self.scroll_offset

@@ -79,15 +79,20 @@ class TokenView(LineView, can_focus=True):
         if num_tokens == self._num_shown and not self._note:
             return
         follows = self.scroll_offset.y >= self.max_scroll_y - 1 or num_tokens < self._num_shown
-        self._num_shown, self._note = num_tokens, ()
-        self._measure(follows=follows)
+        if self._note:
+            self._num_shown, self._note = num_tokens, ()
+            self._measure(follows=follows)
+            return
+        before, self._num_shown = self._num_shown, num_tokens
+        first, last = sorted((self._rows.num_rows(before), self._rows.num_rows(num_tokens)))
+        self._measure(follows=follows, rows=(max(0, first - 1), last))
 
     def set_ghost(self, text: str) -> None:
         """What was drafted and rejected in the last step, behind the last token and no part of the answer."""
         ghost = f"~{visible(text)}~" if text else ""
         if ghost != self._ghost:
             self._ghost = ghost
-            self.refresh()
+            self.refresh_rows(self.num_lines() - 1, self.num_lines() - 1)
 
     def say(self, lines: Sequence[Line]) -> None:
         """Instead of tokens: why there are none."""
@@ -112,13 +117,18 @@ class TokenView(LineView, can_focus=True):
         self._rows.extend(self._tokens)
         self._measure(follows=True)
 
-    def _measure(self, *, follows: bool) -> None:
-        self.virtual_size = Size(self.width, self.num_lines())
+    def _measure(self, *, follows: bool, rows: tuple[int, int] | None = None) -> None:
+        """rows: the only ones that changed, first and last."""
+        self.set_content_size(Size(self.width, self.num_lines()))
         if follows:
             self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)
             # Where the bar appears with this very scroll, it was not there yet to be told of it.
             self.call_after_refresh(self._place_thumb)
-        self.refresh()
+        # A pane that scrolled with this is drawn whole by Textual.
+        if rows is None:
+            self.refresh()
+        else:
+            self.refresh_rows(*rows)
 
     def _place_thumb(self) -> None:
         if self.show_vertical_scrollbar and self.vertical_scrollbar.position != self.scroll_y:
