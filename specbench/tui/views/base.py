@@ -16,6 +16,7 @@ from specbench.errors import SpecbenchError
 from specbench.tui import actions, sharing
 from specbench.tui.lines import Line, Span, fit, line, wrap
 from specbench.tui.widgets.canvas import LineView, Strap
+from specbench.tui.widgets.compositor import SparingCompositor
 
 if TYPE_CHECKING:
     from specbench.tui.app import SpecbenchApp
@@ -55,6 +56,7 @@ class View(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._compositor = SparingCompositor()
         self.said = ""
         self.said_style = ""
         self._waiting: dict[Worker[object], Callable[[object], None]] = {}

@@ -24,6 +24,8 @@ Draw = Callable[[int, int], Sequence[Line]]
 
 
 _WIDE = 300
+_MOST_STRIPS = 400
+"""Kept by a pane: several screens of them."""
 
 
 class LineView(ScrollView):
@@ -39,6 +41,12 @@ class LineView(ScrollView):
     """
 
     _base: Style | None = None
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._strips: dict[int, tuple[object, Strip]] = {}
+        """By content row: what it was made of, and the strip. The same strip object keeps its own cuts and escapes, so
+        that a pane that scrolls by one row makes one row anew."""
 
     def shown_line(self, y: int) -> Line:
         """The line at content row y."""
@@ -62,7 +70,8 @@ class LineView(ScrollView):
             return
         room = self.scrollable_content_region.height
         is_fixed = not self.styles.auto_dimensions and self.is_mounted
-        if not is_fixed or (size.height > room) != self.show_vertical_scrollbar:
+        has_bar = self.styles.overflow_y == "scroll" or size.height > room
+        if not is_fixed or has_bar != self.show_vertical_scrollbar:
             self.virtual_size = size
             return
         self.set_reactive(LineView.virtual_size, size)
@@ -94,6 +103,10 @@ class LineView(ScrollView):
         theme = self.app.current_theme
         return styles(dark=theme.dark, ansi=theme.ansi)[name]
 
+    def row_state(self, y: int) -> object:
+        """All that a row's look depends on beside the widget's style and size; equal states look equal."""
+        return self.shown_line(y)
+
     def row_segments(self, y: int) -> list[Segment]:
         """A whole style on every segment: NO_COLOR's filter crashes on None (Textual 8.2)."""
         base = self.base_style
@@ -102,7 +115,17 @@ class LineView(ScrollView):
     def render_lines(self, crop: Region) -> list[Strip]:
         # The widget's own style is found anew by every question: once a frame, not three times a line.
         self._base = self.rich_style
-        return super().render_lines(crop)
+        if self.styles.gutter or self.opacity != 1.0:
+            return super().render_lines(crop)
+        # Without border and padding there is nothing that Textual would add to a line.
+        _, background = self.background_colors
+        # The bar's column belongs to the line, though the bar is drawn over it.
+        width = self.outer_size.width
+        strips = [self.render_line(y).adjust_cell_length(width, self._base) for y in crop.line_range]
+        for each in self.get_line_filters():
+            strips = [strip.apply_filter(each, background) for strip in strips]
+        begin, end = crop.column_span
+        return strips if (begin, end) == (0, width) else [strip.crop(begin, end) for strip in strips]
 
     def render_line(self, y: int) -> Strip:
         _, scroll_y = self.scroll_offset
@@ -110,8 +133,20 @@ class LineView(ScrollView):
         width = self.size.width
         if row >= self.num_lines():
             return Strip.blank(width, self.base_style)
+        selection = self.text_selection
+        state = (
+            self.row_state(row), width, self.base_style, self.app.theme,
+            selection.get_span(row) if selection is not None else None,
+        )  # fmt: skip
+        kept = self._strips.get(row)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        if len(self._strips) > _MOST_STRIPS:
+            self._strips.clear()
         segments = self._with_selection(self.row_segments(row), row)
-        return Strip(segments).crop_extend(0, width, self.base_style).apply_offsets(0, row)
+        strip = Strip(segments).crop_extend(0, width, self.base_style).apply_offsets(0, row)
+        self._strips[row] = (state, strip)
+        return strip
 
     @property
     def base_style(self) -> Style:

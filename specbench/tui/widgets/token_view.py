@@ -27,6 +27,17 @@ class TokenView(LineView, can_focus=True):
         Binding("k", "scroll_up", "Scroll", show=False),
     ]
 
+    # Always there, and seen where there is something to scroll: a bar that comes and goes with every answer lays the
+    # whole screen out each time.
+    DEFAULT_CSS = """
+    TokenView {
+        overflow-y: scroll;
+        scrollbar-background: $background;
+        scrollbar-background-hover: $background;
+        scrollbar-background-active: $background;
+    }
+    """
+
     def __init__(self, *, id: str | None = None, mode: Mode = Mode.BOTH) -> None:
         super().__init__(id=id)
         self._tokens: list[Shown] = []
@@ -35,6 +46,8 @@ class TokenView(LineView, can_focus=True):
         self._rows = TokenRows(1, mode)
         self._note: Sequence[Line] = ()
         self._ghost = ""
+        self._num_layouts = 0
+        """Changes with tokens, width and marks: a row's pieces only name the tokens."""
 
     @property
     def mode(self) -> Mode:
@@ -115,11 +128,14 @@ class TokenView(LineView, can_focus=True):
             return
         self._rows = TokenRows(self.width, self._mode)
         self._rows.extend(self._tokens)
+        self._num_layouts += 1
         self._measure(follows=True)
 
     def _measure(self, *, follows: bool, rows: tuple[int, int] | None = None) -> None:
         """rows: the only ones that changed, first and last."""
-        self.set_content_size(Size(self.width, self.num_lines()))
+        # As high as the pane at least: then the bar has nothing to show.
+        room = self.scrollable_content_region.height
+        self.set_content_size(Size(self.width, max(self.num_lines(), room)))
         if follows:
             self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)
             # Where the bar appears with this very scroll, it was not there yet to be told of it.
@@ -141,6 +157,13 @@ class TokenView(LineView, can_focus=True):
         if self._note:
             return self._note[y]
         return tuple(Span(piece.text) for piece in self._rows.row(y, self._num_shown))
+
+    def row_state(self, y: int) -> object:
+        if self._note:
+            return self._note[y]
+        ghost = self._ghost if y == self.num_lines() - 1 else ""
+        # A copy: the last row's list grows in place.
+        return self._num_layouts, tuple(self._rows.row(y, self._num_shown)), ghost
 
     def row_segments(self, y: int) -> list[Segment]:
         """A row of tokens, each in its style; marks never wear the colour of text before them."""
