@@ -1,9 +1,9 @@
-"""(h) What `specbench tui` takes of a machine while a run is live: processor time, wake-ups and bytes drawn on Race, Home,
-Accept and Speed; with --keys how long a key waits where every core is busy.
+"""(h) What `specbench tui` takes of a machine while a run is live: processor time, wake-ups and bytes drawn on Race,
+Home, Accept and Speed; with --keys how long a key waits where every core is busy.
 
 A process writes a journal as a run does, at the pace its steps claim; the viewer is the command itself in a
-pseudo-terminal of 120x36, driven by keys. For the shares it is kept from stepping aside, so that it is never starved: what
-it takes is what it needs. Processor time says what watching may cost at most, not what it costs: that is
+pseudo-terminal of 120x36, driven by keys. For the shares it is kept from stepping aside, so that it is never starved:
+what it takes is what it needs. Processor time says what watching may cost at most, not what it costs: that is
 `specbench doctor --viewer`.
 """
 
@@ -40,9 +40,10 @@ _ANSWER = 128
 """Tokens."""
 _VIEWER = """
 import sys
-import specbench.tui.app
+import specbench.tui.app as app
+from specbench.tui.yielding import GivingWay
 if sys.argv.pop(1) == "needs":
-    specbench.tui.app.step_aside = lambda folder: True
+    app.GivingWay = lambda: GivingWay(lower=lambda: None, set_session=lambda niceness: True)
 from specbench.cli.entry import main
 sys.argv[0] = "specbench"
 main()
@@ -173,7 +174,8 @@ def _live_run(rate: float) -> Iterator[Path]:
 
 def _viewer(store: Path, how: str) -> _Terminal:
     run = next((store / "runs").iterdir()).name
-    terminal = _Terminal([sys.executable, "-c", _VIEWER, how, "tui", run, "--store", str(store)])
+    words = [sys.executable, "-c", _VIEWER, how, "tui", run, "--store", str(store)]
+    terminal = _Terminal(words)
     terminal.wait_for("LIVE")
     return terminal
 

@@ -149,8 +149,8 @@ class RaceView(RaceKeys):
             self.race.refresh()
             self.draw_now()
         self.state = state
-        if state == "running" and self.main.watch_live(self.race.folder):
-            self.query_one("#tabs", Strap).redraw()
+        if state == "running":
+            self.main.look_for_runs()
         self._sum_up()
         self.keep_pace()
 

@@ -69,7 +69,6 @@ class TrainView(View):
         if seen == self._seen:
             return
         self._seen = seen
-        self.main.watch_live(self.workspace.folder(run_id))
         self.in_background("training", lambda: self._read_training(run_id), self._training_read)
 
     def _read_training(self, run_id: str) -> Course:

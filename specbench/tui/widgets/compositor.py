@@ -6,6 +6,8 @@ rectangle the screen. Beside a live run that was most of the viewer's processor 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from textual._compositor import ChopsUpdate, Compositor
 from textual.geometry import Region
 from textual.strip import Strip
@@ -27,8 +29,8 @@ class SparingCompositor(Compositor):
             if 0 <= y < len(cuts):
                 row = cuts[y]
                 chops[y] = dict.fromkeys(row[:-1])
-                pairs = zip(row, row[1:], strict=False)
-                missing.setdefault(y, set()).update(begin for begin, end in pairs if begin < x2 and end > x1)
+                stretches = pairwise(row)
+                missing.setdefault(y, set()).update(begin for begin, end in stretches if begin < x2 and end > x1)
         # Front to back: whatever is painted first on a stretch stays. Containers lie behind what they contain.
         for widget, (region, clip) in self.visible_widgets.items():
             area = region.intersection(clip)
