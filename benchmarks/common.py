@@ -65,6 +65,11 @@ def ratio(top: Sequence[float], bottom: Sequence[float]) -> str:
     return spread([a / b for a, b in zip(top, bottom, strict=True)])
 
 
+def note(text: str) -> None:
+    """Narration: stdout is the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def write(
     name: str, args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[Any]], **facts: Any
 ) -> None:

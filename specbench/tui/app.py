@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.screen import Screen
@@ -20,7 +21,8 @@ from specbench.tui.remote import Stream
 from specbench.tui.theme import DARK, LIGHT, THEMES, first_mode, theme_for
 from specbench.tui.views.base import View
 from specbench.tui.views.home import HomeView
-from specbench.tui.workspace import Workspace, step_aside
+from specbench.tui.workspace import Workspace
+from specbench.tui.yielding import GivingWay, live_here
 
 _LATER: dict[str, tuple[str, str]] = {
     "race": ("race", "RaceView"),
@@ -37,6 +39,9 @@ _LATER: dict[str, tuple[str, str]] = {
 
 
 _REST_EVERY_S = 10.0
+_LIVE_EVERY_S = 2.0
+_LIFT_S = 1.0
+"""After a key."""
 _STREAM_EVERY_S = 2.0
 
 
@@ -105,8 +110,8 @@ class SpecbenchApp(App[None]):
         super().__init__()
         self._stream = stream
         self.workspace = Workspace(store, reader=reader)
-        self.viewer_note = ""
-        """Of this process, in the corner: that it gives way."""
+        self.giving_way = GivingWay()
+        self.shown_note = ""
         for each in THEMES:
             self.register_theme(each)
         self.theme = theme_for(theme, os.environ)
@@ -120,6 +125,8 @@ class SpecbenchApp(App[None]):
         if self._run:
             self.open_run(self._run)
         self.set_interval(_REST_EVERY_S, self.workspace.reader.rest)
+        self.look_for_runs()
+        self.set_interval(_LIVE_EVERY_S, self.look_for_runs)
         if self._stream is not None:
             self.set_interval(_STREAM_EVERY_S, self._look_at_stream)
 
@@ -130,6 +137,7 @@ class SpecbenchApp(App[None]):
             self.screen.say(problem, style="bad")
 
     def on_unmount(self) -> None:
+        self.giving_way.end()
         self.workspace.reader.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
@@ -173,12 +181,39 @@ class SpecbenchApp(App[None]):
         self.view(name).run_opened()
         self.show_view(name)
 
-    def watch_live(self, folder: Path) -> bool:
-        """True where a process of this machine writes the folder: this one then gives way, for good."""
-        is_live = step_aside(folder)
-        if is_live:
-            self.viewer_note = f"nice {os.nice(0)}, ≤ 8 fps"
-        return is_live
+    @property
+    def viewer_note(self) -> str:
+        """Of this process, in the corner: that it gives way."""
+        return self.giving_way.words()
+
+    @property
+    def is_beside_a_run(self) -> bool:
+        """A process of this machine writes a run: what moves here moves slower."""
+        return self.giving_way.is_on
+
+    def look_for_runs(self) -> None:
+        """Give way to the runs of this machine as long as there is one, whatever screen is shown."""
+        pid = next((pid for folder in self.workspace.being_written() if (pid := live_here(folder))), 0)
+        if pid and not self.giving_way.is_on:
+            self.giving_way.begin(pid)
+            self.set_timer(_LIFT_S, self._give_way_again)
+        elif not pid and self.giving_way.is_on:
+            self.giving_way.end()
+        if self.viewer_note != self.shown_note and isinstance(self.screen, View):
+            self.shown_note = self.viewer_note
+            self.screen.refresh_words()
+
+    async def on_event(self, event: events.Event) -> None:
+        """A key is answered at full weight, however busy the machine is."""
+        if isinstance(event, events.Key) and self.giving_way.lift():
+            self.set_timer(_LIFT_S, self._give_way_again)
+        await super().on_event(event)
+
+    def _give_way_again(self) -> None:
+        # What a key or an opening set off in a thread is part of its answer.
+        is_answering = any(not worker.is_finished for worker in self.workers)
+        if is_answering or not self.giving_way.again():
+            self.set_timer(_LIFT_S, self._give_way_again)
 
     def next_theme(self) -> None:
         """Dark, light, the terminal's own."""

@@ -290,9 +290,7 @@ def live_note(race: Race) -> str:
 
 def progress(race: Race) -> str:
     """`412 of 5280 answers`."""
-    ended = sum(row.ending is not None for row in list(race.index.generations()))
-    planned = sum(len(record.question_ids) for record in race.manifest.groups)
-    return f"{ended} of {planned} answers"
+    return f"{race.index.num_ended} of {race.num_planned} answers"
 
 
 def export_text(race: Race, seconds: float, figures: Mapping[str, MethodSoFar], answers: Mapping[str, str]) -> str:

@@ -109,6 +109,8 @@ class RunIndex:
         self.latest: Generation | None = None
         """The answer that was begun last."""
         self.num_steps_lines = 0
+        self.num_ended = 0
+        """Answers that have ended, with one or without."""
         self.version = 0
         """Changes with every event but steps: what is summed up of answers is as old as this."""
         self.first_tokens: dict[tuple[str, int], int] = {}
@@ -190,10 +192,13 @@ class RunIndex:
     def _forget_unfinished(self) -> None:
         """A resumed run measures these again: what the first attempt left is superseded."""
         self.groups = {number: group for number, group in self.groups.items() if group.rows and group.is_over}
+        self.num_ended = sum(row.ending is not None for row in self.generations())
 
     def _begin(self, event: GenerationStarted) -> None:
         group = self.groups.get(event.group)
         if group is None or event.row in group.rows:
+            if group is not None:
+                self.num_ended -= sum(row.ending is not None for row in group.rows.values())
             group = self.groups[event.group] = Group()
         self.latest = group.rows[event.row] = _generation(event, began_s=event.began_s)
 
@@ -203,6 +208,7 @@ class RunIndex:
         if generation is None:
             # A question can fail before its timed region opens (prompt too long): then nothing was started.
             generation = group.rows[event.row] = _generation(event, began_s=None)
+        self.num_ended += generation.ending is None
         generation.ending = ending
         where = f"{event.method} on {event.question_id} turn {event.turn + 1} repeat {event.repeat + 1}"
         if ending.error:

@@ -94,6 +94,8 @@ class Race:
         self.found = Found(None, "the tokenizer is being read")
         self.notes: list[str] = []
         """Traces that could not be read."""
+        self.num_planned = sum(len(record.question_ids) for record in self.manifest.groups)
+        """Answers."""
         self._wall = wall
         self._plan = {
             (record.method, question, record.turn, record.repeat): (record.group, row)

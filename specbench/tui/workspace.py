@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench import paths
 from specbench.errors import UsageError
-from specbench.store.files import holder, is_training
+from specbench.store.files import is_training
 from specbench.tui.reader import Asking, Reader
 
 if TYPE_CHECKING:
     from specbench.store.records import Listing
     from specbench.tui.figures import Summed
 
-NICENESS = 15
-"""A viewer at this niceness and at most eight looks a second cost a run on all cores nothing measurable."""
-LIVE_FPS, REPLAY_FPS = 8, 24
+LIVE_LOOKS, LIVE_FPS, REPLAY_FPS = 4, 8, 24
+"""A second: looks at the journal of a live run, each at most one frame; frames of a replay while a run is live; frames
+of a replay otherwise. The journal itself grows ten times a second, and nobody reads what stands for a tenth of one."""
 
 
 class Workspace:
@@ -49,6 +47,10 @@ class Workspace:
         return [(str(path), _size(path), _size(path.with_name("run.lock"))) for path in folders], _size(
             paths.store_file(self.store)
         )
+
+    def being_written(self) -> list[Path]:
+        """Folders with a lock in them, live or left behind by a crash; a released one is empty."""
+        return [lock.parent for lock in paths.run_dir(self.store, "").glob("*/run.lock") if _size(lock) > 0]
 
     def resolve(self, run: str) -> str:
         """RUN as typed: an id, its unique beginning or end, or a run's folder. Raises UsageError with the nearest."""
@@ -93,17 +95,3 @@ class Workspace:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
-
-
-def step_aside(folder: Path, *, nice: Callable[[int], int] = os.nice) -> bool:
-    """Give way to a run of this machine; True where one writes the folder. Cannot be taken back without privileges,
-    which is harmless: niceness acts only while others want the processor."""
-    import socket
-
-    live = holder(folder)
-    if live is None or live.host != socket.gethostname():
-        return False
-    now = nice(0)
-    if now < NICENESS:
-        nice(NICENESS - now)
-    return True

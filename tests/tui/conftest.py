@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from specbench.store.ingest import ingest
+from specbench.tui import app
+from specbench.tui.yielding import GivingWay
 from tests.store.synthetic import make_manifest, run_events, write_run
 from tests.tui.screens import RUN
+
+
+@pytest.fixture(autouse=True)
+def as_nice_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The viewer of the tests is pytest, which must not become nice for good, nor its terminal."""
+    monkeypatch.setattr(app, "GivingWay", lambda: GivingWay(lower=lambda: None, set_session=lambda niceness: True))
 
 
 @pytest.fixture

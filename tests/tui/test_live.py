@@ -19,8 +19,7 @@ from specbench.errors import StoreBusy, UsageError
 from specbench.events import GenerationStarted, Steps
 from specbench.manifest import read_manifest
 from specbench.store import pausing
-from specbench.tui import app as app_room
-from specbench.tui import children, workspace
+from specbench.tui import children
 from specbench.tui.figures import listing, summed
 from specbench.tui.marks import Kind
 from specbench.tui.race import Race
@@ -29,6 +28,7 @@ from specbench.tui.views.dialogs import Choice, Reading
 from specbench.tui.views.home import HomeView
 from specbench.tui.views.race import RaceView
 from specbench.tui.widgets.lane_pane import LanePane
+from specbench.tui.yielding import live_here
 from tests.store.crafted import crafted_answer, crafted_steps
 from tests.tui.screens import LIVE_STEPS, RUN, WIDE, an_app, append, drive, finish, screen_text, settled, write_live
 
@@ -53,9 +53,8 @@ def _hold(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def live(store: Path, writer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A live run's folder. The viewer of the tests is pytest, which must not become nice for good."""
-    monkeypatch.setattr(app_room, "step_aside", lambda folder: True)
+def live(store: Path, writer: subprocess.Popen[bytes]) -> Path:
+    """A live run's folder."""
     folder = write_live(store, pid=writer.pid, run_id=LIVE)
     _hold(folder, writer)
     return folder
@@ -119,7 +118,7 @@ def test_the_screen_follows_a_live_run_and_says_that_it_gives_way(store: Path, l
             view = app.screen
             assert isinstance(view, RaceView)
             await settled(pilot, lambda: "● LIVE" in screen_text(app))
-            assert "≤ 8 fps" in screen_text(app).splitlines()[0]
+            assert "gives way ≤ 8 fps" in screen_text(app).splitlines()[0]
             pane = view.query_one("#lane1", LanePane)
             shown = pane.tokens.num_shown
             append(live, Steps(group=1, rows=tuple(crafted_steps([(3, 2, 0)] * 5)[3:])))
@@ -292,20 +291,13 @@ def test_a_reader_that_dies_is_said_and_replaced(store: Path) -> None:
         reader.close()
 
 
-def test_the_viewer_gives_way_to_a_run_of_this_machine_only(store: Path, writer: subprocess.Popen[bytes]) -> None:
+def test_a_run_of_this_machine_is_told_from_one_that_is_elsewhere(store: Path, writer: subprocess.Popen[bytes]) -> None:
     folder = write_live(store, pid=writer.pid, run_id=LIVE)
-    niced: list[int] = []
-
-    def nice(places: int) -> int:
-        niced.append(places)
-        return sum(niced)
-
-    assert not workspace.step_aside(folder, nice=nice)
+    assert not live_here(folder)
     _hold(folder, writer)
-    assert workspace.step_aside(folder, nice=nice)
-    assert sum(niced) == workspace.NICENESS
+    assert live_here(folder) == writer.pid
     (folder / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 0.0}), encoding="utf-8")
-    assert not workspace.step_aside(folder, nice=nice)
+    assert not live_here(folder)
 
 
 def test_a_child_outlives_the_process_that_started_it(tmp_path: Path) -> None:

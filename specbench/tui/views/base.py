@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
@@ -15,6 +16,7 @@ from specbench.errors import SpecbenchError
 from specbench.tui import actions, sharing
 from specbench.tui.lines import Line, Span, fit, line, wrap
 from specbench.tui.widgets.canvas import LineView, Strap
+from specbench.tui.widgets.compositor import SparingCompositor
 
 if TYPE_CHECKING:
     from specbench.tui.app import SpecbenchApp
@@ -54,9 +56,11 @@ class View(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._compositor = SparingCompositor()
         self.said = ""
         self.said_style = ""
         self._waiting: dict[Worker[object], Callable[[object], None]] = {}
+        self._polls: list[Timer] = []
 
     @property
     def main(self) -> SpecbenchApp:
@@ -162,9 +166,20 @@ class View(Screen[None]):
         else:
             then(event.worker.result)
 
+    def poll(self, seconds: float, look: Callable[[], None]) -> None:
+        """Look every so many seconds while the screen is shown. One behind another screen or a dialog does not wake."""
+        self._polls.append(self.set_interval(seconds, look, pause=not self.is_current))
+
     # --- actions that all share ---------------------------------------------------------------------------------------
 
+    def on_screen_suspend(self) -> None:
+        for timer in self._polls:
+            timer.pause()
+        self.left()
+
     def on_screen_resume(self) -> None:
+        for timer in self._polls:
+            timer.resume()
         self.entered()
         # A screen that was resized, or first laid out, while another stood before it was told its sizes and not drawn.
         self.call_after_refresh(self.draw_again)
@@ -176,6 +191,9 @@ class View(Screen[None]):
 
     def entered(self) -> None:
         """The screen is shown, for the first time or again."""
+
+    def left(self) -> None:
+        """Another screen or a dialog is shown."""
 
     def run_opened(self) -> None:
         """Another run was chosen in the workspace."""

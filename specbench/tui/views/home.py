@@ -62,7 +62,7 @@ class HomeView(View):
     def on_mount(self) -> None:
         self.query_one("#runs").focus()
         self.look()
-        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self.look)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -99,10 +99,9 @@ class HomeView(View):
             except SpecbenchError as error:
                 self._progress[entry.run_id] = error.what
                 continue
-            ended = sum(row.ending is not None for row in index.generations())
             folder = self.workspace.folder(entry.run_id)
             waits = "‖ paused, " if pausing.is_waiting(folder) else "pausing, " if pausing.is_asked(folder) else ""
-            self._progress[entry.run_id] = f"{waits}{ended} of {planned}"
+            self._progress[entry.run_id] = f"{waits}{index.num_ended} of {planned}"
         return before != self._progress
 
     def _listed(self, found: Listing) -> None:

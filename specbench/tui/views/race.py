@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,12 +21,14 @@ from specbench.tui.race import MOST_LANES, Race
 from specbench.tui.views.race_keys import RaceKeys
 from specbench.tui.widgets.canvas import Canvas, Strap
 from specbench.tui.widgets.lane_pane import LanePane
-from specbench.tui.workspace import LIVE_FPS, REPLAY_FPS
+from specbench.tui.workspace import LIVE_FPS, LIVE_LOOKS, REPLAY_FPS
 
 if TYPE_CHECKING:
     from specbench.tui.sofar import MethodSoFar, SoFar
 
 _STATE_EVERY_S = 2.0
+_SUMMING_SHARE = 0.005
+"""Of a core: what the intervals beside a live run may take."""
 
 
 class RaceView(RaceKeys):
@@ -55,8 +58,10 @@ class RaceView(RaceKeys):
         self._sofar: SoFar | None = None
         self._summed_version = -1
         self._timer: Timer | None = None
+        self._pace = 0
+        """Ticks a second; 0: none, nothing moves by itself."""
         self._shown_at = -1.0
-        self._ticks_since = 0
+        self._sum_again_at = 0.0
         self.opened = ""
         self.wanted: tuple[str, int, Sequence[str]] | None = None
         """Asked for while the run was still being opened."""
@@ -74,8 +79,7 @@ class RaceView(RaceKeys):
         yield Strap(self._clock_strap, id="clockstrap")
 
     def on_mount(self) -> None:
-        self.set_interval(_STATE_EVERY_S, self._look_at_state)
-        self._timer = self.set_interval(1 / REPLAY_FPS, self.tick)
+        self.poll(_STATE_EVERY_S, self._look_at_state)
         self.run_opened()
 
     # --- opening ------------------------------------------------------------------------------------------------------
@@ -107,6 +111,7 @@ class RaceView(RaceKeys):
             race.clock.play()
         self.query_one("#lane0", LanePane).tokens.focus()
         self.draw_methods()
+        self.keep_pace()
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
             self.show_question(*wanted)
@@ -118,6 +123,10 @@ class RaceView(RaceKeys):
             # One may have been made on the Tree screen.
             self.race.look_for_traces()
         self.set_class(not self.workspace.run_id, "-empty")
+        self.keep_pace()
+
+    def left(self) -> None:
+        self.keep_pace()
 
     def _look_at_state(self) -> None:
         if self.race is None or not self.is_current:
@@ -140,21 +149,40 @@ class RaceView(RaceKeys):
             self.race.refresh()
             self.draw_now()
         self.state = state
-        if state == "running" and self.main.watch_live(self.race.folder):
-            self.query_one("#tabs", Strap).redraw()
+        if state == "running":
+            self.main.look_for_runs()
         self._sum_up()
+        self.keep_pace()
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
+    def _wanted_pace(self) -> int:
+        race = self.race
+        if race is None or not self.is_current:
+            return 0
+        if race.clock.is_playing and not race.is_following:
+            return LIVE_FPS if self.main.is_beside_a_run else REPLAY_FPS
+        if race.index.is_behind:
+            return REPLAY_FPS
+        return LIVE_LOOKS if self.state == "running" else 0
+
+    def keep_pace(self) -> None:
+        """Tick as often as something may move, and not at all where nothing does: a timer that finds nothing to do
+        still wakes the process, and with it a processor that a run may want."""
+        pace = self._wanted_pace()
+        if pace == self._pace:
+            return
+        self._pace = pace
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_interval(1 / pace, self.tick) if pace else None
+
     def tick(self) -> None:
-        """Read on and redraw; nothing happens where nothing changed, so an idle race costs nothing."""
+        """Read on and redraw; nothing happens where nothing changed."""
+        self.keep_pace()
         if self.race is None or not self.is_current:
             return
         race = self.race
-        if self._timer is not None and race.is_following and self._ticks_since < REPLAY_FPS // LIVE_FPS:
-            self._ticks_since += 1
-            return
-        self._ticks_since = 0
         try:
             changed = race.advance() if self.state == "running" or race.index.is_behind else False
         except SpecbenchError as error:
@@ -178,6 +206,7 @@ class RaceView(RaceKeys):
         self.query_one("#says", Strap).redraw()
         for name in ("clock", "clockstrap"):
             self._redraw(name)
+        self.keep_pace()
 
     def draw_methods(self) -> None:
         self._shape()
@@ -206,15 +235,23 @@ class RaceView(RaceKeys):
         self.call_after_refresh(self._shape)
 
     def _sum_up(self) -> None:
-        """Intervals in a thread: ten thousand resamples take a moment."""
+        """Intervals in a thread: ten thousand resamples take a moment, in a long run a longer one."""
         race, sofar = self.race, self._sofar
         if race is None or sofar is None or self._summed_version == race.index.version:
             return
+        if self.state == "running" and time.monotonic() < self._sum_again_at:
+            return
         self._summed_version = race.index.version
-        self.in_background("sofar", lambda: sofar.figures(race.index), self._figures_found)
 
-    def _figures_found(self, figures: dict[str, MethodSoFar]) -> None:
-        self.figures = figures
+        def figures() -> tuple[dict[str, MethodSoFar], float]:
+            began = time.thread_time()
+            return sofar.figures(race.index), time.thread_time() - began
+
+        self.in_background("sofar", figures, self._figures_found)
+
+    def _figures_found(self, found: tuple[dict[str, MethodSoFar], float]) -> None:
+        self.figures, cost_s = found
+        self._sum_again_at = time.monotonic() + cost_s / _SUMMING_SHARE
         for name in ("speedups", "costs", "speedstrap"):
             self._redraw(name)
         self.draw_now()

@@ -30,7 +30,7 @@ class SummedView(View):
         self._runs: list[str] | None = None
 
     def on_mount(self) -> None:
-        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self.look)
         self.look()
 
     def entered(self) -> None:

@@ -57,7 +57,7 @@ class SystemView(View):
 
     def on_mount(self) -> None:
         self.query_one("#now").focus()
-        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self.look)
         self.look()
 
     def entered(self) -> None:

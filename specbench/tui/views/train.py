@@ -47,7 +47,7 @@ class TrainView(View):
 
     def on_mount(self) -> None:
         self.query_one("#loss").focus()
-        self.set_interval(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self.look)
         self.look()
 
     def entered(self) -> None:
@@ -69,7 +69,6 @@ class TrainView(View):
         if seen == self._seen:
             return
         self._seen = seen
-        self.main.watch_live(self.workspace.folder(run_id))
         self.in_background("training", lambda: self._read_training(run_id), self._training_read)
 
     def _read_training(self, run_id: str) -> Course:

@@ -92,7 +92,7 @@ class TreeView(View):
         self.query_one("#around", TokenView).set_title("The answer up to this step: [ … ], best rejected path ~struck~")
         self.set_class(True, "-empty")
         self.query_one("#tree").focus()
-        self.set_interval(_LOOK_EVERY_S, self._look_at_replay)
+        self.poll(_LOOK_EVERY_S, self._look_at_replay)
         if self.which is not None:
             self._read()
 

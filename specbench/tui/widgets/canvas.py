@@ -24,6 +24,8 @@ Draw = Callable[[int, int], Sequence[Line]]
 
 
 _WIDE = 300
+_MOST_STRIPS = 400
+"""Kept by a pane: several screens of them."""
 
 
 class LineView(ScrollView):
@@ -40,6 +42,12 @@ class LineView(ScrollView):
 
     _base: Style | None = None
 
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._strips: dict[int, tuple[object, Strip]] = {}
+        """By content row: what it was made of, and the strip. The same strip object keeps its own cuts and escapes, so
+        that a pane that scrolls by one row makes one row anew."""
+
     def shown_line(self, y: int) -> Line:
         """The line at content row y."""
         raise NotImplementedError
@@ -52,6 +60,39 @@ class LineView(ScrollView):
         """Make the lines again, for the size of now."""
         raise NotImplementedError
 
+    def set_content_size(self, size: Size) -> None:
+        """Tell how large the lines are together: scroll limits and bar follow.
+
+        Assigning `virtual_size` would lay the whole screen out and draw it anew, for every row that an answer grows.
+        That is only right where the bar appears or goes, or the widget is as high as its lines.
+        """
+        if size == self.virtual_size:
+            return
+        room = self.scrollable_content_region.height
+        is_fixed = not self.styles.auto_dimensions and self.is_mounted
+        has_bar = self.styles.overflow_y == "scroll" or size.height > room
+        if not is_fixed or has_bar != self.show_vertical_scrollbar:
+            self.virtual_size = size
+            return
+        self.set_reactive(LineView.virtual_size, size)
+        if self.show_vertical_scrollbar:
+            self.vertical_scrollbar.window_virtual_size = size.height
+        if self.scroll_y > self.max_scroll_y:
+            self.scroll_y = self.max_scroll_y
+
+    def refresh_rows(self, first: int, last: int) -> None:
+        """Draw content rows first to last again, as far as they are on the screen."""
+        top = round(self.scroll_y)
+        begin, end = max(first - top, 0), min(last - top + 1, self.size.height)
+        if begin < end:
+            self.refresh(Region(0, begin, self.size.width, end - begin))
+
+    def refresh_changed(self, before: Sequence[Line], now: Sequence[Line]) -> None:
+        """Draw the rows again in which two states differ."""
+        for row in range(max(len(before), len(now))):
+            if row >= len(before) or row >= len(now) or before[row] != now[row]:
+                self.refresh_rows(row, row)
+
     @property
     def width(self) -> int:
         """Cells a line may fill."""
@@ -62,6 +103,10 @@ class LineView(ScrollView):
         theme = self.app.current_theme
         return styles(dark=theme.dark, ansi=theme.ansi)[name]
 
+    def row_state(self, y: int) -> object:
+        """All that a row's look depends on beside the widget's style and size; equal states look equal."""
+        return self.shown_line(y)
+
     def row_segments(self, y: int) -> list[Segment]:
         """A whole style on every segment: NO_COLOR's filter crashes on None (Textual 8.2)."""
         base = self.base_style
@@ -70,7 +115,17 @@ class LineView(ScrollView):
     def render_lines(self, crop: Region) -> list[Strip]:
         # The widget's own style is found anew by every question: once a frame, not three times a line.
         self._base = self.rich_style
-        return super().render_lines(crop)
+        if self.styles.gutter or self.opacity != 1.0:
+            return super().render_lines(crop)
+        # Without border and padding there is nothing that Textual would add to a line.
+        _, background = self.background_colors
+        # The bar's column belongs to the line, though the bar is drawn over it.
+        width = self.outer_size.width
+        strips = [self.render_line(y).adjust_cell_length(width, self._base) for y in crop.line_range]
+        for each in self.get_line_filters():
+            strips = [strip.apply_filter(each, background) for strip in strips]
+        begin, end = crop.column_span
+        return strips if (begin, end) == (0, width) else [strip.crop(begin, end) for strip in strips]
 
     def render_line(self, y: int) -> Strip:
         _, scroll_y = self.scroll_offset
@@ -78,8 +133,20 @@ class LineView(ScrollView):
         width = self.size.width
         if row >= self.num_lines():
             return Strip.blank(width, self.base_style)
+        selection = self.text_selection
+        state = (
+            self.row_state(row), width, self.base_style, self.app.theme,
+            selection.get_span(row) if selection is not None else None,
+        )  # fmt: skip
+        kept = self._strips.get(row)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        if len(self._strips) > _MOST_STRIPS:
+            self._strips.clear()
         segments = self._with_selection(self.row_segments(row), row)
-        return Strip(segments).crop_extend(0, width, self.base_style).apply_offsets(0, row)
+        strip = Strip(segments).crop_extend(0, width, self.base_style).apply_offsets(0, row)
+        self._strips[row] = (state, strip)
+        return strip
 
     @property
     def base_style(self) -> Style:
@@ -131,9 +198,6 @@ class LineView(ScrollView):
 class Canvas(LineView, can_focus=True):
     """Lines from a function of the size, drawn again on every resize."""
 
-    _is_stable = True
-    """Equal lines look equal: not so in a list, whose cursor is no part of them."""
-
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "scroll_down", "Scroll", show=False),
         Binding("k", "scroll_up", "Scroll", show=False),
@@ -162,12 +226,9 @@ class Canvas(LineView, can_focus=True):
         region = self.scrollable_content_region
         if region.width <= 0 or region.height <= 0:
             return
-        lines = self._draw(region.width, region.height)
-        if lines == self._lines and self._is_stable:
-            return
-        self._lines = lines
-        self.virtual_size = Size(region.width, len(lines))
-        self.refresh()
+        before, self._lines = self._lines, self._draw(region.width, region.height)
+        self.set_content_size(Size(region.width, len(self._lines)))
+        self.refresh_changed(before, self._lines)
 
     def shown_line(self, y: int) -> Line:
         return self._lines[y]
@@ -194,10 +255,8 @@ class Strap(LineView):
     def redraw(self) -> None:
         """Ask for the line again."""
         if self.size.width > 0:
-            lines = self._draw(self.size.width, 1)
-            if lines != self._lines:
-                self._lines = lines
-                self.refresh()
+            before, self._lines = self._lines, self._draw(self.size.width, 1)
+            self.refresh_changed(before, self._lines)
 
     def shown_line(self, y: int) -> Line:
         return self._lines[y]
@@ -208,8 +267,6 @@ class Strap(LineView):
 
 class Rows(Canvas):
     """A list with a cursor: its first lines stand still, the others are rows with keys."""
-
-    _is_stable = False
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,j", "cursor(1)", "Down", show=False),
@@ -247,6 +304,13 @@ class Rows(Canvas):
         if before != self.key and self._moved is not None:
             self.call_later(self._moved)
         return [*self._head, *(row for _, row in rows)]
+
+    def redraw(self) -> None:
+        before = self._keys, self.key, len(self._head)
+        super().redraw()
+        # The cursor is no part of a line: where it stands elsewhere now, equal lines look different.
+        if before != (self._keys, self.key, len(self._head)):
+            self.refresh()
 
     def shown_line(self, y: int) -> Line:
         _, scroll_y = self.scroll_offset

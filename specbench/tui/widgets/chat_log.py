@@ -145,6 +145,14 @@ class ChatLog(LineView, can_focus=True):
         pieces = block.rows.row(y - len(block.lines), len(block.tokens))
         return (Span(" " * _INDENT), *(Span(piece.text) for piece in pieces))
 
+    def row_state(self, y: int) -> object:
+        block, row = self._find(y)
+        if row < len(block.lines):
+            return block.lines[row]
+        assert block.rows is not None
+        pieces = block.rows.row(row - len(block.lines), len(block.tokens))
+        return self._mode, tuple((piece, block.tokens[piece.token]) for piece in pieces)
+
     def row_segments(self, y: int) -> list[Segment]:
         block, row = self._find(y)
         if row < len(block.lines):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Region
 from textual.widget import Widget
 
 from specbench.tui import draw_race
@@ -48,6 +49,8 @@ class LanePane(Vertical):
         self._restarts = -1
         self._words = ("", "")
         self._words_at = 0.0
+        self._is_border_only = False
+        """What is refreshed now are the border's words and nothing else."""
         self.tokens = TokenView(mode=mode)
         self.counts = Canvas(self._counts, classes="counts")
         self.counts.can_focus = False
@@ -76,12 +79,14 @@ class LanePane(Vertical):
         is_new = lane is not self.lane or lane.num_restarts != self._restarts
         self.lane, self.seconds = lane, seconds
         title, below = self._title(lane, ratio), draw_race.lane_rate(lane, seconds)
-        # Border words repaint the whole pane: only where they changed, and the rate not with every token.
+        # Only where they changed, and the rate not with every token: nobody reads it so fast.
         now = time.monotonic()
         is_due = not is_moving or now - self._words_at > _RATE_EVERY_S
         if title != self._words[0] or (below != self._words[1] and is_due):
             self._words, self._words_at = (title, below), now
+            self._is_border_only = True
             self.border_title, self.border_subtitle = Content(visible(title)), Content(below)
+            self._is_border_only = False
         self._restarts = lane.num_restarts
         if lane.timeline is None or (lane.generation and lane.generation.ending and lane.generation.ending.error):
             self.tokens.say(self._why_empty(lane))
@@ -94,6 +99,16 @@ class LanePane(Vertical):
                 self.tokens.reveal(shown)
             self.tokens.set_ghost(lane.ghost_at(seconds))
         self.counts.redraw()
+
+    def refresh(
+        self, *regions: Region, repaint: bool = True, layout: bool = False, recompose: bool = False
+    ) -> LanePane:
+        """Border words lie on two rows; Textual would draw the pane anew for them, with all its tokens."""
+        if self._is_border_only:
+            left, top = self.gutter.left, self.gutter.top
+            width, height = self.outer_size
+            regions = (Region(-left, -top, width, 1), Region(-left, height - 1 - top, width, 1))
+        return super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
 
     def _why_empty(self, lane: Lane) -> Sequence[Line]:
         width = max(10, self.tokens.width)

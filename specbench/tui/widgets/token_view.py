@@ -27,6 +27,17 @@ class TokenView(LineView, can_focus=True):
         Binding("k", "scroll_up", "Scroll", show=False),
     ]
 
+    # Always there, and seen where there is something to scroll: a bar that comes and goes with every answer lays the
+    # whole screen out each time.
+    DEFAULT_CSS = """
+    TokenView {
+        overflow-y: scroll;
+        scrollbar-background: $background;
+        scrollbar-background-hover: $background;
+        scrollbar-background-active: $background;
+    }
+    """
+
     def __init__(self, *, id: str | None = None, mode: Mode = Mode.BOTH) -> None:
         super().__init__(id=id)
         self._tokens: list[Shown] = []
@@ -35,6 +46,8 @@ class TokenView(LineView, can_focus=True):
         self._rows = TokenRows(1, mode)
         self._note: Sequence[Line] = ()
         self._ghost = ""
+        self._num_layouts = 0
+        """Changes with tokens, width and marks: a row's pieces only name the tokens."""
 
     @property
     def mode(self) -> Mode:
@@ -79,15 +92,20 @@ class TokenView(LineView, can_focus=True):
         if num_tokens == self._num_shown and not self._note:
             return
         follows = self.scroll_offset.y >= self.max_scroll_y - 1 or num_tokens < self._num_shown
-        self._num_shown, self._note = num_tokens, ()
-        self._measure(follows=follows)
+        if self._note:
+            self._num_shown, self._note = num_tokens, ()
+            self._measure(follows=follows)
+            return
+        before, self._num_shown = self._num_shown, num_tokens
+        first, last = sorted((self._rows.num_rows(before), self._rows.num_rows(num_tokens)))
+        self._measure(follows=follows, rows=(max(0, first - 1), last))
 
     def set_ghost(self, text: str) -> None:
         """What was drafted and rejected in the last step, behind the last token and no part of the answer."""
         ghost = f"~{visible(text)}~" if text else ""
         if ghost != self._ghost:
             self._ghost = ghost
-            self.refresh()
+            self.refresh_rows(self.num_lines() - 1, self.num_lines() - 1)
 
     def say(self, lines: Sequence[Line]) -> None:
         """Instead of tokens: why there are none."""
@@ -110,15 +128,23 @@ class TokenView(LineView, can_focus=True):
             return
         self._rows = TokenRows(self.width, self._mode)
         self._rows.extend(self._tokens)
+        self._num_layouts += 1
         self._measure(follows=True)
 
-    def _measure(self, *, follows: bool) -> None:
-        self.virtual_size = Size(self.width, self.num_lines())
+    def _measure(self, *, follows: bool, rows: tuple[int, int] | None = None) -> None:
+        """rows: the only ones that changed, first and last."""
+        # As high as the pane at least: then the bar has nothing to show.
+        room = self.scrollable_content_region.height
+        self.set_content_size(Size(self.width, max(self.num_lines(), room)))
         if follows:
             self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)
             # Where the bar appears with this very scroll, it was not there yet to be told of it.
             self.call_after_refresh(self._place_thumb)
-        self.refresh()
+        # A pane that scrolled with this is drawn whole by Textual.
+        if rows is None:
+            self.refresh()
+        else:
+            self.refresh_rows(*rows)
 
     def _place_thumb(self) -> None:
         if self.show_vertical_scrollbar and self.vertical_scrollbar.position != self.scroll_y:
@@ -131,6 +157,13 @@ class TokenView(LineView, can_focus=True):
         if self._note:
             return self._note[y]
         return tuple(Span(piece.text) for piece in self._rows.row(y, self._num_shown))
+
+    def row_state(self, y: int) -> object:
+        if self._note:
+            return self._note[y]
+        ghost = self._ghost if y == self.num_lines() - 1 else ""
+        # A copy: the last row's list grows in place.
+        return self._num_layouts, tuple(self._rows.row(y, self._num_shown)), ghost
 
     def row_segments(self, y: int) -> list[Segment]:
         """A row of tokens, each in its style; marks never wear the colour of text before them."""
