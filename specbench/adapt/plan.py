@@ -21,7 +21,7 @@ class LearningPlan:
     ce_share: float = 0.3
     learn_temperature: float = 1.0
     """Both laws are compared at it."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.0
     lr_warmup: float = 0.1
     """Share of a round."""
@@ -58,7 +58,7 @@ class LearningPlan:
     """A candidate is drafted with when the 95 % interval of its gain in expected acceptance lies above this."""
     patience: int = 4
     """Judged rounds in a row in which a candidate may seem worse than what is drafted with before it is begun anew."""
-    min_held_out: int = 8
+    min_held_out: int = 24
     """Held-out answers without which nothing is promoted."""
     rollback: bool = True
     """Back to the version before when the live acceptance falls below what it was under it."""
