@@ -135,13 +135,9 @@ class Talk:
 
     def _say(self, text: str) -> None:
         told_stuck = False
-        prefill_s = 0.0
 
-        def told(tokens: Sequence[Heard], rows: Sequence[StepRow]) -> None:
-            nonlocal told_stuck, prefill_s
-            if rows and not prefill_s:
-                first = rows[0]
-                prefill_s = first.end_s - first.draft_s - first.verify_s - first.accept_s - first.commit_s
+        def told(tokens: Sequence[Heard], rows: Sequence[StepRow], prefill_s: float) -> None:
+            nonlocal told_stuck
             figures = figures_of(rows, prefill_s=prefill_s)
             self._front.heard(tokens, figures)
             drafted = [row for row in rows if row.num_nodes][-STUCK_STEPS:]

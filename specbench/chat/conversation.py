@@ -36,8 +36,8 @@ _FIRST_LEN = 2048
 _PACE_TOKENS = 33
 """Of plain decoding, the prefill's token included: measured once after as many to warm up."""
 
-Told = Callable[[Sequence[Heard], Sequence[StepRow]], None]
-"""Receives tokens as they come and all steps so far, at most every 100 ms."""
+Told = Callable[[Sequence[Heard], Sequence[StepRow], float], None]
+"""Receives tokens as they come, all steps so far and the prefill's seconds, at most every 100 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +217,11 @@ class Conversation:
             nonlocal prefill_s
             prefill_s = time.perf_counter() - began_s
             first.extend(tokens)
-            told([Heard(tokens[0], "plain", 0)], rows)
+            told([Heard(tokens[0], "plain", 0)], rows, prefill_s)
 
         def sink(new: Sequence[StepRow]) -> None:
             rows.extend(new)
-            told([heard for row in new for heard in heard_of(row)], rows)
+            told([heard for row in new for heard in heard_of(row)], rows, prefill_s)
             if self.is_stop_asked:
                 raise _StopAsked
 

@@ -20,7 +20,7 @@ from specbench.chat.reply import Figures, Heard, Reply
 from specbench.tui.detokenise import Pieces
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 
 class Pipe:
@@ -29,11 +29,7 @@ class Pipe:
     def __init__(self, conversation: Conversation, out: TextIO) -> None:
         self._talk = conversation
         self._out = out
-        self._pieces = self._new_pieces()
-
-    def _new_pieces(self) -> Pieces:
-        backend: Tokenizer | None = getattr(self._talk.tokenizer, "backend_tokenizer", None)
-        return Pieces(backend)
+        self._pieces = Pieces.of(self._talk.tokenizer)
 
     def send(self, kind: str, **body: Any) -> None:
         """One line, on its way at once."""
@@ -65,7 +61,7 @@ class Pipe:
             finish_reason=reply.finish_reason,
             figures=reply.figures.as_json(self._talk.pace),
         )
-        self._pieces = self._new_pieces()
+        self._pieces = Pieces.of(self._talk.tokenizer)
 
     def changed(self) -> None:
         self.send("changed", **self.state())

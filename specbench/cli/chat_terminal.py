@@ -23,7 +23,7 @@ from specbench.tui.sanitise import visible as harmless
 from specbench.tui.theme import first_mode
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 _KINDS = {"plain": Kind.PLAIN, "drafted": Kind.DRAFTED, "bonus": Kind.BONUS}
 _STYLES = {"good": Style(color="green"), "warn": Style(color="yellow"), "bad": Style(color="red", bold=True)}
@@ -46,15 +46,10 @@ class Terminal:
         self._colours = _SYSTEMS.get(out.color_system or "") if out.is_terminal and not out.no_color else None
         system = out.color_system if self._colours is not None else None
         self.mode = first_mode(no_color=out.no_color, color_system=system) if out.is_terminal else Mode.PLAIN
-        self._pieces = self._new_pieces()
+        self._pieces = Pieces.of(self._talk.tokenizer)
         self._column = 0
         self._aside = 0
         """Cells of the figures that stand behind the text now."""
-
-    def _new_pieces(self) -> Pieces:
-        # A slow tokenizer decodes by the same signature.
-        backend: Tokenizer | None = getattr(self._talk.tokenizer, "backend_tokenizer", None)
-        return Pieces(backend)
 
     def greet(self) -> None:
         """What one talks to, and how fast it is by itself."""
@@ -130,7 +125,7 @@ class Terminal:
         sys.stdout.write("\n")
         sys.stdout.flush()
         self._column = 0
-        self._pieces = self._new_pieces()
+        self._pieces = Pieces.of(self._talk.tokenizer)
         stopped = " · stopped" if reply.finish_reason == "stopped" else ""
         cut = " · cut at max_new_tokens" if reply.finish_reason == "length" else ""
         self.note(f"  {figures_words(reply.figures, self._talk)}{stopped}{cut}")

@@ -34,6 +34,11 @@ class Pieces:
         self._read = 0
         """Ids whose text was handed out."""
 
+    @classmethod
+    def of(cls, tokenizer: object) -> Pieces:
+        """By a model's tokenizer: its fast core, where it has one."""
+        return cls(getattr(tokenizer, "backend_tokenizer", None))
+
     def add(self, token: int) -> str:
         """The text this token added; empty while it is part of a character that is not whole yet."""
         if token < 0:
