@@ -19,6 +19,7 @@ from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS, full_command, with_defaults
 from specbench.bench.request import RunRequest, parse_grid, parse_setting, parse_variant
 from specbench.errors import SpecbenchError, UsageError
+from specbench.quantisation import CHOICES
 from specbench.suite.reading import packaged_names, read_suite_file, resolve_spec
 from specbench.suite.schema import Defaults
 
@@ -30,6 +31,17 @@ _LISTS: dict[str, tuple[Callable[[str], object], str]] = {
     "grid": (parse_grid, "M.K=1,2,4"),
     "variants": (parse_variant, "M:K=V,K=V"),
 }
+_SAID = {
+    "adapt": "on | off",
+    "device": "auto, cpu, mps, cuda, cuda:N",
+    "attention": "auto, sdpa, plain, triton",
+    "graphs": "auto | on | off",
+    "compile": "auto | on | off",
+    "quantisation": ", ".join(CHOICES),
+    "dtype": "auto, or float32, bfloat16, …",
+    "template": "chat, or a plain one by name",
+}
+"""Of options whose type does not say it."""
 
 
 class Field(NamedTuple):
@@ -65,6 +77,8 @@ def _hint(name: str, kind: Any) -> str:
         return "a hub id, a folder, or demo"
     if name in _LISTS:
         return _LISTS[name][1]
+    if name in _SAID:
+        return _SAID[name]
     if name in ("methods",):
         return "a,b,…; empty: all that are ready"
     if name in ("data", "methods_dirs"):

@@ -33,6 +33,8 @@ class Machine:
     load: float = 0.0
     own_percent: float = 0.0
     own_bytes: int = 0
+    pid: int = field(default_factory=os.getpid)
+    niceness: int = 0
     history: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     own_history: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _process: psutil.Process = field(default_factory=psutil.Process)
@@ -45,13 +47,14 @@ class Machine:
         self.swap_used = psutil.swap_memory().used
         self.load = os.getloadavg()[0]
         self.own_percent = self._process.cpu_percent()
+        self.niceness = os.nice(0)
         self.own_bytes = self._process.memory_info().rss
         self.history.append(sum(self.cores) / max(1, len(self.cores)))
         self.own_history.append(self.own_percent)
 
 
-def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None) -> list[Line]:
-    """Cores, memory, load, and what this viewer takes of them."""
+def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None, *, giving_way: str = "") -> list[Line]:
+    """Cores, memory, load, and what this viewer takes of them. giving_way: whether it does, in words."""
     room = max(4, width - 26)
     found: list[Line] = []
     for number, percent in enumerate(machine.cores[:16]):
@@ -72,10 +75,11 @@ def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None) -> l
     found.append(line(Span("this viewer", "bold")))
     found.append(
         line(
-            f"process {os.getpid()}, nice {os.nice(0)}, {machine.own_percent:.1f} % of a core, "
+            f"process {machine.pid}, nice {machine.niceness}, {machine.own_percent:.1f} % of a core, "
             f"{machine.own_bytes / 2**20:.0f} MiB"
         )
     )
+    found += wrap(giving_way, width, "dim") if giving_way else []
     found.append(fit(line("its share  ", Span(sparkline(list(machine.own_history), max(4, width - 12), low=0))), width))
     if cost is None:
         words = "What watching costs a run was not measured here: specbench doctor --viewer, three minutes."

@@ -132,6 +132,15 @@ class GivingWay:
                 self._before, self.is_lifted = None, False
         return not self.is_lifted
 
+    def told(self) -> str:
+        """In full, for the System screen."""
+        if not self.is_on:
+            return "at full weight: no run of this machine is live"
+        if self._before is None:
+            return f"gives way to a live run: its threads at niceness {NICENESS}"
+        lifted = ", lifted for a key" if self.is_lifted else ""
+        return f"gives way to a live run: its session at niceness {SESSION_NICENESS}{lifted}"
+
     def words(self) -> str:
         """For the corner of the screen."""
         return "gives way ≤ 8 fps" if self.is_on else ""

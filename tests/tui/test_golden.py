@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from specbench.store.traces import Which
+from specbench.tui import machine
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.theme import LIGHT
-from specbench.tui.views import chat
+from specbench.tui.views import chat, library
 from specbench.tui.views.accept import AcceptView
 from specbench.tui.views.board import BoardView
+from specbench.tui.views.launch import LaunchForm
+from specbench.tui.views.library import Item
 from specbench.tui.views.race import RaceView
 from specbench.tui.views.speed import SpeedView
+from specbench.tui.views.system import SystemView
 from specbench.tui.views.train import TrainView
 from specbench.tui.views.tree import TreeView
 from tests.store.traced import write_traced
@@ -24,6 +28,16 @@ from tests.tui.test_chat import Pretending
 from tests.tui.test_training import TRAINING, write_training
 
 _GOLDEN = Path(__file__).with_name("golden")
+
+
+ITEMS = [
+    Item("suite", "gsm8k", "not here", "dim", "? questions, GSM8K test", ("GSM8K test", "licence: MIT")),
+    Item("suite", "mine", "unreadable", "bad", "mine.yaml:3 is not YAML", ("mine.yaml:3",)),
+    Item("method", "broken_one", "broken", "bad", "drafter.py is missing beside method.yaml", ("why",)),
+    Item("method", "redrafter", "needs weights", "dim", "Beams of a small recurrent network", ("a paper",)),
+    Item("target", "demo", "embedded", "good", "ships with specbench", ("--target demo",)),
+    Item("drafter", "demo/lstm", "embedded", "good", "trained for the demo target", ("a folder",)),
+]
 
 
 def _compare(app: SpecbenchApp, name: str) -> None:
@@ -115,5 +129,50 @@ def test_a_traced_step_a_training_and_a_conversation_look_as_they_did(
             await pilot.press("escape")
             await pilot.pause(0.2)
             _compare(app, "chat")
+
+    drive(body)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_machine_the_library_and_a_new_run_look_as_they_did(
+    store: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that stands still: what the screens read of this one is given to them."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(library, "items", lambda store: ITEMS)
+    monkeypatch.setattr(machine.Machine, "look", lambda self: None)
+    monkeypatch.setattr(machine, "governor", lambda: "performance")
+    reading = machine.Machine(
+        cores=[12.0, 97.0],
+        memory_used=5 << 30,
+        memory_total=16 << 30,
+        load=1.25,
+        own_percent=3.2,
+        own_bytes=48 << 20,
+        pid=4321,
+    )
+
+    async def body() -> None:
+        app = an_app(store, RUN)
+        async with app.run_test(size=size) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
+            await pilot.press("6")
+            await settled(pilot, lambda: isinstance(app.screen, SystemView) and app.screen.summed is not None)
+            view = app.screen
+            assert isinstance(view, SystemView)
+            await settled(pilot, lambda: view.record is not None)
+            view.machine = reading
+            view.look()
+            await pilot.pause(0.2)
+            _compare(app, "system")
+            await pilot.press("0")
+            await settled(pilot, lambda: "broken_one" in screen_text(app))
+            await pilot.pause(0.2)
+            _compare(app, "library")
+            app.workspace.store = None  # the folder's name is another one every time
+            app.push_screen(LaunchForm(app.workspace, {"target": "demo", "limit": "4"}))
+            await settled(pilot, lambda: "ctrl+r runs" in screen_text(app))
+            await pilot.pause(0.2)
+            _compare(app, "launch")
 
     drive(body)

@@ -11,6 +11,7 @@ from textual.widget import Widget
 
 from specbench import paths, registry
 from specbench.errors import SpecbenchError
+from specbench.store.words import count
 from specbench.suite import survey
 from specbench.tui import sharing
 from specbench.tui.detokenise import hub_cache
@@ -153,7 +154,7 @@ class LibraryView(View):
         counts = {
             kind: sum(item.kind == kind for item in self.items) for kind in ("suite", "method", "target", "drafter")
         }
-        parts = [f"{number} {kind}s" for kind, number in counts.items()]
+        parts = [count(number, kind) for kind, number in counts.items()]
         return " · ".join([*parts, *([f"filter: {self.words}"] if self.words else [])])
 
     def shown(self) -> list[Item]:
