@@ -300,3 +300,31 @@ def summary(trace: Trace) -> list[Line]:
             overlap = sum(min(node.p, node.q or 0.0) for node in known) / len(known)
             found.append(line(f"mean of min(p, q) over the {len(known)} nodes asked about: {overlap:.2f}"))
     return found
+
+
+def untraced_lines(command: str, width: int) -> list[Line]:
+    """In place of a tree: how to come by one."""
+    return [
+        line(Span("This answer has no trace yet.", "bold")),
+        (),
+        line(Span("t", "key"), " replays it once, untimed, and keeps every step's tree."),
+        *wrap(
+            "It loads the target, so it takes seconds for a small one; the run's figures stay as they are.",
+            width,
+            "dim",
+        ),
+        (),
+        *wrap(f"the same in a shell: {command}", width, "dim"),
+    ]
+
+
+def marks_lines() -> list[Line]:
+    """What the signs of this screen mean, for its help."""
+    return [
+        line(Span("What is shown", "bold")),
+        line("q   the drafter's probability of a token given its parent; – where the method has no law of its own"),
+        line("p   the target's, after temperature and filters; at temperature 0 its own at temperature 1"),
+        line("✓ accepted   ✗ rejected: asked, another token chosen   · not reached: its parent was not accepted"),
+        line("▸ what the acceptance rule chose      ◆ the target's own token, where the accepted path ends"),
+        *wrap("Beams and the tries of CTC drafters stand as they were verified: merged where they begin alike.", 96),
+    ]

@@ -242,18 +242,7 @@ class TreeView(View):
                 (),
                 *(line(Span(row, "dim")) for row in self._replaying.log()),
             ]
-        return [
-            line(Span("This answer has no trace yet.", "bold")),
-            (),
-            line(Span("t", "key"), " replays it once, untimed, and keeps every step's tree."),
-            *wrap(
-                "It loads the target, so it takes seconds for a small one; the run's figures stay as they are.",
-                width,
-                "dim",
-            ),
-            (),
-            *wrap(f"the same in a shell: {self._command()}", width, "dim"),
-        ]
+        return draw_tree.untraced_lines(self._command(), width)
 
     def _command(self) -> str:
         assert self.which is not None
@@ -393,16 +382,7 @@ class TreeView(View):
         return [*super().exports(), sharing.write_text(self.workspace.store, "tree", ".txt", words)]
 
     def explain(self) -> list[Line]:
-        return [
-            line(Span("What is shown", "bold")),
-            line("q   the drafter's probability of a token given its parent; – where the method has no law of its own"),
-            line("p   the target's, after temperature and filters; at temperature 0 its own at temperature 1"),
-            line("✓ accepted   ✗ rejected: asked, another token chosen   · not reached: its parent was not accepted"),
-            line("▸ what the acceptance rule chose      ◆ the target's own token, where the accepted path ends"),
-            *wrap(
-                "Beams and the tries of CTC drafters stand as they were verified: merged where they begin alike.", 96
-            ),
-        ]
+        return draw_tree.marks_lines()
 
 
 def _identify(folder: Path) -> tuple[Manifest, Found]:
