@@ -61,6 +61,13 @@ def put_moments(optimiser: torch.optim.Optimizer, module: nn.Module, candidate: 
         }
 
 
+def fits(candidate: Candidate, weights: Mapping[str, Tensor]) -> bool:
+    """Whether it is of the layers and the rank that these weights are of: options may have changed since."""
+    return {name: tensor.shape for name, tensor in candidate.weights.items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
 def _path(store: Path, domain: str) -> Path:
     return store / _FOLDER / f"{hashlib.sha256(domain.encode()).hexdigest()[:12]}.safetensors"
 

@@ -19,6 +19,7 @@ import torch
 from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.bench.contestants import Contestant
+from specbench.errors import EnvironmentFailed
 from specbench.events import AdapterRound, Measured
 from specbench.store.journal import Journal
 from specbench.store.observed import ObservedAnswer, ObservedLog
@@ -146,7 +147,7 @@ class Learning:
     def _beside_answers(self, contestant: Contestant) -> list[Round]:
         """One process a method: the round that ended, and the next one begun where it is due."""
         from specbench.bench.round_process import RoundProcess
-        from specbench.training.rounds import due, rolled_back
+        from specbench.training.rounds import dropped, due, rolled_back
 
         adaptation, choice = contestant.drafter.adaptation, contestant.competitor.choice
         assert adaptation is not None
@@ -161,7 +162,10 @@ class Learning:
             if back is not None:
                 found.append(back)
             if label not in self._beside and due(adaptation, name):
-                self._beside[label] = RoundProcess(adaptation, name, choice.card.name, choice.options)
+                try:
+                    self._beside[label] = RoundProcess(adaptation, name, choice.card.name, choice.options)
+                except (EnvironmentFailed, OSError) as error:  # a full disk ends a round, not the run
+                    found.append(dropped(name, adaptation.domain(name), getattr(error, "what", str(error))))
                 adaptation.domain(name).memory.learnt()
         return found
 

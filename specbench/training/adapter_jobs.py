@@ -124,7 +124,9 @@ def open_adaptation(
     for observed in store.rows.read():
         if observed.domain == domain:
             memory.add(observed)
-    adaptation.domain(domain).candidate = candidates.load(store.folder, domain, base_hash=lm.weights_hash, began=number)
+    learnt = candidates.load(store.folder, domain, base_hash=lm.weights_hash, began=number)
+    if learnt is not None and candidates.fits(learnt, adaptation.layers.weights()):
+        adaptation.domain(domain).candidate = learnt
     return adaptation
 
 

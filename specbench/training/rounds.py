@@ -144,15 +144,15 @@ def learn(adaptation: Adaptation, name: str = "") -> Round:
         trained = _train(adaptation, domain)
         found = _judge(adaptation, domain, name, trained)
     except StepFailed:
-        found = _dropped(name, domain, "the loss or its gradient was not a number")
+        found = dropped(name, domain, "the loss or its gradient was not a number")
     except SpecbenchError as error:
         if isinstance(error, UsageError):
             raise
-        found = _dropped(name, domain, error.what)
+        found = dropped(name, domain, error.what)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        found = _dropped(name, domain, "out of memory")
+        found = dropped(name, domain, "out of memory")
     finally:
         # What is drafted with is what was decided, however this ended.
         in_use = adaptation.loaded
@@ -344,7 +344,8 @@ def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, 
     return number
 
 
-def _dropped(name: str, domain: Domain, why: str) -> Round:
+def dropped(name: str, domain: Domain, why: str) -> Round:
+    """A round that came to nothing."""
     return Round(domain=name, outcome="dropped", why=f"round dropped: {why}", version=domain.in_use.number)
 
 

@@ -19,7 +19,7 @@ from specbench.bench.learning import Learning
 from specbench.bench.request import GridAxis, RunRequest, Setting
 from specbench.bench.round_process import RoundProcess
 from specbench.bench.runner import run
-from specbench.errors import UsageError
+from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import AdapterRound, Measured
 from specbench.store.db import open_store
 from specbench.store.journal import Journal, read_events
@@ -309,3 +309,23 @@ def test_a_concurrent_round_ends_with_its_run_and_learns_from_its_own_repeat_alo
     assert any(mine < all_repeats for mine, all_repeats in zip(given, seen, strict=True)), (
         "in the second repeat the file knows every question of the first, the round does not"
     )
+
+
+def test_a_disk_that_has_no_room_for_a_concurrent_round_ends_the_round_and_not_the_run(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(process: RoundProcess, adaptation: Adaptation, domain: str) -> Path:
+        raise EnvironmentFailed("the disk is full", where="there")
+
+    monkeypatch.setattr(RoundProcess, "_given", full)
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=1, limit=4)
+    settings = (*request.settings, Setting("adaptive_lora", "learning", "concurrent"))
+    told: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    outcome = run(RunRequest(**{**vars(request), "settings": settings}), Listening())
+    assert outcome.state == "finished" and outcome.failed_checks == ()
+    assert any("dropped" in text and "the disk is full" in text for text in told)

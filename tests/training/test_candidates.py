@@ -124,6 +124,8 @@ def test_what_was_learnt_is_kept_beside_the_answers_and_forgotten_under_another_
     for mine, read in ((_candidate().weights, found.weights), (_candidate().moments, found.moments)):
         assert mine.keys() == read.keys()
     assert torch.equal(found.weights["q.lora_A.weight"], _candidate().weights["q.lora_A.weight"])
+    assert candidates.fits(found, _candidate().weights)
+    assert not candidates.fits(found, {"q.lora_A.weight": torch.zeros(4, 3)})
     assert candidates.load(tmp_path, "maths", base_hash="abc", began=2) is None
     assert candidates.load(tmp_path, "maths", base_hash="other", began=1) is None
     assert candidates.load(tmp_path, "code", base_hash="abc", began=1) is None
