@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
+import signal
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +47,8 @@ _LIVE_EVERY_S = 2.0
 _LIFT_S = 1.0
 """After a key."""
 _STREAM_EVERY_S = 2.0
+_ANSWERED = (events.Key, events.Paste, events.MouseDown, events.MouseScrollUp, events.MouseScrollDown)
+"""What somebody waits for."""
 
 
 class ActionsProvider(Provider):
@@ -111,6 +117,7 @@ class SpecbenchApp(App[None]):
         self._stream = stream
         self.workspace = Workspace(store, reader=reader)
         self.giving_way = GivingWay()
+        self._asked_at = 0.0
         self.shown_note = ""
         for each in THEMES:
             self.register_theme(each)
@@ -125,6 +132,9 @@ class SpecbenchApp(App[None]):
         if self._run:
             self.open_run(self._run)
         self.set_interval(_REST_EVERY_S, self.workspace.reader.rest)
+        # Ended from outside, it leaves its terminal's session as it was all the same.
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
         self.look_for_runs()
         self.set_interval(_LIVE_EVERY_S, self.look_for_runs)
         if self._stream is not None:
@@ -193,26 +203,26 @@ class SpecbenchApp(App[None]):
 
     def look_for_runs(self) -> None:
         """Give way to the runs of this machine as long as there is one, whatever screen is shown."""
-        pid = next((pid for folder in self.workspace.being_written() if (pid := live_here(folder))), 0)
-        if pid and not self.giving_way.is_on:
-            self.giving_way.begin(pid)
+        pids = [pid for folder in self.workspace.being_written() if (pid := live_here(folder))]
+        if self.giving_way.look(pids):
             self.set_timer(_LIFT_S, self._give_way_again)
-        elif not pid and self.giving_way.is_on:
-            self.giving_way.end()
         if self.viewer_note != self.shown_note and isinstance(self.screen, View):
             self.shown_note = self.viewer_note
             self.screen.refresh_words()
 
     async def on_event(self, event: events.Event) -> None:
         """A key is answered at full weight, however busy the machine is."""
-        if isinstance(event, events.Key) and self.giving_way.lift():
-            self.set_timer(_LIFT_S, self._give_way_again)
+        if isinstance(event, _ANSWERED):
+            self._asked_at = time.monotonic()
+            if self.giving_way.lift():
+                self.set_timer(_LIFT_S, self._give_way_again)
         await super().on_event(event)
 
     def _give_way_again(self) -> None:
         # What a key or an opening set off in a thread is part of its answer.
         is_answering = any(not worker.is_finished for worker in self.workers)
-        if is_answering or not self.giving_way.again():
+        is_typing = time.monotonic() - self._asked_at < _LIFT_S
+        if is_answering or is_typing or not self.giving_way.again():
             self.set_timer(_LIFT_S, self._give_way_again)
 
     def next_theme(self) -> None:

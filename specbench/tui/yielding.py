@@ -10,7 +10,8 @@ gives way again a second later. SCHED_IDLE is not used: nothing could lift it fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ runs that are started from here."""
 SESSION_NICENESS = 19
 _MOST_REFUSED = 3
 """Changes in a row; then threads give way."""
+_MOST_TRIES, _BETWEEN_S = 5, 0.11
 _ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -48,7 +50,8 @@ def weighs_sessions(
                 return place == "/"
             if number == "0" and place != "/":
                 return "cpu" not in (root / "cgroup.subtree_control").read_text(encoding="ascii").split()
-        return True
+        # A container sees its own group as the root; the real one has no weight.
+        return not (root / "cpu.weight").exists()
     return False
 
 
@@ -70,11 +73,16 @@ def lower_threads(niceness: int = NICENESS) -> None:
 
 
 def live_here(folder: Path) -> int:
-    """The process of this machine that writes the folder; 0 where there is none."""
+    """The process of this machine that writes the folder; 0 where there is none, or it cannot be asked (another
+    user's, a folder that is being deleted)."""
     import socket
 
-    live = holder(folder)
-    return live.pid if live is not None and live.host == socket.gethostname() else 0
+    import psutil
+
+    with suppress(OSError, ValueError, psutil.Error):
+        live = holder(folder)
+        return live.pid if live is not None and live.host == socket.gethostname() else 0
+    return 0
 
 
 class GivingWay:
@@ -87,33 +95,55 @@ class GivingWay:
         set_session: Callable[[int], bool] = set_session,
         session_of: Callable[[int | str], tuple[str, int] | None] = session_of,
         weighs_sessions: Callable[[], bool] = weighs_sessions,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._lower, self._set, self._session_of, self._weighs = lower, set_session, session_of, weighs_sessions
+        self._wait = wait
         self.is_on = False
+        self.is_lowered = False
+        """Its threads are, which is for good."""
         self.is_lifted = False
         self._before: int | None = None
         """The session's niceness before; None where it stays as it is."""
         self._num_refused = 0
 
-    def begin(self, pid: int) -> None:
-        """Give way to this process from now on."""
-        if self.is_on:
-            return
-        self.is_on = True
-        own, other = self._session_of("self"), self._session_of(pid)
+    def look(self, pids: Sequence[int]) -> bool:
+        """Give way to these processes, all that are live -> whether `again` has to be called in a while."""
+        if not pids:
+            self.end()
+            return False
+        own, others = self._session_of("self"), [self._session_of(pid) for pid in pids]
         # A run in the viewer's own session would be lowered with it.
-        if self._weighs() and own is not None and other is not None and own[0] != other[0]:
-            # Not yet: the screen that shows the run is still being made. `again` begins it.
-            self._before, self.is_lifted, self._num_refused = own[1], True, 0
-        else:
-            self._lower()
+        may_lower = own is not None and all(other is not None and other[0] != own[0] for other in others)
+        if not self.is_on:
+            self.is_on = True
+            if own is not None and may_lower and self._weighs():
+                # Not yet: the screen that shows the run is still being made. `again` begins it.
+                self._before, self.is_lifted, self._num_refused = own[1], True, 0
+                return True
+            self._lower_threads()
+        elif not may_lower and self._before is not None:
+            self._restore()
+            self._lower_threads()
+        return False
 
     def end(self) -> None:
-        """The run is over, or the viewer: the shell that started it lives in the same session."""
-        if self._before is not None:
-            self._set(self._before)
-        self.is_on = self.is_lifted = False
-        self._before = None
+        """The last run is over, or the viewer: the shell that started it lives in the same session."""
+        self._restore()
+        self.is_on = False
+
+    def _restore(self) -> None:
+        """The session as it was. The kernel takes one change in 100 ms from all sessions together."""
+        if self._before is not None and not self.is_lifted:
+            for _ in range(_MOST_TRIES):
+                if self._set(self._before):
+                    break
+                self._wait(_BETWEEN_S)
+        self._before, self.is_lifted = None, False
+
+    def _lower_threads(self) -> None:
+        self.is_lowered = True
+        self._lower()
 
     def lift(self) -> bool:
         """For a key; True where there is something to put back with `again`."""
@@ -128,18 +158,20 @@ class GivingWay:
             self.is_lifted = not self._set(max(self._before, SESSION_NICENESS))
             self._num_refused = self._num_refused + 1 if self.is_lifted else 0
             if self._num_refused > _MOST_REFUSED:
-                self._lower()
+                self._lower_threads()
                 self._before, self.is_lifted = None, False
         return not self.is_lifted
 
     def told(self) -> str:
         """In full, for the System screen."""
         if not self.is_on:
-            return "at full weight: no run of this machine is live"
+            threads = f"; its threads stay at niceness {NICENESS}" if self.is_lowered else ""
+            return f"no run of this machine is live{threads}"
         if self._before is None:
             return f"gives way to a live run: its threads at niceness {NICENESS}"
-        lifted = ", lifted for a key" if self.is_lifted else ""
-        return f"gives way to a live run: its session at niceness {SESSION_NICENESS}{lifted}"
+        if self.is_lifted:
+            return "gives way to a live run, but at full weight for a second: a key or an opening"
+        return f"gives way to a live run: its session at niceness {SESSION_NICENESS}"
 
     def words(self) -> str:
         """For the corner of the screen."""

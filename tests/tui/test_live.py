@@ -130,6 +130,28 @@ def test_the_screen_follows_a_live_run_and_says_that_it_gives_way(store: Path, l
     drive(body)
 
 
+def test_a_run_that_ends_between_two_ticks_is_read_to_its_end(store: Path, live: Path) -> None:
+    """As it does while another screen is shown: the look at its state comes first, and after it no tick."""
+
+    async def body() -> None:
+        app = an_app(store, LIVE)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
+            view = app.screen
+            assert isinstance(view, RaceView) and view.race is not None
+            assert view._timer is not None
+            view._timer.pause()
+            steps = crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0), (3, 1, 0)])
+            append(live, Steps(group=1, rows=tuple(steps[3:])), crafted_answer(view.race.manifest, 1, steps))
+            finish(live)
+            (live / "run.lock").write_text("", encoding="utf-8")
+            view._look_at_state()
+            assert view.state == "finished"
+            assert [lane.state for lane in view.race.lanes] == ["done", "done"]
+
+    drive(body)
+
+
 def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
     store: Path, live: Path, writer: subprocess.Popen[bytes]
 ) -> None:

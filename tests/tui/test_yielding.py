@@ -32,6 +32,7 @@ class _Kernel:
             set_session=self.set_session,
             session_of=self.sessions.get,
             weighs_sessions=lambda: self.weighs,
+            wait=lambda seconds: None,
         )
 
     @property
@@ -43,7 +44,7 @@ def test_the_session_gives_way_to_a_run_of_another_one_and_is_given_back() -> No
     """The process itself stays as it was: a run that is started from here must not inherit niceness."""
     kernel = _Kernel({"self": ("/autogroup-1", 3), 7: ("/autogroup-2", 0)})
     way = kernel.way()
-    way.begin(7)
+    assert way.look([7])
     assert kernel.niceness == 3, "first the screen is made"
     assert way.again()
     assert kernel.niceness == SESSION_NICENESS and not kernel.is_lowered and way.words()
@@ -63,17 +64,36 @@ def test_the_session_gives_way_to_a_run_of_another_one_and_is_given_back() -> No
 def test_threads_give_way_where_the_session_cannot(kernel: _Kernel) -> None:
     """Lowering the run's own session would lower the run."""
     way = kernel.way()
-    way.begin(7)
+    way.look([7])
     for _ in range(5):
         way.again()
     assert kernel.is_lowered and kernel.niceness == 0
     assert not way.lift(), "there is nothing that could be taken back"
 
 
+def test_a_run_of_the_viewers_own_session_is_not_lowered_though_another_was_live_first() -> None:
+    kernel = _Kernel({"self": ("/autogroup-1", 0), 7: ("/autogroup-2", 0), 8: ("/autogroup-1", 0)})
+    way = kernel.way()
+    assert way.look([7]) and way.again() and kernel.niceness == SESSION_NICENESS
+    way.look([7, 8])
+    assert kernel.niceness == 0 and kernel.is_lowered and not way.lift()
+    way.look([])
+    assert "its threads stay at niceness" in way.told() and not way.words()
+
+
+def test_the_session_is_given_back_though_the_kernel_refuses_at_first() -> None:
+    kernel = _Kernel({"self": ("/autogroup-1", 0), 7: ("/autogroup-2", 0)})
+    way = kernel.way()
+    assert way.look([7]) and way.again()
+    kernel.refuses = 3
+    way.look([])
+    assert kernel.niceness == 0 and way.told() == "no run of this machine is live"
+
+
 def test_a_key_lifts_it_and_it_comes_back_once_the_kernel_takes_it() -> None:
     kernel = _Kernel({"self": ("/autogroup-1", 0), 7: ("/autogroup-2", 0)})
     way = kernel.way()
-    way.begin(7)
+    assert way.look([7])
     assert way.again()
     assert way.lift() and kernel.niceness == 0
     assert not way.lift(), "the second key within the second finds it lifted"
@@ -94,6 +114,8 @@ def test_sessions_are_weighed_outside_control_groups_of_processor_time_only(tmp_
     assert weighs("1\n", "0::/\n") and not weighs("0\n", "0::/\n")
     assert weighs("1\n", "1:cpu,cpuacct:/\n0::/x\n") and not weighs("1\n", "1:cpu,cpuacct:/docker/x\n0::/\n")
     assert weighs("1\n", "0::/user.slice/x\n", "memory pids") and not weighs("1\n", "0::/user.slice/x\n", "cpu memory")
+    (tmp_path / "cpu.weight").touch()
+    assert not weighs("1\n", "0::/\n"), "a container's own group looks like the root"
     assert not weighs_sessions(enabled=tmp_path / "none", cgroup=cgroup, root=tmp_path)
 
 

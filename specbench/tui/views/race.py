@@ -87,7 +87,7 @@ class RaceView(RaceKeys):
     def run_opened(self) -> None:
         self.opened = self.workspace.run_id
         self.race = None
-        self.figures, self._summed_version = {}, -1
+        self.figures, self._summed_version, self._sum_again_at = {}, -1, 0.0
         # `is_mounted` is not true yet inside on_mount: whether the panes are there is asked instead.
         if not self.query("#lanes"):
             return
@@ -142,6 +142,13 @@ class RaceView(RaceKeys):
                 f"the run is {state}" + (f": {lost}" if state == "lost" else ""),
                 style="bad" if state == "lost" else "good",
             )
+            # No tick may come any more: what was written since the last one is read here.
+            try:
+                self.race.advance()
+            except SpecbenchError as error:
+                self.race = None
+                self.fail(error)
+                return
             # What is there can be played now.
             self.race.leave_following()
         if self.race.is_running != (state == "running"):
@@ -247,9 +254,11 @@ class RaceView(RaceKeys):
             began = time.thread_time()
             return sofar.figures(race.index), time.thread_time() - began
 
-        self.in_background("sofar", figures, self._figures_found)
+        self.in_background("sofar", figures, lambda found: self._figures_found(race, found))
 
-    def _figures_found(self, found: tuple[dict[str, MethodSoFar], float]) -> None:
+    def _figures_found(self, race: Race, found: tuple[dict[str, MethodSoFar], float]) -> None:
+        if race is not self.race:
+            return  # another run was opened meanwhile
         self.figures, cost_s = found
         self._sum_again_at = time.monotonic() + cost_s / _SUMMING_SHARE
         for name in ("speedups", "costs", "speedstrap"):

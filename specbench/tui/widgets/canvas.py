@@ -306,10 +306,11 @@ class Rows(Canvas):
         return [*self._head, *(row for _, row in rows)]
 
     def redraw(self) -> None:
-        before = self._keys, self.key, len(self._head)
+        before = self._keys, self.key, tuple(self._head)
         super().redraw()
-        # The cursor is no part of a line: where it stands elsewhere now, equal lines look different.
-        if before != (self._keys, self.key, len(self._head)):
+        # The cursor is no part of a line: where it stands elsewhere now, equal lines look different. The head stands
+        # still while the rows below it are scrolled.
+        if before != (self._keys, self.key, tuple(self._head)):
             self.refresh()
 
     def shown_line(self, y: int) -> Line:
