@@ -36,6 +36,8 @@ class Candidate:
     """AdamW's, `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`."""
     num_updates: int
     """Optimiser steps behind the moments."""
+    alpha: float
+    """The scale it was learnt at, times the rank."""
     began: int
     """The version it was begun from: under another one it is not gone on with."""
     num_worse: int = 0
@@ -43,9 +45,9 @@ class Candidate:
 
 
 def moments_of(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Copies, on the CPU."""
+    """Copies, on the CPU; of a parameter that no step reached (an expert nothing was routed to), zeros."""
     return {
-        f"{name}.{kind}": optimiser.state[parameter][kind].detach().cpu().clone()
+        f"{name}.{kind}": optimiser.state[parameter].get(kind, torch.zeros_like(parameter)).detach().cpu().clone()
         for name, parameter in module.named_parameters()
         for kind in _MOMENTS
     }
@@ -61,9 +63,9 @@ def put_moments(optimiser: torch.optim.Optimizer, module: nn.Module, candidate: 
         }
 
 
-def fits(candidate: Candidate, weights: Mapping[str, Tensor]) -> bool:
-    """Whether it is of the layers and the rank that these weights are of: options may have changed since."""
-    return {name: tensor.shape for name, tensor in candidate.weights.items()} == {
+def fits(candidate: Candidate, weights: Mapping[str, Tensor], *, alpha: float) -> bool:
+    """Whether it is of the layers, the rank and the scale that these weights are of: options may have changed since."""
+    return candidate.alpha == alpha and {name: tensor.shape for name, tensor in candidate.weights.items()} == {
         name: tensor.shape for name, tensor in weights.items()
     }
 
@@ -83,7 +85,7 @@ def save(store: Path, domain: str, candidate: Candidate | None, *, base_hash: st
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in candidate.weights.items()}
         tensors |= {f"moments.{name}": tensor.contiguous() for name, tensor in candidate.moments.items()}
-        facts = {"num_updates": candidate.num_updates, "began": candidate.began, "num_worse": candidate.num_worse}
+        facts = {name: getattr(candidate, name) for name in ("num_updates", "alpha", "began", "num_worse")}
         save_file(tensors, part, metadata={"candidate": json.dumps({"base_hash": base_hash, **facts})})
         part.replace(path)
     except (OSError, SafetensorError) as error:
@@ -109,6 +111,8 @@ def load(store: Path, domain: str, *, base_hash: str, began: int) -> Candidate |
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = tensor
+        if len(parts["moments"]) != len(_MOMENTS) * len(parts["weights"]):
+            raise ValueError(f"{len(parts['weights'])} matrices with {len(parts['moments'])} moments")
         return Candidate(weights=parts["weights"], moments=parts["moments"], **facts)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise EnvironmentFailed(

@@ -67,6 +67,13 @@ class Memory:
         self.new = []
         self.num_new_positions = 0
 
+    def learnt_but(self, num_new: int) -> None:
+        """All but the last so many of the new answers have been learnt from."""
+        kept = self.new[len(self.new) - num_new :] if num_new else []
+        self.new = self.new[: len(self.new) - len(kept)]
+        self.learnt()
+        self.new, self.num_new_positions = kept, sum(each.num_positions for each in kept)
+
     def _into(self, kept: list[Observed], observed: Observed, num_seen: int) -> None:
         if len(kept) < self.capacity:
             kept.append(observed)

@@ -196,9 +196,9 @@ def words_of(outcome: DemoOutcome) -> list[str]:
     total = sum(each.before.num_prompts for each in outcome.compared)
     found.append(f"{equal} of {total} answers are the same before and after, token by token")
     if not outcome.version:
-        found.append(
-            "no candidate was surely better on answers it had not learnt from: the draft model drafts as before"
-        )
+        judged = any(each.gain is not None for each in outcome.rounds)
+        why = "no candidate was surely better on answers it had not learnt from"
+        found.append(f"{why if judged else 'too few answers were held out to judge'}: the draft model drafts as before")
     found.append(
         f"{outcome.num_positions} positions of {outcome.num_learnt_prompts} answers observed, learnt from for "
         f"{outcome.learn_s:.1f} s; {outcome.seconds:.0f} s in all"

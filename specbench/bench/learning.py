@@ -135,7 +135,8 @@ class Learning:
                     position=each.position_N.tolist(),
                     depth=each.depth_N.tolist(),
                     accepted=each.accepted_N.int().tolist(),
-                    overlap=each.overlap_N.tolist(),
+                    # A draft model in half precision may have overflowed: no number, and JSON has none for it.
+                    overlap=each.overlap_N.nan_to_num(0.0).tolist(),
                 )
                 for each in answers
             ]

@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from specbench import provenance
@@ -66,6 +66,16 @@ def changed_since(manifest: Manifest, session: Session) -> list[str]:
             ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
         )
         if was != is_now
+    ]
+
+
+def drafters_changed(manifest: Manifest, drafters: Mapping[str, Drafter]) -> list[str]:
+    """The same of the drafters, by label: trained anew in their place, or an adapter store that has learnt on, from
+    this run's own questions even."""
+    return [
+        f"the weights of {each.label} ({each.weights_hash[:12]} then, {drafters[each.label].weights_hash[:12]} now)"
+        for each in manifest.methods
+        if each.weights_hash and each.weights_hash != drafters[each.label].weights_hash
     ]
 
 

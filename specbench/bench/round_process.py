@@ -23,9 +23,9 @@ from specbench.adapt import candidate as candidates
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.candidate import Candidate
 from specbench.adapt.versions import VERSIONS, AdapterStore
-from specbench.errors import EnvironmentFailed
+from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.metrics import Interval
-from specbench.training.rounds import Round
+from specbench.training.rounds import Round, dropped
 
 _NOT_HANDED_ON = frozenset({"adapt", "adapter", "store", "learning", "collect"})
 
@@ -49,6 +49,7 @@ class RoundProcess:
             *(sys.executable, "-m", "specbench", "adapt", "train", "--json"),
             *("--store", str(given), "--into", str(self._into)),
             *("--temperature", repr(adaptation.temperature), "--domain", domain),
+            *("--new", str(len(adaptation.domain(domain).memory.new))),
             *("--device", str(adaptation.lm.device), "--version", str(adaptation.domain(domain).in_use.number)),
         ]
         for name, value in options.items():
@@ -102,10 +103,8 @@ class RoundProcess:
         adaptation, domain = self._adaptation, self._adaptation.domain(self.domain)
         try:
             if self._process.returncode != 0:
-                why = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
-                return Round(
-                    domain=self.domain, outcome="dropped", why=f"round dropped: {why[0]}", version=domain.in_use.number
-                )
+                said = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
+                raise EnvironmentFailed(said[-1] if said[0].startswith("Traceback") else said[0])
             answer = (Path(self._scratch.name) / "answer").read_text(encoding="utf-8")
             body = json.loads(answer)
             found = Round(**{field.name: body[field.name] for field in fields(Round)})
@@ -131,10 +130,11 @@ class RoundProcess:
             )
             domain.candidate = None if learnt is None else replace(learnt, began=number)
             return replace(found, version=number)
-        except EnvironmentFailed as error:
-            return Round(
-                domain=self.domain, outcome="dropped", why=f"round dropped: {error.what}", version=domain.in_use.number
-            )
+        except (SpecbenchError, OSError, ValueError, KeyError, TypeError) as error:
+            # As a serial round: what it may have died of is not handed on to the next.
+            if domain.in_use is self._began:
+                domain.candidate = None
+            return dropped(self.domain, domain, error.what if isinstance(error, SpecbenchError) else str(error))
         finally:
             self._scratch.cleanup()
 

@@ -164,6 +164,7 @@ class _Run:
 
     def _refuse_if_changed(self, manifest: Manifest) -> None:
         changed = record.changed_since(manifest, self._session)
+        changed += record.drafters_changed(manifest, {label: each.drafter for label, each in self._contestants.items()})
         if changed:
             raise EnvironmentFailed(
                 f"run {manifest.run_id} cannot go on: {', '.join(changed)} changed since it began",
@@ -233,9 +234,12 @@ class _Run:
                 continue
             if contestant.drafter.carries == "stream":
                 self._restore(contestant, group)
-                self._session.generate(
-                    contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
-                )
+                try:
+                    self._session.generate(
+                        contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
+                    )
+                except Exception as error:  # noqa: BLE001 - it failed when it was measured, and is recorded there
+                    self._progress.say(f"{group.method} failed again on {_shown(group)}: {_text_of(error)}")
                 self._learning.between(contestant, group.group, journal, is_regrown=True)
 
     def _learn(self, journal: Journal, group: GroupRecord) -> None:

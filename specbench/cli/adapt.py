@@ -129,6 +129,10 @@ def train(
     into: Annotated[
         Path | None, typer.Option("--into", metavar="DIR", help="Store for what comes of it; --store is only read.")
     ] = None,
+    num_new: Annotated[
+        int | None,
+        typer.Option("--new", metavar="N", min=1, help="The last N answers are new, others were learnt; default: all."),
+    ] = None,
     store: _Store = None,
     as_json: _Json = False,
 ) -> None:
@@ -146,6 +150,7 @@ def train(
         threads=threads,
         into=into,
         version=version,
+        num_new=num_new,
     )
     if as_json:
         show_json(dataclasses.asdict(found))

@@ -125,7 +125,7 @@ def open_adaptation(
         if observed.domain == domain:
             memory.add(observed)
     learnt = candidates.load(store.folder, domain, base_hash=lm.weights_hash, began=number)
-    if learnt is not None and candidates.fits(learnt, adaptation.layers.weights()):
+    if learnt is not None and candidates.fits(learnt, adaptation.layers.weights(), alpha=shape.alpha):
         adaptation.domain(domain).candidate = learnt
     return adaptation
 
@@ -140,9 +140,11 @@ def train_store(
     threads: int | None = None,
     into: Path | None = None,
     version: int | None = None,
+    num_new: int | None = None,
 ) -> Round:
     """One round from everything a store holds, from its active adapter or another version. into: the store for what
-    comes of it; this one is then only read, and another process may be writing it.
+    comes of it; this one is then only read, and another process may be writing it. num_new: the last so many answers
+    that are not held out are new, the others were learnt from before; None: all are new.
 
     Raises UsageError where there is nothing to learn from.
     """
@@ -154,6 +156,8 @@ def train_store(
         adaptation = open_adaptation(lm, store, options, temperature=temperature, domain=domain, version=version)
         adaptation.store = written
         memory = adaptation.domain(domain).memory
+        if num_new is not None:
+            memory.learnt_but(num_new)
         if not memory.new:
             raise UsageError(
                 f"nothing to learn from: {len(memory.held_out)} answers are held out, none is left",

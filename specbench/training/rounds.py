@@ -23,7 +23,7 @@ from specbench.adapt.adaptation import Adaptation, Domain, InUse
 from specbench.adapt.adapter import Adapter, Lineage
 from specbench.adapt.candidate import Candidate, moments_of, put_moments
 from specbench.adapt.observed import Observed
-from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
+from specbench.errors import SpecbenchError, UsageError
 from specbench.metrics import Bootstrap, Interval, percentile_interval
 from specbench.training.budget import rate
 from specbench.training.step import StepFailed, Stepper
@@ -33,6 +33,10 @@ Outcome = Literal["promoted", "kept", "dropped", "rolled back"]
 RESAMPLES = 2000
 MOST_JUDGED = 128
 """Held-out answers a candidate is judged on; where there are more, a seeded sample."""
+
+
+class OneProcessAlone(UsageError):
+    """A round was asked for by one of several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
                 adaptation.store.rollback(name)  # out of the history: a later rollback must not come back to it
             else:
                 adaptation.store.activate(in_use.parent.number, name)
-        except EnvironmentFailed as error:
+        except SpecbenchError as error:
             why += f"; the store still says otherwise: {error.what}"
     return Round(
         domain=name,
@@ -145,9 +149,9 @@ def learn(adaptation: Adaptation, name: str = "") -> Round:
         found = _judge(adaptation, domain, name, trained)
     except StepFailed:
         found = dropped(name, domain, "the loss or its gradient was not a number")
+    except OneProcessAlone:
+        raise
     except SpecbenchError as error:
-        if isinstance(error, UsageError):
-            raise
         found = dropped(name, domain, error.what)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
@@ -190,7 +194,7 @@ def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision="no")
     if accelerator.num_processes > 1:
-        raise UsageError(
+        raise OneProcessAlone(
             "an adapter learns in one process, not in one of several", where="torchrun", try_="--adapt off"
         )
     losses: list[float] = []
@@ -223,6 +227,7 @@ def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
         candidate = Candidate(
             weights=adaptation.layers.weights(),
             moments=moments_of(optimiser, module),
+            alpha=adaptation.layers.shape.alpha,
             num_updates=len(losses) + (0 if earlier is None else earlier.num_updates),
             began=domain.in_use.number,
             num_worse=0 if earlier is None else earlier.num_worse,

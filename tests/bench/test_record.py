@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from specbench.bench.record import notes_on
+from specbench.bench.record import drafters_changed, notes_on
+from specbench.method import Drafter
 from tests.helpers import NoDrafter
+from tests.store.synthetic import make_manifest
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,18 @@ def test_a_drafter_that_learnt_from_another_quantisation_says_so(learnt: str, no
     drafter.trained_on, drafter.trained_quantisation = "a" * 64, learnt
     notes = notes_on(drafter, target_hash="a" * 64, quantisation=now)
     assert (said in notes[0]) if said else notes == ()
+
+
+def test_a_drafter_that_was_trained_anew_since_the_run_began_is_named() -> None:
+    """An adapter store that learnt on from this run's own questions would answer the rest of them better."""
+    manifest = make_manifest(run_id="r")
+    methods = tuple(each.model_copy(update={"weights_hash": "a" * 64}) for each in manifest.methods)
+    manifest = manifest.model_copy(update={"methods": methods})
+
+    same, other = NoDrafter(), NoDrafter()
+    same.weights_hash, other.weights_hash = "a" * 64, "b" * 64
+    drafters: dict[str, Drafter] = {each.label: same for each in methods}
+    assert drafters_changed(manifest, drafters) == []
+    drafters[methods[-1].label] = other
+    [said] = drafters_changed(manifest, drafters)
+    assert methods[-1].label in said and "aaaaaaaaaaaa then, bbbbbbbbbbbb now" in said

@@ -44,7 +44,7 @@ def _candidate(seed: int = 0, **given: object) -> Candidate:
     generator = torch.Generator().manual_seed(seed)
     weights = {"q.lora_A.weight": torch.randn(2, 3, generator=generator)}
     moments = {"a.0.exp_avg": torch.randn(2, 3, generator=generator), "a.0.exp_avg_sq": torch.rand(2, 3)}
-    return replace(Candidate(weights=weights, moments=moments, num_updates=7, began=1), **given)  # type: ignore[arg-type]
+    return replace(Candidate(weights=weights, moments=moments, num_updates=7, alpha=32.0, began=1), **given)  # type: ignore[arg-type]
 
 
 def test_an_optimiser_goes_on_as_if_it_had_never_stopped() -> None:
@@ -124,8 +124,9 @@ def test_what_was_learnt_is_kept_beside_the_answers_and_forgotten_under_another_
     for mine, read in ((_candidate().weights, found.weights), (_candidate().moments, found.moments)):
         assert mine.keys() == read.keys()
     assert torch.equal(found.weights["q.lora_A.weight"], _candidate().weights["q.lora_A.weight"])
-    assert candidates.fits(found, _candidate().weights)
-    assert not candidates.fits(found, {"q.lora_A.weight": torch.zeros(4, 3)})
+    assert candidates.fits(found, _candidate().weights, alpha=32.0)
+    assert not candidates.fits(found, _candidate().weights, alpha=16.0)
+    assert not candidates.fits(found, {"q.lora_A.weight": torch.zeros(4, 3)}, alpha=32.0)
     assert candidates.load(tmp_path, "maths", base_hash="abc", began=2) is None
     assert candidates.load(tmp_path, "maths", base_hash="other", began=1) is None
     assert candidates.load(tmp_path, "code", base_hash="abc", began=1) is None
@@ -159,3 +160,14 @@ def test_a_round_visits_new_answers_so_often_and_learns_few_ones_by_heart_no_lon
     assert [plan.steps_for(num, has_old=True) for num in (1, 8, 16, 400)] == [1, 3, 6, 40]
     assert replace(plan, visits=0.0).steps_for(1, has_old=True) == 40
     assert replace(plan, replay=1.0).steps_for(4, has_old=True) == 6
+
+
+def test_a_round_is_told_which_of_its_answers_are_new(draft: Path) -> None:
+    """A process of its own gets all answers in one file: the old ones make the reservoir again."""
+    memory = _taught(draft).domain("").memory
+    answers = list(memory.new)
+    memory.learnt_but(3)
+    assert memory.new == answers[-3:] and memory.old == answers[:-3]
+    assert memory.num_new_positions == sum(each.num_positions for each in answers[-3:])
+    memory.learnt_but(0)
+    assert memory.new == [] and len(memory.old) == len(answers)
