@@ -44,6 +44,8 @@ class AdaptiveDrafter(ChainDrafter):
         self.capturable = False
         self._texts: list[list[int]] = []
         self._domains: list[str] = []
+        self._used = ""
+        """The domain whose adapter drafts now."""
         self._logits: list[Tensor] = []
         self._drafted_BN: Tensor | None = None
         self._num_B: list[int] = []
@@ -58,7 +60,8 @@ class AdaptiveDrafter(ChainDrafter):
         learns = self._learns
         self._domains = [learns.name_of(request.domain) for request in requests]
         # A batch of several kinds is drafted with what all began with.
-        learns.use(self._domains[0] if len(set(self._domains)) == 1 else "")
+        self._used = self._domains[0] if len(set(self._domains)) == 1 else ""
+        learns.use(self._used)
         self._num_swaps = learns.swaps
         super().begin(requests)
         self._texts = [list(request.prompt) for request in requests]
@@ -107,8 +110,9 @@ class AdaptiveDrafter(ChainDrafter):
     def _observe(self, commit: Commit, drafted_BN: Tensor) -> None:
         rows = zip(self._domains, commit.tokens, commit.finished, self._num_B, strict=True)
         for domain, tokens, ends, num in rows:
-            # A row that ends is cut at its stop: what was accepted behind it is not known here.
-            if num and not ends:
+            # A row that ends is cut at its stop: what was accepted behind it is not known here. Drafts of another
+            # adapter say nothing about a domain's own.
+            if num and not ends and domain == self._used:
                 self._learns.saw(domain, tried=min(len(tokens), num), accepted=len(tokens) - 1)
         if self._learns.collector is not None:
             self._learns.collector.step(commit, drafted_BN, self._num_B, self._logits)

@@ -27,10 +27,12 @@ def figures_of(curves: Sequence[StreamCurve]) -> list[Figure]:
     """All rows in one chart, then of each that learns: gains on held-out positions, acceptance by version."""
     together = [_acceptance(curve) for curve in curves if curve.points]
     for curve in curves:
-        together += [_marks(curve, swaps_only=True)] if any(change.is_swap for change in curve.changes) else []
+        # Rounds that a resumed run went through again stand there once.
+        swaps = [change for change in curve.changes if change.is_swap and not change.is_regrown]
+        together += [_marks(curve, swaps)] if swaps else []
     found = [Figure("Acceptance along the stream", "accepted of tried", together, x=_X)]
     for curve in curves:
-        judged = [change for change in curve.changes if change.gain_ci is not None]
+        judged = [change for change in curve.changes if change.gain_ci is not None and not change.is_regrown]
         if judged:
             found.append(Figure(f"{curve.method}: gain on held-out positions", "gain", [_gains(judged)], x=_X))
         if len(curve.versions) > 1:
@@ -38,6 +40,9 @@ def figures_of(curves: Sequence[StreamCurve]) -> list[Figure]:
                 line("accepted", _numbers(curve), [each.acceptance for each in curve.versions], dots=True),
                 line("sum min(p, q)", _numbers(curve), [each.overlap for each in curve.versions], dots=True),
             ]
+            # Versions of several repeats and domains do not follow from each other: no line joins them.
+            for trace in traces:
+                trace["mode"] = "markers"
             found.append(
                 Figure(f"{curve.method}: by adapter version", "share", traces, x="version (0: the draft model)")
             )
@@ -57,10 +62,9 @@ def _acceptance(curve: StreamCurve) -> dict[str, Any]:
     return trace
 
 
-def _marks(curve: StreamCurve, *, swaps_only: bool) -> dict[str, Any]:
+def _marks(curve: StreamCurve, changes: Sequence[AdapterChange]) -> dict[str, Any]:
     """Where another adapter came into use: diamonds at the foot of the chart."""
     low = min((p.acceptance_ci.low if p.acceptance_ci else p.acceptance) for p in curve.points) if curve.points else 0.0
-    changes = [change for change in curve.changes if change.is_swap or not swaps_only]
     trace = line(f"{curve.method}: swaps", [float(change.at) for change in changes], [low] * len(changes))
     trace["mode"] = "markers"
     trace["marker"] = {"symbol": "diamond-tall", "size": 11}
