@@ -216,3 +216,8 @@ def test_a_round_survives_the_journal(tmp_path: Path) -> None:
     event = a_round(3, domain="maths", is_regrown=True)
     assert from_line(to_line(event)) == event
     assert isinstance(from_line(to_line(RunFinished(state="finished", time="t"))), RunFinished)
+
+
+def test_positions_of_a_run_that_was_never_ingested_are_counted_as_well(tmp_path: Path) -> None:
+    folder = learning_run(tmp_path, answer(1))
+    assert purge_observed(tmp_path / "none.duckdb", folder) == 4 and not observed_file(folder).exists()
