@@ -302,14 +302,13 @@ def _line(name: str, seed: str, ends: Sequence[tuple[dict[str, Any], dict[str, A
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def stream_parser(description: str | None) -> argparse.ArgumentParser:
+    """What every script that replays adaptation along a stream is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", required=True)
     parser.add_argument("--draft", required=True)
-    parser.add_argument("--stream", type=Path, required=True)
-    parser.add_argument("--held-out", action="append", required=True, metavar="NAME=FILE")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--answers", type=int, default=2000, help="of the stream")
+    parser.add_argument("--answers", type=int, default=2000, help="of each stream")
     parser.add_argument("--num-held-out", type=int, default=80, help="of each set")
     parser.add_argument("--every", type=int, default=200, help="answers between two checkpoints")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -318,14 +317,26 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of adaptive_lora")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    return parser
+
+
+def begun(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The folder with the conditions in it -> the method's options."""
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     given = dict(item.split("=", 1) for item in arguments.set)
     options = registry.check_options(registry.card("adaptive_lora"), {"model": arguments.draft, **given})
-    (arguments.out / "conditions.json").write_text(
-        json.dumps({"arguments": {k: str(v) for k, v in vars(arguments).items()}, "options": options}, indent=1)
-    )
+    conditions = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "options": options}
+    (arguments.out / "conditions.json").write_text(json.dumps(conditions, indent=1))
+    return options
+
+
+def main() -> None:
+    parser = stream_parser(__doc__)
+    parser.add_argument("--stream", type=Path, required=True)
+    parser.add_argument("--held-out", action="append", required=True, metavar="NAME=FILE")
+    arguments = parser.parse_args()
+    options = begun(arguments)
     cpu = torch.device("cpu")
     target = load_lm(arguments.target, device=cpu, dtype=torch.float32)
     sets: dict[str, list[tuple[int, ...]]] = {}

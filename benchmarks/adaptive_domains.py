@@ -31,8 +31,7 @@ import torch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.adaptive_curve import answer_all, observe, prompts_of, steps_of
-from specbench import registry
+from benchmarks.adaptive_curve import answer_all, begun, observe, prompts_of, steps_of, stream_parser
 from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.observed import Observed
@@ -175,20 +174,9 @@ def _gain(value: float, resampled: np.typing.NDArray[np.float64]) -> str:
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True)
-    parser.add_argument("--draft", required=True)
+    parser = stream_parser(__doc__)
     parser.add_argument("--domain", action="append", required=True, metavar="NAME=STREAM,HELD_OUT")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--answers", type=int, default=1000, help="of each stream")
-    parser.add_argument("--num-held-out", type=int, default=80, help="of each domain")
-    parser.add_argument("--every", type=int, default=200, help="answers between two checkpoints")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--most-prompt", type=int, default=400)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of adaptive_lora")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.set_defaults(answers=1000)
     arguments = parser.parse_args(words)
     if len(arguments.domain) < 2:
         parser.error("at least two --domain")
@@ -198,12 +186,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Answer, replay both arms for every seed, print the table."""
     arguments = parsed(words)
-    torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    given = dict(item.split("=", 1) for item in arguments.set)
-    options = registry.check_options(registry.card("adaptive_lora"), {"model": arguments.draft, **given})
-    conditions = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "options": options}
-    (arguments.out / "conditions.json").write_text(json.dumps(conditions, indent=1))
+    options = begun(arguments)
     streams, held_out = answered(arguments)
     path = arguments.out / "domains.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -135,10 +135,10 @@ class Learning:
                     position=each.position_N.tolist(),
                     depth=each.depth_N.tolist(),
                     accepted=each.accepted_N.int().tolist(),
-                    # A draft model in half precision may have overflowed: no number, and JSON has none for it.
-                    overlap=each.overlap_N.nan_to_num(0.0).tolist(),
+                    overlap=each.overlap_N.tolist(),
                 )
-                for each in answers
+                for each in map(_with_laws, answers)
+                if each.num_positions
             ]
         )
         if self._observed.warning and not self._told_warning:
@@ -181,3 +181,9 @@ class Learning:
         for process in self._beside.values():
             process.kill()
         self._beside = {}
+
+
+def _with_laws(observed: Observed) -> Observed:
+    """Without the positions at which the draft model had no law: one in half precision may overflow."""
+    has_law_N = observed.overlap_N.isfinite()
+    return observed if bool(has_law_N.all()) else observed.only(has_law_N.nonzero()[:, 0])

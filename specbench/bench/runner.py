@@ -6,10 +6,8 @@ region the engine appends one tuple per step and nothing else.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -284,7 +282,7 @@ class _Run:
         for row, cell in enumerate(cells):
             journal.write(entries.started(group, row, cell))
         try:
-            with self._learning.answering(contestant), _quiet():
+            with self._learning.answering(contestant), machine.without_collection():
                 num_single = self._num_single(contestant)
                 self._mark("begin", group)
                 result = session.generate(
@@ -389,14 +387,3 @@ def _text_of(error: Exception) -> str:
 def _shown(group: GroupRecord) -> str:
     more = len(group.question_ids) - 1
     return group.question_ids[0] + (f" +{more}" if more else "")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No garbage collection inside a timed region, for every method alike."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

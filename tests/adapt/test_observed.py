@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers import plain_logits, requests_for
 from specbench.adapt.memory import NUM_SIDES, Memory, is_held_out
 from specbench.adapt.observed import Observed, shared_law
 from specbench.adapt.row_file import RowFile
+from specbench.bench.learning import _with_laws
 from specbench.engine.decode import Engine
 from specbench.engine.graphs import Backend
 from specbench.engine.recorded import RecordedGraphs
@@ -243,3 +245,15 @@ def _bare(prompt: int) -> Observed:
         overlap_N=one,
         target=law,
     )
+
+
+def test_a_position_without_a_law_of_the_draft_model_is_not_recorded(draft: Path) -> None:
+    """One in half precision may overflow: what is no number is left out, and no number is made up for it."""
+    seen = _observe(draft, engine(), num=1)[0]
+    overlap = seen.overlap_N.clone()
+    overlap[1] = float("nan")
+    kept = _with_laws(replace(seen, overlap_N=overlap))
+    assert kept.num_positions == seen.num_positions - 1 and bool(kept.overlap_N.isfinite().all())
+    assert kept.position_N.tolist() == [seen.position_N[0], *seen.position_N[2:].tolist()]
+    assert _with_laws(replace(seen, overlap_N=torch.full_like(overlap, float("nan")))).num_positions == 0
+    assert _with_laws(seen) is seen
