@@ -58,6 +58,9 @@ class RoundProcess:
         with (Path(self._scratch.name) / "answer").open("wb") as out, self._said.open("wb") as err:
             self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         self._handle = psutil.Process(self._process.pid)
+        self._ran_s = 0.0
+        self._since: float | None = time.monotonic()
+        """When it last went on; None while it stands still."""
         self.pause()
 
     def _given(self, adaptation: Adaptation, domain: str) -> Path:
@@ -80,6 +83,7 @@ class RoundProcess:
 
     def pause(self) -> None:
         """Others are timed now: returns when it has stopped."""
+        self._stop_clock()
         if self._process.poll() is not None:
             return
         self._handle.suspend()
@@ -88,8 +92,14 @@ class RoundProcess:
             assert time.monotonic() < ends, "a stopped process goes on running"
             time.sleep(0.001)
 
+    def _stop_clock(self) -> None:
+        if self._since is not None:
+            self._ran_s += time.monotonic() - self._since
+            self._since = None
+
     def go_on(self) -> None:
         """Its own method answers now."""
+        self._since = time.monotonic()
         if self._process.poll() is None:
             self._handle.resume()
 
@@ -101,6 +111,7 @@ class RoundProcess:
     def finish(self) -> Round:
         """What came of it; a promoted candidate becomes a version and is drafted with."""
         adaptation, domain = self._adaptation, self._adaptation.domain(self.domain)
+        self._stop_clock()
         try:
             if self._process.returncode != 0:
                 said = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
@@ -108,6 +119,8 @@ class RoundProcess:
             answer = (Path(self._scratch.name) / "answer").read_text(encoding="utf-8")
             body = json.loads(answer)
             found = Round(**{field.name: body[field.name] for field in fields(Round)})
+            # Its own clock went on while it stood still for other methods.
+            found = replace(found, seconds=min(found.seconds, self._ran_s))
             if found.gain is not None:
                 found = replace(found, gain=Interval(*found.gain))
             is_current = domain.in_use is self._began

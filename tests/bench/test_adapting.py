@@ -269,12 +269,15 @@ def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path)
     with adaptation.store.writing():
         process = RoundProcess(adaptation, "", "adaptive_lora", options)
         assert psutil.Process(process._process.pid).status() == psutil.STATUS_STOPPED and not process.is_over
+        ran_s = process._ran_s
+        process.pause()
+        assert process._ran_s == ran_s, "what it stood still is no part of its seconds"
         process.go_on()
         process._process.wait(timeout=200)
         assert adaptation.store.numbers() == [], "the process writes elsewhere"
         found = process.finish()
     assert found.outcome == "promoted" and found.version == 1, found
-    assert found.gain is not None and found.gain.low > 0
+    assert found.gain is not None and found.gain.low > 0 and 0 < found.seconds <= process._ran_s
     assert adaptation.store.active() == adaptation.loaded.number == 1
     killed = RoundProcess(adaptation, "", "adaptive_lora", options)
     killed.kill()
