@@ -1,6 +1,6 @@
 """Make the trained drafters of the embedded target: the same texts, tokens and steps for each method.
 
-The target answers prompts of its own training set (GSM8K and GPTeacher, both MIT; see recipe.py), greedily, and every
+The target answers prompts of its own training set (GSM8K and GPTeacher, both MIT; see specbench.demo.recipe), greedily, and every
 drafter learns from the same answers. None of the prompts that the target never saw, and nothing a suite asks, is among
 them. Everything goes through the ordinary commands' functions::
 
@@ -27,7 +27,7 @@ from specbench.cli.train_progress import open_train_progress
 from specbench.data.contamination import known_questions
 from specbench.data.generating import GenerateRequest, generate
 from specbench.demo.prompts import MAX_CHARACTERS, choose
-from specbench.demo.recipe import load_examples, split
+from specbench.demo.recipe.examples import load_examples, split
 from specbench.training import TrainRequest, train
 
 SETTINGS: dict[str, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
 """Make `prompts.jsonl.gz`: questions a drafter of the embedded target learns from, and questions it is judged on.
 
 Prompts alone, because the target writes the answers itself. They come from the three MIT-licensed files that the target
-was trained on (see recipe.py); `held_out` ones are those the target never saw. Left out: whatever a suite asks, and
+was trained on (see specbench.demo.recipe); `held_out` ones are those the target never saw. Left out: whatever a suite asks, and
 prompts too long for the demo. The same files give the same bytes::
 
     python -m specbench.demo.prompts --data DATA --suites DATA/suites
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from specbench.data.contamination import KnownQuestions, known_questions
 from specbench.data.conversations import Example as Asked
-from specbench.demo.recipe import Example, load_examples, split
+from specbench.demo.recipe.examples import Example, load_examples, split
 from specbench.paths import DEMO
 
 NUM_TRAIN = 2650
@@ -57,7 +57,7 @@ def packed(train: Iterable[Example], held_out: Iterable[Example]) -> bytes:
 def main() -> None:
     """Write the file beside this one and print what is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that recipe.py reads")
+    parser.add_argument("--data", type=Path, required=True, help="folder that specbench.demo.recipe reads")
     parser.add_argument("--suites", type=Path, required=True, help="folder with the suites' files: all must be there")
     arguments = parser.parse_args()
     known = known_questions([arguments.suites])
