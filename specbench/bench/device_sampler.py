@@ -1,8 +1,9 @@
 """The process that watches the machine while a run measures: a JSON line a second on its standard output (measurement
 17).
 
-`DeviceWatch` starts it as a file, not as a module: it loads nothing of specbench, let alone torch. It runs at nice 15
-and ends by itself within a second of its standard input closing or its parent dying, however that comes about.
+`DeviceWatch` starts it as a file, not as a module: it loads nothing of specbench, let alone torch. It runs at nice 15,
+and so does its session, of which it is alone: between sessions Linux weighs these, not the processes'. It
+ends by itself within a second of its standard input closing or its parent dying, however that comes about.
 On a line `begin GROUP` or `end GROUP` of its standard input it reads the GPU's energy counter: an `energy` line.
 First line: what is watched and what cannot be. Seconds are CPU seconds since the line before, of all cores that the run
 may use together: where it is held to some (taskset, a container), the others are nobody's concern, and this process
@@ -18,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ _GPU_THROTTLING = {
 def main(run_pid: int, gpu_uuid: str) -> None:
     """Sample until the run `run_pid` is over. gpu_uuid: NVML's name of the GPU in use, '' for none."""
     os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # a kernel that does not weigh sessions
+            Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
     # Ctrl-C is for the run, which then closes our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gpu = _Gpu(gpu_uuid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -133,8 +133,9 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
 # --- learn -----------------------------------------------------------------------------------------------------------
 
 
-def learn(adaptation: Adaptation, name: str = "") -> Round:
-    """One round. Raises UsageError for a process of several; whatever else fails drops the round and says why."""
+def learn(adaptation: Adaptation, name: str = "", *, clock: Callable[[], float] = time.perf_counter) -> Round:
+    """One round. clock: seconds that the plan's budget counts; those of a process that others stop are not the wall's.
+    Raises UsageError for a process of several; whatever else fails drops the round and says why."""
     start = time.perf_counter()
     domain = adaptation.domain(name)
     domain.num_rounds += 1
@@ -145,7 +146,7 @@ def learn(adaptation: Adaptation, name: str = "") -> Round:
     found: Round
     try:
         layers.set(own if domain.candidate is None else domain.candidate.weights)
-        trained = _train(adaptation, domain)
+        trained = _train(adaptation, domain, clock)
         found = _judge(adaptation, domain, name, trained)
     except StepFailed:
         found = dropped(name, domain, "the loss or its gradient was not a number")
@@ -187,7 +188,7 @@ class _Trained:
         return self.candidate.weights
 
 
-def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
+def _train(adaptation: Adaptation, domain: Domain, clock: Callable[[], float]) -> _Trained:
     """Steps from the matrices that are set and the moments of the rounds before, within the plan's budget."""
     plan, lm = adaptation.plan, adaptation.lm
     # A training of another precision in this process must not decide about this one.
@@ -207,10 +208,10 @@ def _train(adaptation: Adaptation, domain: Domain) -> _Trained:
             put_moments(optimiser, module, earlier)
         source = Answers(lm, plan, num_shared=adaptation.num_shared, seed=adaptation.seed + domain.num_rounds)
         stepper = Stepper(accelerator, learner, optimiser, source, plan.clip)
-        start = time.perf_counter()
+        start = clock()
         num_steps = plan.steps_for(len(domain.memory.new), has_old=bool(domain.memory.old))
         for step in range(num_steps):
-            if plan.round_s and time.perf_counter() - start >= plan.round_s:
+            if plan.round_s and clock() - start >= plan.round_s:
                 break
             share = (step + 0.5) / num_steps
             learner.at(share)

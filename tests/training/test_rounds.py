@@ -196,6 +196,8 @@ def test_a_round_stays_within_its_steps_and_seconds(draft: Path) -> None:
     assert learn(adaptation).num_steps == 3
     adaptation.plan = replace(adaptation.plan, round_s=1e-9)
     assert learn(adaptation).outcome == "dropped"
+    stands_still = learn(adaptation, clock=lambda: 7.0)
+    assert stands_still.num_steps == 3, "seconds in which it was stopped are not of its budget"
 
 
 def test_memory_bounds_a_step_by_drawing_positions(draft: Path) -> None:
