@@ -5,7 +5,8 @@
 
 The stream is answered by the target, once; answers and the target's laws are kept in DIR. What a draft model with an
 adapter would have drafted (with the target's noise, where there is any) and learnt along it is then replayed, which is
-exact but for rounding: a test holds it against decoding. Nothing here is a time but `learn_s`: seconds are measured by
+exact but for rounding (a test holds it against decoding) and the overlap that weighs positions, a bound from the kept
+entries. Nothing here is a time but `learn_s`: seconds are measured by
 `specbench run ... --grid adaptive_lora.adapt=off,on --carry stream`.
 
 Resumable: answers that are there are kept, a seed whose last checkpoint is there is not run again. Held-out prompts
@@ -100,12 +101,12 @@ def key_of(prompt: Sequence[int]) -> int:
 
 def answer_all(
     lm: CachedLM, prompts: Sequence[tuple[int, ...]], rows: RowFile, arguments: argparse.Namespace, *, say: str
-) -> None:
-    """Answers with the target's law at every position, for prompts the file lacks."""
+) -> list[Observed]:
+    """Answers with the target's law at every position; those that the file lacks are made."""
     known = {each.prompt_digest() for each in rows.read()}
     missing = sorted((prompt for prompt in prompts if prompt_digest(prompt) not in known), key=len)
     if not missing:
-        return
+        return _asked_for(rows, prompts)
     engine = Engine(
         lm,
         sampling=Sampling(temperature=arguments.temperature),
@@ -124,6 +125,13 @@ def answer_all(
             if len(generation.tokens) > 2:
                 rows.append(told(lm, prompt, generation.tokens))
         print(f"{say}: {start + len(group)} of {len(missing)}, {time.monotonic() - began:.0f} s", flush=True)
+    return _asked_for(rows, prompts)
+
+
+def _asked_for(rows: RowFile, prompts: Sequence[tuple[int, ...]]) -> list[Observed]:
+    """A file may hold answers to more prompts than are asked for now."""
+    wanted = {prompt_digest(prompt) for prompt in prompts}
+    return [each for each in rows.read() if each.prompt_digest() in wanted]
 
 
 @torch.no_grad()
@@ -169,12 +177,23 @@ def steps_of(
     return steps, picked, logits
 
 
-def observe(lm: CachedLM, answer: Observed, arguments: argparse.Namespace) -> tuple[Observed, list[ReplayedStep]]:
-    """The verified positions of a replayed answer, as decoding would have left them to be learnt from."""
+def observe(
+    lm: CachedLM, answer: Observed, arguments: argparse.Namespace, *, per_answer: int
+) -> tuple[Observed, list[ReplayedStep]]:
+    """The verified positions of a replayed answer that decoding would have left to be learnt from, and all its steps.
+    per_answer: the method's option; of which steps is as `Collector` chooses."""
     steps, picked, logits = steps_of(lm, answer, arguments)
     first = answer.num_prompt + 1
-    places = [step.first - first + i for step in steps for i in range(step.num_verified)]
-    depths = [i + 1 for step in steps for i in range(step.num_verified)]
+    places: list[int] = []
+    depths: list[int] = []
+    every, phase = max(1.0, arguments.max_new_tokens / per_answer), 0.0
+    for step in steps:
+        phase += 1.0
+        if phase >= every:
+            phase -= every
+            num = min(step.num_verified, per_answer - len(places))
+            places += range(step.first - first, step.first - first + num)
+            depths += range(1, num + 1)
     seen = answer.only(torch.tensor(places, dtype=torch.long))
     here = logits[places]
     law = seen.target
@@ -219,7 +238,7 @@ def run_seed(
     with AdapterStore(folder).writing():
         check(arguments, seed, 0, adaptation, held_out, learn_s)
         for place, answer in enumerate(order, start=1):
-            seen, steps = observe(draft, answer, arguments)
+            seen, steps = observe(draft, answer, arguments, per_answer=options["per_answer"])
             domain.memory.add(seen)
             adaptation.saw(
                 "",
@@ -321,13 +340,28 @@ def stream_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def begun(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The folder with the conditions in it -> the method's options."""
+    """The folder with the conditions in it -> the method's options. Ends the process where the folder holds answers and
+    counts of other conditions: they would be mixed."""
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     given = dict(item.split("=", 1) for item in arguments.set)
     options = registry.check_options(registry.card("adaptive_lora"), {"model": arguments.draft, **given})
-    conditions = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "options": options}
-    (arguments.out / "conditions.json").write_text(json.dumps(conditions, indent=1))
+    said = {
+        name: str(value) for name, value in vars(arguments).items() if name not in ("out", "seeds", "threads", "set")
+    }
+    conditions = {"arguments": said, "options": options}
+    path = arguments.out / "conditions.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        told = [
+            f"{name} was {before[part].get(name)!r}, now {value!r}"
+            for part, now in conditions.items()
+            for name, value in now.items()
+            if before[part].get(name) != value
+        ]
+        if told:
+            raise SystemExit(f"{arguments.out} holds a curve of other conditions ({'; '.join(told)}): another --out")
+    path.write_text(json.dumps(conditions, indent=1))
     return options
 
 
@@ -350,8 +384,7 @@ def main() -> None:
     for name, prompts in sets.items():
         rows = RowFile(arguments.out / name, max_bytes=8 << 30)
         rows.mend()
-        answer_all(target, prompts, rows, arguments, say=name)
-        answers[name] = list(rows.read())
+        answers[name] = answer_all(target, prompts, rows, arguments, say=name)
     stream = answers.pop("stream")
     curve = arguments.out / "curve.jsonl"
     done = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []

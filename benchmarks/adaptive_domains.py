@@ -82,7 +82,7 @@ def run_arm(
             name = adaptation.name_of(answer.domain)
             # What this prompt is drafted with here.
             adaptation.use(name)
-            seen, steps = observe(draft, answer, arguments)
+            seen, steps = observe(draft, answer, arguments, per_answer=options["per_answer"])
             adaptation.domain(name).memory.add(seen)
             adaptation.saw(
                 name,
@@ -219,8 +219,7 @@ def answered(arguments: argparse.Namespace) -> tuple[dict[str, list[Observed]], 
         wanted = asked if part == "held-out" else [prompt for prompt in asked if prompt not in taken]
         rows = RowFile(arguments.out / "answers" / f"{name}-{part}", max_bytes=8 << 30)
         rows.mend()
-        answer_all(target, wanted, rows, arguments, say=f"{name}, {part}")
-        found[part][name] = list(rows.read())
+        found[part][name] = answer_all(target, wanted, rows, arguments, say=f"{name}, {part}")
     return found["stream"], found["held-out"]
 
 

@@ -15,6 +15,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Torch's own type and Python's; on the CPU, from cuBLAS and cuDNN, on other devices and from the driver it is a
+    RuntimeError with one of these texts. No torch."""
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 class SpecbenchError(Exception):
     """A failure of the user's world (files, names, devices), never of ours (those are asserts).
 

@@ -6,7 +6,7 @@ requests, never here (`specbench.training.rounds`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +140,34 @@ class AdaptiveDrafter(ChainDrafter):
         self._learns.restore(snapshot.learnt)
 
 
+class DomainDrafter(ChainDrafter):
+    """A chain under fixed adapters, one per domain; nothing is observed."""
+
+    def __init__(
+        self,
+        lm: CachedLM,
+        target: TargetView,
+        layers: LoraLayers,
+        first: _First | None,
+        own: Mapping[str, _First],
+        **chain: Any,
+    ) -> None:
+        super().__init__(lm, target, **chain)
+        self._layers = layers
+        self._weights = {"": None if first is None else first.in_use.weights}
+        self._weights |= {name: found.in_use.weights for name, found in own.items()}
+        self._used = ""
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        domains = {request.domain if request.domain in self._weights else "" for request in requests}
+        wanted = domains.pop() if len(domains) == 1 else ""
+        if wanted != self._used:
+            # Written where captured steps read them; a group begins with nothing of the one before.
+            self._layers.set(self._weights[wanted])
+            self._used = wanted
+        super().begin(requests)
+
+
 def build(options: Options, target: TargetView, inner: Drafter | None = None) -> Drafter:
     """Loads `model` on the target's device, and an adapter where one is named or the store has an active one.
 
@@ -151,6 +179,8 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     folder = str(options["store"])
     store = AdapterStore(Path(folder).expanduser(), max_bytes=int(options["max_mb"]) << 20) if folder else None
     first = _first_adapter(str(options["adapter"]), store, lm)
+    by_domain = options["domains"] == "category"
+    own = _own_adapters(store, lm) if by_domain and store is not None and not options["adapter"] else {}
     learns = bool(options["adapt"]) and bool(options["collect"])
     if learns and options["adapter"]:
         raise UsageError(
@@ -158,22 +188,31 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
             where="adaptive_lora.adapter",
             try_="--set adaptive_lora.store=STORE with that version active (specbench adapt import), or adapt=false",
         )
-    if not learns and first is None:
+    if not learns and not by_domain and first is None and store is not None:
+        _refuse_unread(store)
+    adapters = [found.adapter for found in (first, *own.values()) if found is not None and found.adapter is not None]
+    if not learns and not adapters:
         plain = ChainDrafter(lm, target, **chain)
         plain.notes = notes
         return plain
     # An adapter that is there has its own shape; options that say otherwise are not for it.
-    shape = LoraShape.from_options(options) if first is None else first.adapter.shape
+    shape = adapters[0].shape if adapters else LoraShape.from_options(options)
+    _refuse_another(shape, first, own)
     layers = LoraLayers(lm.model, shape, seed=int(options["seed"]))
     layers.attach()
-    if first is not None:
+    if first is not None and first.adapter is not None:
         layers.set(first.adapter.weights)
         notes = (*notes, f"drafts with adapter {first.name}")
+    if own:
+        named = ", ".join(f"{found.name} for {name}" for name, found in own.items())
+        notes = (*notes, f"drafts with adapters of their own: {named}")
+    if by_domain:
+        notes = (*notes, "a batch of several categories is drafted with what all begin with")
+    weights_hash = _all_hashes(lm, first, own)
     if not learns:
-        fixed = ChainDrafter(lm, target, **chain)
+        fixed = ChainDrafter(lm, target, **chain) if not own else DomainDrafter(lm, target, layers, first, own, **chain)
         fixed.notes = notes
-        assert first is not None
-        fixed.weights_hash = _both_hashes(lm, first.adapter)
+        fixed.weights_hash = weights_hash
         return fixed
     adaptation = Adaptation(
         lm,
@@ -184,18 +223,15 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         collector=Collector(
             top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=chain["num_shared"]
         ),
-        by_domain=options["domains"] == "category",
+        by_domain=by_domain,
         capacity=int(options["capacity"]),
         seed=int(options["seed"]),
         store=store,
     )
     if first is not None:
-        adaptation.swap("", InUse(number=first.number, weights=first.adapter.weights, parent=InUse()))
-    if store is not None and adaptation.by_domain:
-        for name, numbers in store.history().items():
-            if name and numbers and numbers[-1]:
-                found = store.load(numbers[-1], base_hash=lm.weights_hash)
-                adaptation.swap(name, InUse(number=numbers[-1], weights=found.weights, parent=InUse()))
+        adaptation.swap("", first.in_use)
+    for name, found in own.items():
+        adaptation.swap(name, found.in_use)
     drafter = AdaptiveDrafter(lm, target, learns=adaptation, **chain)
     how = (
         "in a process beside its answers, on the same cores: what that takes is in their times"
@@ -203,17 +239,21 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         else "between answers: what that takes is told beside their times"
     )
     drafter.notes = (*notes, f"its adapter learns {how}")
-    if first is not None:
-        drafter.weights_hash = _both_hashes(lm, first.adapter)
+    drafter.weights_hash = weights_hash
     return drafter
 
 
 class _First(NamedTuple):
     """What drafting begins with."""
 
-    adapter: Adapter
+    adapter: Adapter | None
+    """None: the base, chosen by hand or by a rollback."""
     number: int
     name: str
+
+    @property
+    def in_use(self) -> InUse:
+        return InUse(number=self.number, weights=None if self.adapter is None else self.adapter.weights, parent=InUse())
 
 
 def _first_adapter(named: str, store: AdapterStore | None, lm: CachedLM) -> _First | None:
@@ -226,5 +266,47 @@ def _first_adapter(named: str, store: AdapterStore | None, lm: CachedLM) -> _Fir
     return _First(store.load(number, base_hash=lm.weights_hash), number, f"version {number}")
 
 
-def _both_hashes(lm: CachedLM, adapter: Adapter) -> str:
-    return f"{lm.weights_hash}+{adapter.weights_hash}"
+def _own_adapters(store: AdapterStore, lm: CachedLM) -> dict[str, _First]:
+    """Of the domains that have a version of their own, or were put back to none."""
+    found = {}
+    for name, numbers in store.history().items():
+        if name and numbers:
+            number = numbers[-1]
+            adapter = store.load(number, base_hash=lm.weights_hash) if number else None
+            found[name] = _First(adapter, number, f"version {number}" if number else "none")
+    return found
+
+
+def _refuse_unread(store: AdapterStore) -> None:
+    """Nobody names a store to draft with the draft model alone. Raises UsageError."""
+    names = [name for name, numbers in store.history().items() if name and numbers and numbers[-1]]
+    if names:
+        raise UsageError(
+            f"the store's adapters are of categories ({', '.join(sorted(names))}), and none is of all prompts",
+            where="adaptive_lora.store",
+            try_="--set adaptive_lora.domains=category, or specbench adapt activate VERSION for all prompts",
+        )
+
+
+def _refuse_another(shape: LoraShape, first: _First | None, own: Mapping[str, _First]) -> None:
+    """All are set into the same matrices. Raises UsageError."""
+    for name, found in {"": first, **own}.items():
+        if found is not None and found.adapter is not None and found.adapter.shape != shape:
+            its = found.adapter.shape
+            raise UsageError(
+                f"adapters of one store have different shapes: {found.name} for {name or 'all'} has rank {its.rank}, "
+                f"alpha {its.alpha:g} on {', '.join(its.targets)}; another has rank {shape.rank}, alpha "
+                f"{shape.alpha:g} on {', '.join(shape.targets)}",
+                where="adaptive_lora.store",
+                try_="specbench adapt activate VERSION --domain NAME, of one shape; or a store for each",
+            )
+
+
+def _all_hashes(lm: CachedLM, first: _First | None, own: Mapping[str, _First]) -> str:
+    """Of everything that may draft: a resumed run begins with the same."""
+    parts = [lm.weights_hash]
+    if first is not None and first.adapter is not None:
+        parts.append(first.adapter.weights_hash)
+    for name, found in sorted(own.items()):
+        parts.append(f"{name}={found.adapter.weights_hash if found.adapter is not None else 'none'}")
+    return "+".join(parts)

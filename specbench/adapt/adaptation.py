@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from specbench.adapt import candidate as candidates
 from specbench.adapt.candidate import Candidate
 from specbench.adapt.collector import Collector
 from specbench.adapt.lora import LoraLayers
@@ -33,7 +34,10 @@ class Live:
     """Tried positions under the adapter in use."""
     before: float | None = None
     """Moving acceptance under the adapter before it; None: nothing to compare with."""
+    before_tried: float = 0.0
+    """Positions that it weighs."""
     best: float = 0.0
+    """Highest moving acceptance since the last round."""
 
     @property
     def acceptance(self) -> float | None:
@@ -55,7 +59,11 @@ class Live:
 
     def swapped(self) -> Live:
         """Another adapter from here on."""
-        return Live(before=self.acceptance, best=self.best)
+        return Live(before=self.acceptance, before_tried=self.num_tried, best=self.best)
+
+    def answered(self) -> Live:
+        """A round was begun: a fall of the acceptance so far is no reason for another."""
+        return replace(self, best=self.acceptance or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +189,28 @@ class Adaptation:
                 if self.store is not None:
                     self.store.rows.append(new)
         return num
+
+    def remember(self) -> int:
+        """What the store holds from before this process: answers to learn from again and to judge by, and what was
+        learnt beyond the versions in use -> answers. Raises EnvironmentFailed where a file is damaged."""
+        assert self.store is not None, "there is something to remember"
+        num = 0
+        for observed in self.store.rows.read():
+            num += self.domain(self.name_of(observed.domain)).memory.add(observed) is not None
+        for name, domain in self._domains.items():
+            domain.memory.learnt()
+            learnt = candidates.load(
+                self.store.folder, name, base_hash=self.lm.weights_hash, began=domain.in_use.number
+            )
+            if learnt is not None and candidates.fits(learnt, self.layers.weights(), alpha=self.layers.shape.alpha):
+                domain.candidate = learnt
+        return num
+
+    def keep_candidates(self) -> None:
+        """For `remember`. Raises EnvironmentFailed where the disk refuses."""
+        if self.store is not None:
+            for name, domain in self._domains.items():
+                candidates.save(self.store.folder, name, domain.candidate, base_hash=self.lm.weights_hash)
 
     def warning(self) -> str:
         """Why answers are no longer kept on disk; told once."""

@@ -115,19 +115,8 @@ def load(folder: Path, *, base_hash: str | None = None) -> Adapter:
 
     Raises EnvironmentFailed (missing, damaged), UsageError (of another base, of another program).
     """
-    config, lineage = _read(folder / CONFIG), _read_lineage(folder)
-    shape = _shape_of(config, folder, targets=lineage.pop("targets", None))
-    version = lineage.pop("specbench", None)
-    if not isinstance(version, int) or version > FORMAT:
-        raise EnvironmentFailed(
-            f"the adapter was written by a newer specbench (format {version}, this one reads {FORMAT})",
-            where=str(folder / LINEAGE),
-            try_="pip install --upgrade specbench",
-        )
-    try:
-        found = Lineage(**lineage)
-    except TypeError as error:
-        raise EnvironmentFailed(f"{LINEAGE} is damaged: {error}", where=str(folder / LINEAGE)) from error
+    found, targets = _lineage_of(folder)
+    shape = _shape_of(_read(folder / CONFIG), folder, targets=targets)
     if base_hash is not None and found.base_hash != base_hash:
         raise UsageError(
             f"the adapter in {folder} belongs to the draft model {found.base} (weights {found.base_hash[:12]}), "
@@ -139,6 +128,27 @@ def load(folder: Path, *, base_hash: str | None = None) -> Adapter:
     return Adapter(shape=shape, weights=weights, lineage=found, weights_hash=hash_weights(folder))
 
 
+def read_lineage(folder: Path) -> Lineage:
+    """Where an adapter comes from, its weights unread. Raises as `load`."""
+    return _lineage_of(folder)[0]
+
+
+def _lineage_of(folder: Path) -> tuple[Lineage, Any]:
+    """... and the layers that its shape was asked for."""
+    body = _read_lineage(folder)
+    targets, version = body.pop("targets", None), body.pop("specbench", None)
+    if not isinstance(version, int) or version > FORMAT:
+        raise EnvironmentFailed(
+            f"the adapter was written by a newer specbench (format {version}, this one reads {FORMAT})",
+            where=str(folder / LINEAGE),
+            try_="pip install --upgrade specbench",
+        )
+    try:
+        return Lineage(**body), targets
+    except TypeError as error:
+        raise EnvironmentFailed(f"{LINEAGE} is damaged: {error}", where=str(folder / LINEAGE)) from error
+
+
 def import_foreign(folder: Path, *, base: str, base_hash: str) -> Adapter:
     """An adapter that PEFT or the reference implementation (`adapters.safetensors`) wrote, taken to belong to this
     base: neither says which weights it was trained on. Raises UsageError, EnvironmentFailed."""
@@ -148,6 +158,12 @@ def import_foreign(folder: Path, *, base: str, base_hash: str) -> Adapter:
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise UsageError(
             f"{folder} holds no plain LoRA adapter: peft_type {config.get('peft_type')!r}, and no DoRA or bias is read",
+            where=str(folder / CONFIG),
+        )
+    patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    if patterns:
+        raise UsageError(
+            f"{folder} gives layers ranks or scales of their own ({', '.join(patterns)}): only one for all is read",
             where=str(folder / CONFIG),
         )
     shape = _shape_of(config, folder, targets=None)

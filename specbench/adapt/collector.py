@@ -99,7 +99,8 @@ class Collector:
         """Everything gathered since the last call, as laws; the rows under way end with it."""
         answers, self._done, self._live = self._done + self._live, [], []
         with torch.no_grad():
-            return [self._observed(answer) for answer in answers if answer.steps]
+            found = [self._observed(answer) for answer in answers if answer.steps]
+        return [observed for each in found if (observed := with_laws(each)).num_positions]
 
     def forget(self) -> None:
         """Nothing was gathered."""
@@ -135,6 +136,15 @@ class Collector:
             version=answer.version,
             row=answer.row,
         )
+
+
+def with_laws(observed: Observed) -> Observed:
+    """Without the positions at which one of the models had no law: one in half precision may overflow, and a weight
+    that is not a number would spoil every round that the answer is drawn into."""
+    target = observed.target
+    assert target.log_tail_R is not None
+    has_law_N = observed.overlap_N.isfinite() & ~(target.logp_RK.isnan().any(-1) | target.log_tail_R.isnan())
+    return observed if bool(has_law_N.all()) else observed.only(has_law_N.nonzero()[:, 0])
 
 
 def kept_law(law: Law, top_k: int) -> Law:

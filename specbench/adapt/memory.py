@@ -67,6 +67,11 @@ class Memory:
         self.new = []
         self.num_new_positions = 0
 
+    def renew(self) -> None:
+        """What was learnt from is to be learnt from once more."""
+        self.new, self.old = [*self.old, *self.new], []
+        self.num_new_positions = sum(each.num_positions for each in self.new)
+
     def learnt_but(self, num_new: int) -> None:
         """All but the last so many of the new answers have been learnt from."""
         kept = self.new[len(self.new) - num_new :] if num_new else []

@@ -86,7 +86,7 @@ class AdapterStore:
         """Keep an adapter as the next version -> its number. Raises UsageError for one of another base."""
         numbers = self.numbers()
         if numbers:
-            first = files.load(self.path(numbers[0])).lineage
+            first = files.read_lineage(self.path(numbers[0]))
             if first.base_hash != adapter.lineage.base_hash:
                 raise UsageError(
                     f"this store's adapters belong to {first.base} (weights {first.base_hash[:12]}), the new one to "
@@ -124,8 +124,9 @@ class AdapterStore:
             ) from error
 
     def active(self, domain: str = "") -> int:
-        """The version drafted with; 0 = the base."""
-        numbers = self.history().get(domain)
+        """The version drafted with; 0 = the base. A domain without one of its own drafts with that of all."""
+        history = self.history()
+        numbers = history.get(domain) or history.get("")
         return numbers[-1] if numbers else 0
 
     def activate(self, number: int, domain: str = "") -> None:
@@ -136,7 +137,8 @@ class AdapterStore:
             history = self.history()
         except EnvironmentFailed:
             history = {}
-        history.setdefault(domain, [0]).append(number)
+        # A domain's way back leads to what it drafted with until now: that of all.
+        history.setdefault(domain, [(history.get("") or [0])[-1]]).append(number)
         self._write(history)
 
     def rollback(self, domain: str = "") -> int:

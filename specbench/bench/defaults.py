@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from specbench import paths, registry
 from specbench.bench.request import RunRequest, Setting
+from specbench.card import Option
 from specbench.discovery import Entry
 from specbench.errors import UsageError
 from specbench.suite.schema import Defaults
@@ -104,7 +105,7 @@ def _adapting(request: RunRequest) -> dict[str, Any]:
     settings = list(request.settings)
     for name in able:
         said = [item.value for item in settings if (item.method, item.option) == (name, "adapt")]
-        if said and said != [request.adapt]:
+        if said and {_is_on(word) for word in said} != {request.adapt == "on"}:
             raise UsageError(
                 f"--adapt {request.adapt} and --set {name}.adapt={said[0]} contradict each other",
                 where="--adapt",
@@ -114,6 +115,13 @@ def _adapting(request: RunRequest) -> dict[str, Any]:
             settings.append(Setting(name, "adapt", request.adapt))
     stream = {"carry": "stream"} if request.adapt == "on" and request.carry is None else {}
     return {"settings": tuple(settings), **stream}
+
+
+def _is_on(word: Any) -> bool:
+    try:
+        return bool(Option(type="bool", help="").read(word))
+    except ValueError as error:
+        raise UsageError(str(error), where="--set", try_="adapt=true or adapt=false") from error
 
 
 class Readiness(NamedTuple):

@@ -137,8 +137,7 @@ class Learning:
                     accepted=each.accepted_N.int().tolist(),
                     overlap=each.overlap_N.tolist(),
                 )
-                for each in map(_with_laws, answers)
-                if each.num_positions
+                for each in answers
             ]
         )
         if self._observed.warning and not self._told_warning:
@@ -168,6 +167,7 @@ class Learning:
                 except (EnvironmentFailed, OSError) as error:  # a full disk ends a round, not the run
                     found.append(dropped(name, adaptation.domain(name), getattr(error, "what", str(error))))
                 adaptation.domain(name).memory.learnt()
+                adaptation.domain(name).live = adaptation.domain(name).live.answered()
         return found
 
     def forget(self, contestant: Contestant) -> None:
@@ -181,9 +181,3 @@ class Learning:
         for process in self._beside.values():
             process.kill()
         self._beside = {}
-
-
-def _with_laws(observed: Observed) -> Observed:
-    """Without the positions at which the draft model had no law: one in half precision may overflow."""
-    has_law_N = observed.overlap_N.isfinite()
-    return observed if bool(has_law_N.all()) else observed.only(has_law_N.nonzero()[:, 0])

@@ -51,13 +51,6 @@ def load_average() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Torch raises its own type on devices and a RuntimeError with this text on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 @contextmanager
 def settled_heap() -> Iterator[None]:
     """What is loaded by now stays: collections between groups look at new objects only (0.3 s each otherwise,

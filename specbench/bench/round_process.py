@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from specbench.adapt import candidate as candidates
 from specbench.adapt.adaptation import Adaptation, InUse
@@ -25,7 +26,7 @@ from specbench.adapt.candidate import Candidate
 from specbench.adapt.versions import VERSIONS, AdapterStore
 from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.metrics import Interval
-from specbench.training.rounds import Round, dropped
+from specbench.training.rounds import Round, dropped, is_watched
 
 _NOT_HANDED_ON = frozenset({"adapt", "adapter", "store", "learning", "collect"})
 
@@ -51,7 +52,10 @@ class RoundProcess:
             *("--temperature", repr(adaptation.temperature), "--domain", domain),
             *("--new", str(len(adaptation.domain(domain).memory.new))),
             *("--device", str(adaptation.lm.device), "--version", str(adaptation.domain(domain).in_use.number)),
+            # As the run itself: on its cores alone, in its type, of the ids that its target can say.
+            *("--threads", str(torch.get_num_threads()), "--shared", str(adaptation.num_shared)),
         ]
+        options = {**options, "dtype": str(adaptation.lm.dtype).removeprefix("torch.")}
         for name, value in options.items():
             if name not in _NOT_HANDED_ON and value != "":
                 words += ["--set", f"{method}.{name}={value}"]
@@ -124,6 +128,12 @@ class RoundProcess:
             if found.gain is not None:
                 found = replace(found, gain=Interval(*found.gain))
             is_current = domain.in_use is self._began
+            if found.outcome == "promoted" and is_current and is_watched(adaptation.plan, domain):
+                made = AdapterStore(self._into)
+                learnt = self._learnt(began=made.numbers()[-1])
+                domain.candidate = None if learnt is None else replace(learnt, began=domain.in_use.number)
+                why = f"{found.why}, but version {domain.in_use.number} has yet to be judged live: it learns on"
+                return replace(found, outcome="kept", why=why, version=domain.in_use.number)
             if found.outcome != "promoted":
                 if is_current:
                     domain.candidate = self._learnt(began=domain.in_use.number)

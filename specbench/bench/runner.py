@@ -25,7 +25,7 @@ from specbench.bench.outcome import State, outcome_of
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
-from specbench.errors import EnvironmentFailed, SpecbenchError
+from specbench.errors import EnvironmentFailed, SpecbenchError, is_out_of_memory
 from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
 from specbench.manifest import GroupRecord, Manifest, write_manifest
 from specbench.store import pausing
@@ -381,7 +381,7 @@ class _Run:
 
 def _text_of(error: Exception) -> str:
     text = error.what if isinstance(error, SpecbenchError) else f"{type(error).__name__}: {error}"
-    return f"out of memory: {text}" if machine.is_out_of_memory(error) else text
+    return f"out of memory: {text}" if is_out_of_memory(error) else text
 
 
 def _shown(group: GroupRecord) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from specbench import registry
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.versions import VERSIONS, AdapterStore
-from specbench.errors import UsageError
+from specbench.errors import SpecbenchError, UsageError
 from specbench.store.words import count
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ class Held:
             self._folder, self._lock = folder, lock.pop_all()
 
 
+def remember(adaptation: Adaptation | None) -> None:
+    """Earlier conversations' answers and candidate, where a store holds them. Raises EnvironmentFailed where a file is
+    damaged."""
+    if adaptation is not None and adaptation.store is not None:
+        adaptation.remember()
+
+
 def has_adapter(talk: Conversation) -> bool:
     """Whether the method that answers is of a kind that drafts with one."""
     return "adapter" in registry.card(talk.settings.method, methods_dirs=talk.methods_dirs).options
@@ -63,9 +70,19 @@ def learn_between(talk: Conversation) -> Iterator[str]:
         yield f"learning from the answers so far ({why}) …"
     for found in between_requests(adaptation):
         yield words_of(found)
+    if why:
+        yield from _kept(adaptation)
     warning = adaptation.warning()
     if warning:
         yield f"⚠ {warning}"
+
+
+def _kept(adaptation: Adaptation) -> Iterator[str]:
+    """For the next conversation; a disk that refuses ends no conversation."""
+    try:
+        adaptation.keep_candidates()
+    except SpecbenchError as error:
+        yield f"⚠ {error.what}: the next conversation learns on from the version in use"
 
 
 def train(talk: Conversation) -> str:
@@ -75,12 +92,14 @@ def train(talk: Conversation) -> str:
     adaptation = _learning(talk)
     adaptation.gather()
     memory = adaptation.domain("").memory
+    if not memory.new and memory.old:
+        memory.renew()  # by hand: those of earlier rounds and conversations once more
     if not memory.new:
         what = f"nothing new to learn from: {count(memory.num_positions, 'position')} observed so far"
         if memory.held_out and not memory.old:
             what += f", {count(len(memory.held_out), 'answer')} of them held out to judge by"
         raise UsageError(what, try_="ask something, then /train")
-    return words_of(learn(adaptation))
+    return "\n".join([words_of(learn(adaptation)), *_kept(adaptation)])
 
 
 def load(talk: Conversation, word: str) -> str:

@@ -18,7 +18,7 @@ from specbench.adapt.adaptation import Adaptation
 from specbench.bench.equality import first_difference
 from specbench.bench.execution import pick_graphs
 from specbench.bench.record import notes_on
-from specbench.chat.adapter import Held
+from specbench.chat.adapter import Held, remember
 from specbench.chat.reply import Evaluation, Heard, Pace, Reply, figures_of, heard_of
 from specbench.engine.answer import GroupResult
 from specbench.engine.decode import Engine
@@ -110,6 +110,7 @@ class Conversation:
         drafter = registry.build(choice, engine.view(), methods_dirs=self.methods_dirs)
         engine.reserve(drafter.max_nodes)
         self._held.take(drafter.adaptation)
+        remember(drafter.adaptation)
         return drafter
 
     def change(self, **changes: Any) -> None:

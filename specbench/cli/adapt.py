@@ -17,7 +17,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
 from specbench.cli.progress import open_progress
 from specbench.cli.text import Column, show, show_json, show_table, visible
-from specbench.errors import UsageError
+from specbench.errors import EnvironmentFailed, UsageError
 
 METHOD = "adaptive_lora"
 app = new_app(help="Adapters of a draft model that learn from what the target rejects.")
@@ -133,6 +133,10 @@ def train(
         int | None,
         typer.Option("--new", metavar="N", min=1, help="The last N answers are new, others were learnt; default: all."),
     ] = None,
+    shared: Annotated[
+        int | None,
+        typer.Option("--shared", metavar="N", min=1, help="Ids that the target can say; default: the draft model's."),
+    ] = None,
     store: _Store = None,
     as_json: _Json = False,
 ) -> None:
@@ -151,6 +155,7 @@ def train(
         into=into,
         version=version,
         num_new=num_new,
+        num_shared=shared,
     )
     if as_json:
         show_json(dataclasses.asdict(found))
@@ -194,12 +199,18 @@ def stats(store: _Store = None, as_json: _Json = False) -> None:
 @app.command("ls")
 def list_versions(store: _Store = None, as_json: _Json = False) -> None:
     """The versions of a store with their lineage and what held-out answers said; * is drafted with."""
+    from specbench.adapt.adapter import read_lineage
+
     opened = _store(store)
     active = {numbers[-1]: domain for domain, numbers in opened.history().items() if numbers}
     found = []
     for number in opened.numbers():
-        lineage = opened.load(number).lineage
-        found.append({"version": number, "active": number in active, **dataclasses.asdict(lineage)})
+        try:
+            facts = dataclasses.asdict(read_lineage(opened.path(number)))
+        except EnvironmentFailed as error:
+            found.append({"version": number, "active": number in active, "error": error.what})
+            continue
+        found.append({"version": number, "active": number in active, **facts})
     if as_json:
         show_json(found)
         return
@@ -208,6 +219,9 @@ def list_versions(store: _Store = None, as_json: _Json = False) -> None:
         return
     rows = []
     for each in found:
+        if "error" in each:
+            note(visible(f"version {each['version']}: {each['error']}"))
+            continue
         figures = each["figures"]
         gain = f"{figures['before']:.4f} → {figures['after']:.4f}" if "after" in figures else ""
         rows.append(
@@ -254,13 +268,18 @@ def purge(
 ) -> None:
     """Delete every prompt, answer and position that was observed, those of runs that observed into the store too.
 
-    Versions, the runs' own measurements and their rounds of learning stay.
+    A run that named no store keeps one beside its journal: --store RESULTS/runs/RUN_ID/adapters/METHOD. Versions, the
+    runs' own measurements and their rounds of learning stay.
     """
     from specbench.store.purging import purge_observed, runs_that_filled
 
     opened = _store(store)
     if not opened.folder.is_dir():
-        raise UsageError(f"no adapter store at {opened.folder}", where="--store", try_="specbench adapt ls --store DIR")
+        raise UsageError(
+            f"no adapter store at {opened.folder}",
+            where="--store",
+            try_="--store DIR; of a run that named none, runs/RUN_ID/adapters/METHOD in its results",
+        )
     with opened.writing():
         for folder in runs_that_filled(opened.folder, results):
             # runs/RUN_ID lies in the results folder.

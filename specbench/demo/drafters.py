@@ -1,8 +1,8 @@
 """Make the trained drafters of the embedded target: the same texts, tokens and steps for each method.
 
-The target answers prompts of its own training set (GSM8K and GPTeacher, both MIT; see specbench.demo.recipe), greedily, and every
-drafter learns from the same answers. None of the prompts that the target never saw, and nothing a suite asks, is among
-them. Everything goes through the ordinary commands' functions::
+The target answers prompts of its own training set (GSM8K and GPTeacher, both MIT; see specbench.demo.recipe),
+greedily, and every drafter learns from the same answers. None of the prompts that the target never saw, and nothing a
+suite asks, is among them. Everything goes through the ordinary commands' functions::
 
     python -m specbench.demo.drafters --data DATA --out OUT
 

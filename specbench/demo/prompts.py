@@ -1,8 +1,8 @@
 """Make `prompts.jsonl.gz`: questions a drafter of the embedded target learns from, and questions it is judged on.
 
 Prompts alone, because the target writes the answers itself. They come from the three MIT-licensed files that the target
-was trained on (see specbench.demo.recipe); `held_out` ones are those the target never saw. Left out: whatever a suite asks, and
-prompts too long for the demo. The same files give the same bytes::
+was trained on (see specbench.demo.recipe); `held_out` ones are those the target never saw. Left out: whatever a suite
+asks, and prompts too long for the demo. The same files give the same bytes::
 
     python -m specbench.demo.prompts --data DATA --suites DATA/suites
 """

@@ -100,9 +100,10 @@ def open_adaptation(
     temperature: float,
     domain: str = "",
     version: int | None = None,
+    num_shared: int | None = None,
 ) -> Adaptation:
     """The store's answers of one domain in memory, its active adapter (or this version) in use, and what was learnt
-    beyond it to go on from."""
+    beyond it to go on from. num_shared: ids that target and draft model both know; None: all of the draft model's."""
     number = store.active(domain) if version is None else version
     first = store.load(number, base_hash=lm.weights_hash) if number else None
     shape = LoraShape.from_options(options) if first is None else first.shape
@@ -110,7 +111,7 @@ def open_adaptation(
         lm,
         LoraLayers(lm.model, shape, seed=int(options["seed"])),
         LearningPlan.from_options(options),
-        num_shared=lm.vocab_size,
+        num_shared=lm.vocab_size if num_shared is None else min(num_shared, lm.vocab_size),
         temperature=temperature,
         collector=None,
         by_domain=True,
@@ -142,6 +143,7 @@ def train_store(
     into: Path | None = None,
     version: int | None = None,
     num_new: int | None = None,
+    num_shared: int | None = None,
 ) -> Round:
     """One round from everything a store holds, from its active adapter or another version. into: the store for what
     comes of it; this one is then only read, and another process may be writing it. num_new: the last so many answers
@@ -154,7 +156,9 @@ def train_store(
     written = store if into is None else AdapterStore(into)
     with written.writing():
         lm = load_draft(options, device=device)
-        adaptation = open_adaptation(lm, store, options, temperature=temperature, domain=domain, version=version)
+        adaptation = open_adaptation(
+            lm, store, options, temperature=temperature, domain=domain, version=version, num_shared=num_shared
+        )
         adaptation.store = written
         memory = adaptation.domain(domain).memory
         if num_new is not None:

@@ -23,7 +23,8 @@ from specbench.adapt.adaptation import Adaptation, Domain, InUse
 from specbench.adapt.adapter import Adapter, Lineage
 from specbench.adapt.candidate import Candidate, moments_of, put_moments
 from specbench.adapt.observed import Observed
-from specbench.errors import SpecbenchError, UsageError
+from specbench.adapt.plan import LearningPlan
+from specbench.errors import CheckFailed, SpecbenchError, UsageError, is_out_of_memory
 from specbench.metrics import Bootstrap, Interval, percentile_interval
 from specbench.training.budget import rate
 from specbench.training.step import StepFailed, Stepper
@@ -33,6 +34,10 @@ Outcome = Literal["promoted", "kept", "dropped", "rolled back"]
 RESAMPLES = 2000
 MOST_JUDGED = 128
 """Held-out answers a candidate is judged on; where there are more, a seeded sample."""
+
+
+class _NoStep(Exception):
+    """The budget was too small for anything to be learnt."""
 
 
 class OneProcessAlone(UsageError):
@@ -105,7 +110,8 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
         return None
     now = live.acceptance
     assert now is not None, "positions were tried since the swap"
-    error = (2 * live.before * (1 - live.before) / plan.watch_positions) ** 0.5
+    counts = 1 / max(1.0, live.before_tried) + 1 / plan.watch_positions
+    error = (live.before * (1 - live.before) * counts) ** 0.5
     if now >= live.before - 2 * error:
         domain.live = replace(live, before=None)  # judged, and kept
         return None
@@ -139,6 +145,7 @@ def learn(adaptation: Adaptation, name: str = "", *, clock: Callable[[], float] 
     start = time.perf_counter()
     domain = adaptation.domain(name)
     domain.num_rounds += 1
+    domain.live = domain.live.answered()
     num_new = domain.memory.num_new_positions
     layers = adaptation.layers
     own = domain.in_use.weights
@@ -150,12 +157,14 @@ def learn(adaptation: Adaptation, name: str = "", *, clock: Callable[[], float] 
         found = _judge(adaptation, domain, name, trained)
     except StepFailed:
         found = dropped(name, domain, "the loss or its gradient was not a number")
+    except _NoStep:
+        found = dropped(name, domain, f"round_s ({adaptation.plan.round_s:g} s) was over before its first step")
     except OneProcessAlone:
         raise
     except SpecbenchError as error:
         found = dropped(name, domain, error.what)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         found = dropped(name, domain, "out of memory")
     finally:
@@ -224,7 +233,7 @@ def _train(adaptation: Adaptation, domain: Domain, clock: Callable[[], float]) -
             sums = stepper.step([list(range(len(source.answers)))], lr=lr, wants_stop=False, seconds=0.0)
             losses.append(sums.loss)
         if not losses:
-            raise StepFailed([])
+            raise _NoStep
         candidate = Candidate(
             weights=adaptation.layers.weights(),
             moments=moments_of(optimiser, module),
@@ -256,13 +265,14 @@ def evidence(
     after: Mapping[str, Tensor] | None,
 ) -> Evidence:
     """Teacher-forced expected acceptance, pooled over positions, and the interval of its gain: answers are resampled,
-    for positions of one answer go together. At least two answers."""
+    for positions of one answer go together. At least two answers. Raises CheckFailed where a sum is not a number."""
     sums = [_sums(adaptation, held_out, weights) for weights in (before, after)]
     num_U = np.array([observed.num_positions for observed in held_out], dtype=np.float64)
     bootstrap = Bootstrap(len(held_out), seed=adaptation.seed, resamples=RESAMPLES)
     resampled = bootstrap.sums(np.stack([sums[1] - sums[0], num_U], axis=1))
     interval = percentile_interval(resampled[:, 0] / resampled[:, 1])
-    assert interval is not None, "at least two answers"
+    if interval is None:
+        raise CheckFailed("the expected acceptance on held-out answers is not a number")
     total = num_U.sum()
     return Evidence(
         num_answers=len(held_out),
@@ -316,10 +326,29 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
         num_worse = 0 if found.after > found.before else trained.candidate.num_worse + 1
         domain.candidate = replace(trained.candidate, num_worse=num_worse) if num_worse <= plan.patience else None
         return judged
+    if is_watched(plan, domain):
+        domain.candidate = replace(trained.candidate, num_worse=0)
+        return replace(judged, why=f"expected acceptance {shown}, but {_watched(plan, domain)}: it learns on")
     number = _keep(adaptation, domain, name, trained, found)
     adaptation.swap(name, InUse(number=number, weights=trained.weights, parent=replace(domain.in_use, parent=None)))
     domain.candidate = replace(trained.candidate, began=number, num_worse=0)
     return replace(judged, outcome="promoted", why=f"expected acceptance {shown}", version=number)
+
+
+def is_watched(plan: LearningPlan, domain: Domain) -> bool:
+    """Whether the adapter in use has yet to be judged live against the one before it: another promotion would put that
+    one out of reach."""
+    live = domain.live
+    return (
+        plan.rollback
+        and domain.in_use.parent is not None
+        and live.before is not None
+        and live.since_swap < plan.watch_positions
+    )
+
+
+def _watched(plan: LearningPlan, domain: Domain) -> str:
+    return f"version {domain.in_use.number} has drafted {domain.live.since_swap} of {plan.watch_positions} positions"
 
 
 def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, found: Evidence) -> int:
@@ -353,8 +382,3 @@ def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, 
 def dropped(name: str, domain: Domain, why: str) -> Round:
     """A round that came to nothing."""
     return Round(domain=name, outcome="dropped", why=f"round dropped: {why}", version=domain.in_use.number)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch raises its own type on devices and a RuntimeError with this text on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

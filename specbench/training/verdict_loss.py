@@ -41,6 +41,8 @@ class AnswerBatch:
     label_N: Tensor
     """The text's token, -1 where the draft cannot say it."""
     weight_N: Tensor
+    first_N: Tensor
+    """The target's first choice, -1 where the draft cannot say it."""
     law: Law
     num_shared: int
 
@@ -72,6 +74,7 @@ class Answers:
             label_N=batch.label_N[chosen],
             # Drawn by weight already.
             weight_N=torch.ones_like(batch.weight_N[chosen]),
+            first_N=batch.first_N[chosen],
             law=Law(law.logp_RK[chosen], law.ids_RK[chosen], law.log_tail_R[chosen]),
         )
 
@@ -82,7 +85,7 @@ class Answers:
         width = max(ends)
         tokens_BT = torch.zeros(len(self.answers), width, dtype=torch.long)
         document_BT = torch.full_like(tokens_BT, -1)
-        index, which, labels, weights = [], [], [], []
+        index, which, labels, weights, firsts = [], [], [], [], []
         for row, (answer, end) in enumerate(zip(self.answers, ends, strict=True)):
             tokens_BT[row, :end] = answer.tokens_T[:end]
             document_BT[row, :end] = 0
@@ -92,7 +95,10 @@ class Answers:
             labels.append(answer.tokens_T.long()[position_N])
             decay_N = plan.depth_decay ** (answer.depth_N.float() - 1)
             weights.append((1 + plan.early * (1 - answer.overlap_N)) * decay_N)
-        label_N = torch.cat(labels)
+            ids = answer.target.ids_RK
+            assert ids is not None
+            firsts.append(ids.long().gather(-1, answer.target.logp_RK.argmax(-1, keepdim=True))[:, 0])
+        label_N, first_N = torch.cat(labels), torch.cat(firsts)
         laws = [shared_law(answer.target, self._num_shared) for answer in self.answers]
         vocab = self._lm.vocab_size
         return AnswerBatch(
@@ -103,6 +109,7 @@ class Answers:
             answer_N=torch.cat(which).to(device),
             label_N=torch.where(label_N < self._num_shared, label_N, -1).to(device),
             weight_N=torch.cat(weights).to(device),
+            first_N=torch.where(first_N < self._num_shared, first_N, -1).to(device),
             law=_stacked(laws, device),
             num_shared=self._num_shared,
         )
@@ -173,13 +180,10 @@ def agreement(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[f
     both laws have the same first choice, else sum min(p, q) at it (with a tail an upper bound, for every adapter
     alike)."""
     logits_NS = _logits(lm, batch).float()
-    law = batch.law
     if temperature == 0:
-        assert law.ids_RK is not None
-        first_N = law.ids_RK.gather(-1, law.logp_RK.argmax(-1, keepdim=True))[:, 0]
-        chance_N = (logits_NS.argmax(-1) == first_N).double()
+        chance_N = (logits_NS.argmax(-1) == batch.first_N).double()
     else:
-        chance_N = overlap(logits_NS / temperature, tempered(law, temperature)).double()
+        chance_N = overlap(logits_NS / temperature, tempered(batch.law, temperature)).double()
     sums = torch.zeros(batch.tokens_BT.shape[0], dtype=torch.float64, device=chance_N.device)
     found: list[float] = sums.index_add_(0, batch.answer_N, chance_N).tolist()
     return found

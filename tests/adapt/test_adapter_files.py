@@ -102,6 +102,10 @@ def test_a_peft_adapter_without_lineage_is_imported_not_guessed(tmp_path: Path) 
     config = json.loads((tmp_path / "one" / files.CONFIG).read_text())
     (tmp_path / "one" / files.CONFIG).write_text(json.dumps({**config, "use_rslora": True}))
     assert files.import_foreign(tmp_path / "one", base="tiny", base_hash=BASE).shape.alpha == 16.0
+    for name in ("alpha_pattern", "rank_pattern"):
+        (tmp_path / "one" / files.CONFIG).write_text(json.dumps({**config, name: {"q_proj": 32}}))
+        with pytest.raises(UsageError, match=f"ranks or scales of their own .{name}"):
+            files.import_foreign(tmp_path / "one", base="tiny", base_hash=BASE)
 
 
 def test_a_store_keeps_versions_and_goes_back_step_by_step(tmp_path: Path) -> None:
@@ -121,6 +125,15 @@ def test_a_store_keeps_versions_and_goes_back_step_by_step(tmp_path: Path) -> No
         with pytest.raises(UsageError, match="this store's adapters belong to"):
             store.add(_adapter(base_hash="b" * 64))
     assert store.load(2, base_hash=BASE).lineage.created
+
+
+def test_a_version_whose_weights_are_damaged_hinders_no_other(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path)
+    store.add(_adapter())
+    (store.path(1) / files.WEIGHTS).write_bytes(b"")
+    assert store.add(_adapter(seed=2)) == 2 and store.load(2).weights
+    with pytest.raises(UsageError, match="this store's adapters belong to"):
+        store.add(_adapter(base_hash="b" * 64))
 
 
 def test_a_damaged_pointer_is_named_and_activate_mends_it(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from helpers import plain_logits, requests_for
 
+from specbench.adapt.collector import with_laws
 from specbench.adapt.memory import NUM_SIDES, Memory, is_held_out
 from specbench.adapt.observed import Observed, shared_law
 from specbench.adapt.row_file import RowFile
-from specbench.bench.learning import _with_laws
 from specbench.engine.decode import Engine
 from specbench.engine.graphs import Backend
 from specbench.engine.recorded import RecordedGraphs
@@ -247,13 +247,24 @@ def _bare(prompt: int) -> Observed:
     )
 
 
-def test_a_position_without_a_law_of_the_draft_model_is_not_recorded(draft: Path) -> None:
-    """One in half precision may overflow: what is no number is left out, and no number is made up for it."""
-    seen = _observe(draft, engine(), num=1)[0]
-    overlap = seen.overlap_N.clone()
-    overlap[1] = float("nan")
-    kept = _with_laws(replace(seen, overlap_N=overlap))
-    assert kept.num_positions == seen.num_positions - 1 and bool(kept.overlap_N.isfinite().all())
-    assert kept.position_N.tolist() == [seen.position_N[0], *seen.position_N[2:].tolist()]
-    assert _with_laws(replace(seen, overlap_N=torch.full_like(overlap, float("nan")))).num_positions == 0
-    assert _with_laws(seen) is seen
+@pytest.mark.parametrize("whose", ["draft", "target"])
+def test_a_position_without_a_law_is_neither_learnt_from_nor_kept(draft: Path, tmp_path: Path, whose: str) -> None:
+    """A model in half precision may overflow: one such weight would spoil every round that the answer is drawn into."""
+    on = engine()
+    drafter = learning_drafter(draft, on, store=str(tmp_path))
+    on.reserve(drafter.max_nodes)
+    adaptation = drafter.adaptation
+    assert adaptation is not None and adaptation.collector is not None
+    on.generate(drafter, requests_for(max_new_tokens=16)[:2])
+    spoilt, _ = sorted([*adaptation.collector._done, *adaptation.collector._live], key=lambda each: each.row)
+    num = sum(step[1].shape[0] for step in spoilt.steps)
+    first, target_nV, draft_nV, _ = spoilt.steps[1]
+    with torch.inference_mode():
+        (target_nV if whose == "target" else draft_nV[0]).view(-1)[0] = float("nan")
+    adaptation.gather()
+    [one, other] = sorted(adaptation.last, key=lambda each: each.row)
+    assert one.num_positions == num - 1 and first not in one.position_N.tolist() and other.num_positions > 1
+    for each in adaptation.store.rows.read():  # type: ignore[union-attr]
+        assert bool(each.overlap_N.isfinite().all()) and first not in (each.position_N.tolist() if each.row else [])
+    gone = replace(one, overlap_N=torch.full_like(one.overlap_N, float("nan")))
+    assert with_laws(gone).num_positions == 0 and with_laws(other) is other

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from specbench import paths, registry
 from specbench.adapt.adaptation import Adaptation
@@ -200,9 +201,13 @@ def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draf
     with pytest.raises(UsageError, match="no method of this run learns") as refused:
         with_defaults(RunRequest(suite=str(suite), target="demo", methods=("suffix",), adapt="on"), Defaults())
     assert "adaptive_lora" in str(refused.value.try_)
-    settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "off"))
-    with pytest.raises(UsageError, match="contradict each other"):
-        with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+    for word, said in (("off", "contradict each other"), ("perhaps", "is not of type bool")):
+        settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", word))
+        with pytest.raises(UsageError, match=said):
+            with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+    settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "true"))
+    request = _request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings)
+    assert with_defaults(request, Defaults()).request.settings == settings, "the same, said in another word"
 
 
 def test_a_stream_that_is_grown_again_tells_its_rounds_and_nothing_twice(tmp_path: Path) -> None:
@@ -252,7 +257,6 @@ def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path)
         "rank": 8,
         "loss": "kl",
         "pull": 0.0,
-        "dtype": "float64",
         "round_s": 0.0,
     }
     on = engine(temperature=1.0)
@@ -268,6 +272,9 @@ def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path)
     options = registry.check_options(card, {"model": str(draft), "rank": 8, "min_held_out": 2, "top_k": 8, **given})
     with adaptation.store.writing():
         process = RoundProcess(adaptation, "", "adaptive_lora", options)
+        words = psutil.Process(process._process.pid).cmdline()
+        assert words[words.index("--threads") + 1] == str(torch.get_num_threads()), "on the run's cores alone"
+        assert "adaptive_lora.dtype=float64" in words and words[words.index("--shared") + 1] == "64"
         assert psutil.Process(process._process.pid).status() == psutil.STATUS_STOPPED and not process.is_over
         ran_s = process._ran_s
         process.pause()

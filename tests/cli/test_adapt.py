@@ -59,6 +59,12 @@ def test_versions_are_listed_chosen_rolled_back_and_exported(specbench: Callable
     listed = json.loads(specbench("adapt", "ls", "--json", *where).out)
     assert [(each["version"], each["active"]) for each in listed] == [(1, False), (2, True)]
     assert "2*" in specbench("adapt", "ls", *where).out
+    lineage = store.path(1) / "lineage.json"
+    whole = lineage.read_bytes()
+    lineage.write_bytes(whole[:9])
+    ran = specbench("adapt", "ls", *where)
+    assert ran.code == 0 and "2*" in ran.out and "version 1: lineage.json cannot be read" in ran.err
+    lineage.write_bytes(whole)
     assert "version 1 is drafted with" in specbench("adapt", "rollback", *where).out
     assert "no adapter is drafted with" in specbench("adapt", "rollback", *where).out
     assert specbench("adapt", "rollback", *where).code == 2

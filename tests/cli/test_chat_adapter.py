@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from specbench.adapt.versions import AdapterStore
 from tests.bench.conftest import save_tiny_target
@@ -93,6 +95,23 @@ def test_versions_are_loaded_and_set_aside(chat: Chat, models: tuple[Path, Path]
     assert store.active() == 0, "set aside last, so nothing is drafted with next time"
     again = chat("/unload", "/load 1", adapt="on")
     assert "no adapter is drafted with" in again.err and "no adapter store is named" in again.err
+
+
+def test_a_conversation_learns_on_from_those_before_it(chat: Chat, tmp_path: Path) -> None:
+    """Answers to judge by add up over conversations, and so do the steps of a candidate."""
+    given = {"adapt": "on", "store": tmp_path / "store", "after_positions": 0, "min_held_out": 99}
+    first = chat(*QUESTIONS[:4], "/train", **given)
+    assert "99 are needed to judge: it learns on" in first.err
+    [candidate] = (tmp_path / "store" / "candidates").iterdir()
+    before = candidate.read_bytes()
+    second = chat("/adapter-info", *QUESTIONS[4:6], "/train", "/adapter-info", **given)
+    info = [line for line in second.err.splitlines() if line.startswith("observed: ")]
+    assert not info[0].startswith("observed: 0 positions") and ", 0 of them not learnt from" in info[0]
+    assert candidate.read_bytes() != before
+    with safe_open(candidate, framework="pt") as file:
+        assert json.loads(file.metadata()["candidate"])["num_updates"] >= 2
+    again = chat("/train", **given)
+    assert "kept: " in again.err and "nothing new to learn from" not in again.err
 
 
 def test_another_process_at_the_store_is_refused_and_its_shape_as_well(

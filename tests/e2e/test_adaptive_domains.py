@@ -6,8 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import adaptive_domains
+from benchmarks.adaptive_curve import observe, told
+from methods.adaptive_lora.drafter import build
+from specbench import registry
+from specbench.engine.decode import Engine
+from specbench.engine.stop import Stop
+from specbench.lm.load import load_lm
+from specbench.method import Request
+from specbench.sampling import Sampling
 from tests.bench.conftest import save_tiny_target
 
 SMALL = ("after_positions=20", "steps=4", "lr=0.02", "batch=4", "min_held_out=2", "top_k=16", "round_s=0", "rank=4")
@@ -72,6 +81,37 @@ def test_a_finished_experiment_is_not_run_again_and_its_table_is_its_counts(
     rate = sum(sum(row["accepted"]) for row in mine) / sum(sum(row["tried"]) for row in mine)
     [line] = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| sums | 2 |")]
     assert f"| {rate:.4f} |" in line and line.count("[") == 3
+
+
+def test_counts_of_other_conditions_are_never_mixed(out: Path) -> None:
+    with pytest.raises(SystemExit, match="rank was 4, now 8"):
+        adaptive_domains.main([*_words(out.parent), "--set", "rank=8"])
+    with pytest.raises(SystemExit, match=r"temperature was '1\.0', now '0\.0'"):
+        adaptive_domains.main([*_words(out.parent), "--temperature", "0"])
+
+
+@pytest.mark.parametrize("per_answer", [5, 64])
+def test_what_a_replay_learns_from_is_what_decoding_would_have_observed(out: Path, per_answer: int) -> None:
+    """The same positions, depths and drafts; the target's laws are those that were recorded."""
+    arguments = adaptive_domains.parsed(_words(out.parent))
+    arguments.temperature = 0.0
+    kind = {"device": torch.device("cpu"), "dtype": torch.float32}
+    target, draft = load_lm(arguments.target, **kind), load_lm(arguments.draft, **kind)
+    prompts = [tuple(range(3 + seed, 9 + seed)) for seed in range(4)]
+    on = Engine(target, sampling=Sampling(), max_batch=1, max_len=40, max_nodes=8, stop=Stop(ids=frozenset()))
+    given = {"model": arguments.draft, "num_tokens": 4, "adapt": True, "per_answer": per_answer, "top_k": 16}
+    drafter = build(registry.check_options(registry.card("adaptive_lora"), given), on.view())
+    assert drafter.adaptation is not None and drafter.adaptation.collector is not None
+    num = 0
+    for prompt in prompts:
+        request = Request(key=1, prompt=prompt, max_new_tokens=12)
+        [generation] = on.generate(drafter, [request]).generations
+        [seen] = drafter.adaptation.collector.settle()
+        replayed, _ = observe(draft, told(target, prompt, generation.tokens), arguments, per_answer=per_answer)
+        for name in ("position_N", "depth_N", "drafted_N"):
+            assert getattr(replayed, name).tolist() == getattr(seen, name).tolist()
+        num += seen.num_positions
+    assert num >= 8
 
 
 def test_domains_take_turns_in_a_seeded_order(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,11 +170,11 @@ def test_rejection_keeps_the_targets_law_across_swaps(tmp_path: Path) -> None:
     assert min(p_values) * len(p_values) > 1e-3
 
 
-def _saved(draft: Path, folder: Path, *, base_hash: str | None = None) -> Path:
+def _saved(draft: Path, folder: Path, *, base_hash: str | None = None, shape: LoraShape = SHAPE, seed: int = 1) -> Path:
     lm = load_lm(str(draft), device=torch.device("cpu"), dtype=torch.float64)
-    weights = noisy_weights(LoraLayers(lm.model, SHAPE))
+    weights = noisy_weights(LoraLayers(lm.model, shape), seed=seed)
     lineage = Lineage(base="tiny", base_hash=base_hash or lm.weights_hash)
-    files.save(folder, Adapter(shape=SHAPE, weights=weights, lineage=lineage))
+    files.save(folder, Adapter(shape=shape, weights=weights, lineage=lineage))
     return folder
 
 
@@ -225,6 +226,68 @@ def test_each_domain_begins_with_its_own_active_version(draft: Path, tmp_path: P
     adaptation = build(chosen, engine().view()).adaptation
     assert adaptation is not None
     assert (adaptation.domain("math").in_use.number, adaptation.domain("").in_use.number) == (1, 0)
+
+
+def test_a_domain_that_was_put_back_begins_with_the_draft_model_itself(draft: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        _saved(draft, tmp_path / "versions" / f"000{number}", seed=number)
+    store = AdapterStore(tmp_path)
+    store.activate(1)
+    store.activate(2, "math")
+    assert store.rollback("math") == 1, "what it drafted with before it had one of its own"
+    store.activate(0, "math")
+    adaptation = build(options(draft, store=str(tmp_path), adapt=True, domains="category"), engine().view()).adaptation
+    assert adaptation is not None
+    assert [adaptation.domain(name).in_use.number for name in ("", "math", "code")] == [1, 0, 1]
+    assert adaptation.domain("math").in_use.weights is None
+
+
+def test_fixed_adapters_of_domains_draft_each_its_own(draft: Path, tmp_path: Path) -> None:
+    """As many tokens are accepted as under that adapter alone, domain by domain, back and forth."""
+    for number in (1, 2):
+        _saved(draft, tmp_path / "versions" / f"000{number}", seed=number)
+    store = AdapterStore(tmp_path)
+    store.activate(1, "math")
+    store.activate(2, "code")
+    on = engine()
+    wanted = _answers(on)
+
+    def drafted(drafter: Drafter, domain: str) -> list[list[int]]:
+        requests = [replace(request, domain=domain) for request in requests_for(max_new_tokens=20)]
+        generations = on.generate(drafter, requests).generations
+        assert [each.tokens for each in generations] == [each.tokens for each in wanted]
+        return [[step.num_accepted for step in each.steps] for each in generations]
+
+    alone = {
+        "math": drafted(build(options(draft, adapter=str(store.path(1))), on.view()), ""),
+        "code": drafted(build(options(draft, adapter=str(store.path(2))), on.view()), ""),
+        "prose": drafted(build(options(draft), on.view()), ""),
+    }
+    drafter = build(options(draft, store=str(tmp_path), domains="category"), on.view())
+    for name in ("math", "prose", "code", "math"):
+        assert drafted(drafter, name) == alone[name]
+    assert alone["math"] != alone["prose"] != alone["code"]
+    with pytest.raises(UsageError, match=r"are of categories \(code, math\), and none is of all prompts"):
+        build(options(draft, store=str(tmp_path)), on.view())
+
+
+def test_adapters_of_domains_must_have_one_shape_and_all_of_them_name_the_drafter(draft: Path, tmp_path: Path) -> None:
+    """A matrix under another's alpha would be scaled wrongly; a resumed run must begin with the same adapters."""
+    _saved(draft, tmp_path / "versions" / "0001", seed=1)
+    _saved(draft, tmp_path / "versions" / "0002", seed=2)
+    _saved(draft, tmp_path / "versions" / "0003", seed=3, shape=replace(SHAPE, alpha=16.0))
+    store = AdapterStore(tmp_path)
+    store.activate(1)
+    given = {"store": str(tmp_path), "domains": "category"}
+    hashes = []
+    for adapt in (False, True):
+        for number in (1, 2):
+            store.activate(number, "math")
+            hashes.append(build(options(draft, adapt=adapt, **given), engine().view()).weights_hash)
+        store.activate(3, "math")
+        with pytest.raises(UsageError, match="different shapes: version 3 for math has rank 4, alpha 16"):
+            build(options(draft, adapt=adapt, **given), engine().view())
+    assert hashes[0] == hashes[2] != hashes[1] == hashes[3]
 
 
 def test_what_was_learnt_is_forgotten_at_a_restore(draft: Path) -> None:

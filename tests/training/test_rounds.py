@@ -14,7 +14,7 @@ from methods.adaptive_lora.drafter import AdaptiveDrafter
 from specbench.adapt.adaptation import Adaptation, InUse, Live
 from specbench.adapt.versions import AdapterStore
 from specbench.engine.decode import Engine
-from specbench.losses import kl, overlap, top_law, whole_law
+from specbench.losses import Law, kl, overlap, top_law, whole_law
 from specbench.training import rounds
 from specbench.training.rounds import between_requests, due, evidence, learn, rolled_back
 from specbench.training.verdict_loss import Answers, VerdictLearner, _stacked, agreement
@@ -196,6 +196,7 @@ def test_a_round_stays_within_its_steps_and_seconds(draft: Path) -> None:
     assert learn(adaptation).num_steps == 3
     adaptation.plan = replace(adaptation.plan, round_s=1e-9)
     assert learn(adaptation).outcome == "dropped"
+    assert "round_s (1e-09 s) was over before its first step" in learn(adaptation).why
     stands_still = learn(adaptation, clock=lambda: 7.0)
     assert stands_still.num_steps == 3, "seconds in which it was stopped are not of its budget"
 
@@ -218,6 +219,12 @@ def test_rounds_come_when_they_are_due(draft: Path) -> None:
     adaptation.plan = replace(adaptation.plan, after_positions=0, after_drop=0.1)
     adaptation.domain("").live = Live(num_tried=100, num_accepted=40, best=0.6)
     assert due(adaptation, "") == "acceptance fell from 0.600 to 0.400"
+    learn(adaptation)
+    adaptation.domain("").memory.renew()
+    adaptation.saw("", tried=10, accepted=4)
+    assert due(adaptation, "") == "", "one fall is a reason for one round"
+    adaptation.saw("", tried=2000, accepted=400)
+    assert "acceptance fell" in due(adaptation, ""), "a further fall is for another"
     adaptation.domain("").memory.learnt()
     assert due(adaptation, "") == "", "there is nothing new to learn"
 
@@ -245,6 +252,74 @@ def test_a_live_acceptance_within_noise_keeps_the_adapter(draft: Path) -> None:
     adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers), parent=InUse()))
     adaptation.saw("", tried=100, accepted=55)
     assert rolled_back(adaptation, "") is None and adaptation.domain("").in_use.number == 1
+
+
+def test_a_few_positions_under_the_adapter_before_are_no_ground_to_go_back_to_it(draft: Path) -> None:
+    """Three of three accepted before a swap say nothing against 80 of 100 after it; 300 of 300 do."""
+    for num_before, goes_back in ((3, False), (300, True)):
+        adaptation = _learns(_taught(draft, num=4, watch_positions=100))
+        adaptation.domain("").live = Live(num_tried=num_before, num_accepted=0.95 * num_before)
+        adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers), parent=InUse()))
+        adaptation.saw("", tried=100, accepted=80)
+        assert (rolled_back(adaptation, "") is not None) is goes_back
+
+
+def test_nothing_is_promoted_over_an_adapter_that_has_yet_to_be_judged_live(draft: Path, tmp_path: Path) -> None:
+    """The one before it would be out of reach; what was learnt meanwhile is learnt on from."""
+    drafter = _taught(draft, num=40, temperature=1.0, steps=40, lr=3e-3, rank=8, store=str(tmp_path), pull=0.0)
+    adaptation = _learns(drafter)
+    domain = adaptation.domain("")
+    domain.live = Live(num_tried=1000, num_accepted=500)
+    adaptation.swap("", InUse(number=0, weights=None, parent=InUse()))
+    found = learn(adaptation)
+    assert found.outcome == "kept" and "version 0 has drafted 0 of 1000 positions" in found.why
+    assert found.gain is not None and found.gain.low > 0 and domain.candidate is not None
+    adaptation.saw("", tried=1000, accepted=500)
+    domain.memory.renew()
+    assert learn(adaptation).outcome == "promoted"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.1 GB)"),
+    ],
+)
+def test_whatever_memory_runs_out_of_a_round_is_dropped(
+    draft: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    adaptation = _learns(_taught(draft, num=4))
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(rounds.Stepper, "step", fail)
+    assert learn(adaptation).why == "round dropped: out of memory"
+
+
+def test_a_round_whose_evidence_is_no_number_is_dropped(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adaptation = _learns(_taught(draft, num=20, temperature=1.0))
+    monkeypatch.setattr(rounds, "agreement", lambda _lm, batch, **_: [float("nan")] * batch.tokens_BT.shape[0])
+    found = learn(adaptation)
+    assert found.outcome == "dropped" and "is not a number" in found.why
+
+
+def test_a_first_choice_that_the_draft_cannot_say_is_never_agreed_with(draft: Path) -> None:
+    """Of a target with more ids: its second choice is what the draft may hit, and that is a rejection."""
+    adaptation = _learns(_taught(draft, num=8))
+    [observed, *_] = adaptation.domain("").memory.new
+    source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
+    source.answers = [observed]
+    [agreed] = agreement(adaptation.lm, source.every(), temperature=0.0)
+    law = observed.target
+    assert law.ids_RK is not None
+    first = law.logp_RK.argmax(-1, keepdim=True)
+    beyond = replace(observed, target=Law(law.logp_RK, law.ids_RK.scatter(-1, first, 64), law.log_tail_R))
+    source.answers = [beyond]
+    assert agreed > 0 and agreement(adaptation.lm, source.every(), temperature=0.0) == [0.0]
 
 
 def test_domains_learn_apart(draft: Path) -> None:
