@@ -42,15 +42,13 @@ def main() -> None:
     print_summary(summary, console)
     svg = console.export_svg(title=f"specbench run {summary.suite}", clear=False)
     (args.out / "table.svg").write_text(_without_fonts(svg), encoding="utf-8")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        sys.exit("the page's picture needs Chromium: apt install chromium")
+    browser = find_browser()
     with tempfile.TemporaryDirectory() as folder:
         board = write_leaderboard(store, Path(folder) / "board.html", run_ids=[args.run] if args.run else None)
-        _photograph(browser, board, args.out / "board.png", size=(1280, 1500))
+        photograph(browser, board, args.out / "board.png", size=(1280, 1500))
         race = Path(folder) / "race.svg"
         race.write_text(_without_fonts(asyncio.run(_race(args.store, summary.run_id))), encoding="utf-8")
-        _photograph(browser, race, args.out / "race.png", size=(1482, 928))
+        photograph(browser, race, args.out / "race.png", size=(1482, 928))
 
 
 async def _race(store: Path | None, run_id: str) -> str:
@@ -75,7 +73,15 @@ def _without_fonts(svg: str) -> str:
     return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 
 
-def _photograph(browser: str, page: Path, out: Path, *, size: tuple[int, int]) -> None:
+def find_browser() -> str:
+    """Chromium's path. Ends the process where there is none."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        sys.exit("the page's picture needs Chromium: apt install chromium")
+    return found
+
+
+def photograph(browser: str, page: Path, out: Path, *, size: tuple[int, int]) -> None:
     subprocess.run(
         [
             browser,

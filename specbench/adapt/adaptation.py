@@ -86,6 +86,8 @@ class Domain:
     candidate: Candidate | None = None
     """What the rounds so far came to; the next one goes on from it, drafted with or not."""
     num_rounds: int = 0
+    judged: dict[Observed, float] = field(default_factory=dict)
+    """Expected acceptances of held-out answers under the adapter in use, summed over their positions."""
 
 
 class Adaptation:
@@ -165,6 +167,7 @@ class Adaptation:
         """From now on this domain drafts with another adapter."""
         found = self.domain(domain)
         found.in_use = in_use
+        found.judged = {}
         found.live = found.live.swapped()
         if domain == self._current:
             self.use(domain)
@@ -242,4 +245,5 @@ def _copy(domain: Domain) -> Domain:
         live=domain.live,
         candidate=domain.candidate,
         num_rounds=domain.num_rounds,
+        judged=dict(domain.judged),
     )

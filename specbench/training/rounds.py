@@ -32,8 +32,11 @@ from specbench.training.verdict_loss import Answers, VerdictLearner, agreement
 
 Outcome = Literal["promoted", "kept", "dropped", "rolled back"]
 RESAMPLES = 2000
-MOST_JUDGED = 128
-"""Held-out answers a candidate is judged on; where there are more, a seeded sample."""
+MOST_JUDGED = 256
+"""Held-out answers a candidate is judged on; where there are more, those whose prompts' hashes come first: a sample
+that hardly changes from round to round."""
+_ROUNDING = 1e-5
+"""Of an expected acceptance: one text in batches of other widths."""
 
 
 class _NoStep(Exception):
@@ -263,10 +266,17 @@ def evidence(
     held_out: Sequence[Observed],
     before: Mapping[str, Tensor] | None,
     after: Mapping[str, Tensor] | None,
+    judged: dict[Observed, float] | None = None,
 ) -> Evidence:
     """Teacher-forced expected acceptance, pooled over positions, and the interval of its gain: answers are resampled,
-    for positions of one answer go together. At least two answers. Raises CheckFailed where a sum is not a number."""
-    sums = [_sums(adaptation, held_out, weights) for weights in (before, after)]
+    for positions of one answer go together. At least two answers. judged: sums under `before` that are known and not
+    computed again; afterwards those of these answers. Raises CheckFailed where a sum is not a number."""
+    judged = {} if judged is None else judged
+    for gone in judged.keys() - set(held_out):
+        del judged[gone]
+    unknown = [observed for observed in held_out if observed not in judged]
+    judged.update(zip(unknown, _sums(adaptation, unknown, before), strict=True))
+    sums = [np.array([judged[observed] for observed in held_out]), _sums(adaptation, held_out, after)]
     num_U = np.array([observed.num_positions for observed in held_out], dtype=np.float64)
     bootstrap = Bootstrap(len(held_out), seed=adaptation.seed, resamples=RESAMPLES)
     resampled = bootstrap.sums(np.stack([sums[1] - sums[0], num_U], axis=1))
@@ -298,8 +308,7 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
     plan, memory = adaptation.plan, domain.memory
     held_out = memory.held_out
     if len(held_out) > MOST_JUDGED:
-        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(adaptation.seed)).tolist()
-        held_out = [held_out[place] for place in sorted(order[:MOST_JUDGED])]
+        held_out = sorted(held_out, key=Observed.prompt_digest)[:MOST_JUDGED]
     if len(held_out) < plan.min_held_out:
         domain.candidate = trained.candidate
         return Round(
@@ -309,7 +318,7 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
             version=domain.in_use.number,
             num_held_out=len(held_out),
         )
-    found = evidence(adaptation, held_out, domain.in_use.weights, trained.weights)
+    found = evidence(adaptation, held_out, domain.in_use.weights, trained.weights, domain.judged)
     shown = f"{found.before:.4f} to {found.after:.4f} [{found.gain.low:+.4f}, {found.gain.high:+.4f}]"
     judged = Round(
         domain=name,
@@ -321,7 +330,7 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
         after=found.after,
         gain=found.gain,
     )
-    if found.gain.low <= plan.margin:
+    if found.gain.low <= max(plan.margin, _ROUNDING):
         # The first steps often make a draft model worse before it is better: it is given some rounds to learn on.
         num_worse = 0 if found.after > found.before else trained.candidate.num_worse + 1
         domain.candidate = replace(trained.candidate, num_worse=num_worse) if num_worse <= plan.patience else None

@@ -14,10 +14,11 @@ from methods.adaptive_lora.drafter import AdaptiveDrafter
 from specbench.adapt.adaptation import Adaptation, InUse, Live
 from specbench.adapt.versions import AdapterStore
 from specbench.engine.decode import Engine
+from specbench.lm.cached_lm import CachedLM
 from specbench.losses import Law, kl, overlap, top_law, whole_law
 from specbench.training import rounds
 from specbench.training.rounds import between_requests, due, evidence, learn, rolled_back
-from specbench.training.verdict_loss import Answers, VerdictLearner, _stacked, agreement
+from specbench.training.verdict_loss import AnswerBatch, Answers, VerdictLearner, _stacked, agreement
 from tests.adapt.adapted import engine, learning_drafter, noisy_weights, save_draft
 
 PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
@@ -130,6 +131,29 @@ def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft
     again = evidence(adaptation, adaptation.domain("").memory.held_out, None, kept.load(1).weights)
     assert (again.before, again.after) == (found.before, found.after)
     assert adaptation.domain("").memory.new == [] and adaptation.domain("").memory.num_new_positions == 0
+
+
+def test_what_was_judged_once_under_the_adapter_in_use_is_not_judged_again(
+    draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a round's judging; a swap makes all of it void."""
+    adaptation = _learns(_taught(draft, num=20, lr=0.0))
+    held_out, read = adaptation.domain("").memory.held_out, list[int]()
+    exact = rounds.agreement
+
+    def watch(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[float]:
+        read.append(batch.tokens_BT.shape[0])
+        return exact(lm, batch, temperature=temperature)
+
+    monkeypatch.setattr(rounds, "agreement", watch)
+    learn(adaptation)
+    adaptation.domain("").memory.renew()
+    first, again = sum(read), learn(adaptation)
+    assert (first, sum(read)) == (2 * len(held_out), 3 * len(held_out)) and again.before == again.after
+    adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers), parent=InUse()))
+    adaptation.domain("").memory.renew()
+    learn(adaptation)
+    assert sum(read) == 5 * len(held_out)
 
 
 def test_without_evidence_nothing_is_promoted_and_the_same_bits_are_drafted_with(draft: Path) -> None:
