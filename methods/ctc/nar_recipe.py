@@ -173,7 +173,7 @@ class NarRecipe(Recipe):
         is_anchor_BT = torch.zeros(num_rows * num_tokens, dtype=torch.bool, device=device)
         is_anchor_BT = is_anchor_BT.index_put((anchor_A,), has_label_A).view(num_rows, num_tokens)
         # Stable: of equal numbers the first place wins, however wide the row was padded.
-        order_BT = drawn_BT.masked_fill(~is_anchor_BT, 2.0).argsort(1, stable=True)
+        order_BT = drawn_BT.masked_fill(~is_anchor_BT, 2.0).argsort(dim=1, stable=True)
         return has_label_A & (order_BT.argsort(1).flatten()[anchor_A] < most)
 
     def _frame_states(self, features: Features, found: Windows) -> Tensor:

@@ -18,11 +18,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from specbench.errors import CheckFailed
 from specbench.losses import Objective
 from specbench.recipe import Features, Loss, Recipe
 from specbench.sampling import sequence_key
+
+# FSDP hangs its part of the backward pass on the tensors that a forward returns; torch 2.8 finds them in registered
+# types only.
+register_dataclass(Loss)
 
 
 class Source(Protocol):

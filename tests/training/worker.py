@@ -1,7 +1,7 @@
 """`python worker.py TARGET STORE CHANGED`: trainings of the in-memory corpus in a process of its own, or of several.
 
-CHANGED: one JSON object of changes to the request, or a list of them, each a training. `resume` continues a run,
-`interrupt_at` presses Ctrl-C in the first process behind that step, `fsdp` shards the drafter over the processes.
+CHANGED: a JSON list of changes to the request, each a training, one behind the other. `resume` continues a run, or the
+`last` one, `interrupt_at` presses Ctrl-C in the first process behind that step, `fsdp` shards the drafter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from training.small import METHODS, Quiet, make_corpus, make_request
 
 from specbench.training import TrainRequest, runner, train
@@ -33,15 +34,24 @@ class _Pressing(Quiet):
 
 
 def _sharded(accelerator: Accelerator) -> Accelerator:
-    """accelerate offers FSDP on accelerators only; torch's own has a CPU's as well."""
+    """accelerate lets --use_fsdp count on accelerators only, though torch's own FSDP (2) runs on CPUs over gloo."""
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap")
     accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    prepare = accelerator.prepare
+
+    def checked(*parts: Any) -> Any:
+        found = prepare(*parts)
+        assert all(isinstance(each, DTensor) for each in found[0].parameters()), "the weights lie in pieces"
+        return found
+
+    accelerator.prepare = checked
     return accelerator
 
 
 def _train(target: Path, store: Path, changed: dict[str, Any]) -> str:
     progress = _Pressing(changed.pop("interrupt_at", 0))
-    make = runner.make_accelerator
+    make, kind = runner.make_accelerator, PartialState._shared_state.get("distributed_type")
     if changed.pop("fsdp", False):
         runner.make_accelerator = lambda request: _sharded(make(request))
     resume = changed.pop("resume", None)
@@ -54,9 +64,14 @@ def _train(target: Path, store: Path, changed: dict[str, Any]) -> str:
         return train(request, progress, corpus=make_corpus()).run_id
     finally:
         runner.make_accelerator = make
+        if kind is not None:
+            PartialState._shared_state["distributed_type"] = kind
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[3])
-    for each in asked if isinstance(asked, list) else [asked]:
-        print(_train(Path(sys.argv[1]), Path(sys.argv[2]), each))
+    run_id = ""
+    for each in json.loads(sys.argv[3]):
+        if each.get("resume") == "last":
+            each["resume"] = run_id
+        run_id = _train(Path(sys.argv[1]), Path(sys.argv[2]), each)
+        print(run_id)
