@@ -1,8 +1,8 @@
 """A training's resumable state on disk: weights, optimiser, random streams, place in the data, metrics so far.
 
 `state/00000120/` holds safetensors and one JSON, no pickle; it is written beside and renamed, and the older one goes
-only then: a killed or full disk leaves the last good state. One format for one process, DDP and FSDP; of FSDP only version 2 was ever run,
-on CPUs.
+only then: a killed or full disk leaves the last good state. One format for one process, DDP and FSDP (version 2 on
+CPUs; no other was run).
 """
 
 from __future__ import annotations
