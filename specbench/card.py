@@ -102,6 +102,8 @@ class Card(BaseModel):
     kind: Literal["baseline", "chain", "tree"]
     summary: str
     """One sentence for lists."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how it works in a step that its measurements hang on: what it reads on the host, say."""
     options: dict[str, Option] = Field(default_factory=dict)
     training: dict[str, Option] = Field(default_factory=dict)
     """Options of `specbench train`, read by `build` in train.py; empty for methods that are not trained."""

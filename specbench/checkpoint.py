@@ -24,6 +24,7 @@ from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.method import TargetView
 from specbench.provenance import hash_weights
+from specbench.swapping import part_of, put_right, swap_in
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -59,8 +60,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write beside, then swap: whoever looks sees the old folder or the new one. Raises EnvironmentFailed where the
     disk refuses; what was there before is then untouched."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    part = part_of(folder)
     config = {
         "specbench": FORMAT,
         "method": checkpoint.method,
@@ -69,25 +69,19 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "training": dict(checkpoint.training),
     }
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         (part / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
         save_file(state, part / WEIGHTS, metadata={"format": "pt"})
         _sync(part)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
+        swap_in(part, folder)
     except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         shutil.rmtree(part, ignore_errors=True)
         raise EnvironmentFailed(
             f"cannot write the drafter: {error}",
             where=str(folder),
             try_="free some space or choose another --out; what was saved before is untouched",
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -102,6 +96,8 @@ def _sync(folder: Path) -> None:
 def resolve(weights: str, method: str) -> Path:
     """The folder a `weights` option names: a path, or `demo`. Raises EnvironmentFailed where there is none."""
     folder = paths.demo_drafter(method) if weights == "demo" else Path(weights).expanduser()
+    if not folder.is_dir():
+        put_right(folder)
     if folder.is_dir():
         return folder
     if weights == "demo":

@@ -49,6 +49,11 @@ class Layout(Protocol):
         """Raises UsageError listing missing and unknown keys."""
         ...
 
+    def num_tokens(self, architecture: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+        """Tokens a drafter learnt to propose in a row, which `serving` asks for. options: the card's `training:` ones
+        it was made with; empty for an import."""
+        ...
+
     def serving(self, folder: str, *, target: str, num_tokens: int) -> str:
         """The command line of an engine that can load it; empty where none can."""
         ...

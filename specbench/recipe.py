@@ -43,6 +43,9 @@ class Continuations(NamedTuple):
     each. Row b, place t, column i lies at flat state B * T + (b * T + t) * F + i."""
 
     tokens_BTF: Tensor
+    valid_BTF: Tensor | None = None
+    """bool: no stop id stands before it; what a target writes behind the end of its answer is never drafted. None: no
+    token ends an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,9 @@ class Features:
     """Set when the objective asks for it."""
     continuations: Continuations | None = None
     """Set under `seq`."""
+    keys_B: Tensor | None = None
+    """int64: a number of each row, another one at every step. What a recipe draws by it (`sampling.uniforms`) does not
+    depend on how a batch was cut. Set in training."""
 
 
 class Windows(NamedTuple):
@@ -82,7 +88,7 @@ def windows(features: Features, *, depth: int, only_generated: bool = False) -> 
 
     Only a label must be assistant text; anchor and inputs may lie in the prompt (Zhang 2024). only_generated: the root
     must be assistant text too, as it always is when drafting. Under `seq` the tokens ahead are the target's own, and an
-    anchor counts where its next text token may be learnt.
+    anchor counts where its next text token may be learnt and its root does not end the answer.
     """
     tokens_BT, document_BT, learn_BT = features.tokens_BT, features.document_BT, features.learn_BT
     num_rows, num_tokens = tokens_BT.shape
@@ -97,13 +103,15 @@ def windows(features: Features, *, depth: int, only_generated: bool = False) -> 
         stride = ahead.shape[2]
         following = torch.zeros_like(learn_BT)
         following[:, :-1] = learn_BT[:, 1:] & (document_BT[:, 1:] == document_BT[:, :-1])
-        is_anchor_BT = is_text_BT & following
+        valid_BTF = features.continuations.valid_BTF
+        valid_BTF = torch.ones_like(ahead, dtype=torch.bool) if valid_BTF is None else valid_BTF
+        is_anchor_BT = is_text_BT & following & valid_BTF[..., 1:width].any(-1)
         flat = (row_base_B + place_T)[is_anchor_BT]
         columns = torch.arange(width, device=device)
         return Windows(
             anchor_A=flat,
             ahead_AF=ahead[..., :width][is_anchor_BT],
-            valid_AF=torch.ones(flat.shape[0], width, dtype=torch.bool, device=device),
+            valid_AF=valid_BTF[..., :width][is_anchor_BT],
             state_AF=num_rows * num_tokens + flat[:, None] * stride + columns,
         )
     index_TF = place_T[:, None] + torch.arange(1, width + 1, device=device)

@@ -5,15 +5,18 @@ A layout belongs to its method (`methods/NAME/layouts.py`); here it is found, ru
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from specbench import checkpoint, registry
@@ -24,6 +27,7 @@ from specbench.lm.load import resolve_folder
 from specbench.provenance import hash_weights
 
 NATIVE = "specbench"
+_CARD = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +56,23 @@ def layouts(method: str, *, methods_dirs: Sequence[Path] = ()) -> dict[str, Layo
     return dict(registry.load_layouts(method, methods_dirs=methods_dirs))
 
 
-def export_weights(folder: Path, *, layout: str | None, out: Path, methods_dirs: Sequence[Path] = ()) -> Exported:
-    """A drafter's folder -> the same weights in another layout. layout None: the method's only one.
+def export_weights(
+    folder: Path, *, layout: str | None, out: Path, methods_dirs: Sequence[Path] = (), again: bool = False
+) -> Exported:
+    """A drafter's folder -> the same weights in another layout. layout None: the method's only one. again: `out` may
+    hold this very export already, as a push that failed leaves it.
 
     Raises UsageError (unknown layout, an architecture the layout has no place for, `out` exists) and EnvironmentFailed.
     """
     config = checkpoint.read_config(folder)
     method = str(config.get("method", ""))
     loaded = checkpoint.load(folder, method=method)
-    _check_new(out)
+    if not again:
+        _check_new(out)
     if layout == NATIVE:
-        checkpoint.save(out, loaded)
-        _write_text(out / "README.md", model_card(loaded))
+        with _whole(out) as part:
+            checkpoint.save(part, loaded)
+            (part / _CARD).write_text(model_card(loaded), encoding="utf-8")
         return Exported(folder=out, layout=NATIVE, num_tensors=len(loaded.state), serving="")
     chosen = _pick(method, layout, methods_dirs)
     facts = {
@@ -73,9 +82,14 @@ def export_weights(folder: Path, *, layout: str | None, out: Path, methods_dirs:
         "dtype": loaded.target.dtype,
     }
     written = chosen.write(loaded.architecture, loaded.state, target=facts)
-    _write_folder(out, written.config, written.tensors, card=model_card(loaded, layout=chosen.name))
-    depth = loaded.architecture.get("depth") or loaded.architecture.get("num_tokens") or 3
-    serving = chosen.serving(str(out), target=loaded.target.name, num_tokens=int(depth))
+    with _whole(out) as part:
+        part.mkdir(parents=True)
+        (part / CONFIG).write_text(json.dumps(written.config, indent=1) + "\n", encoding="utf-8")
+        tensors = {name: tensor.contiguous() for name, tensor in written.tensors.items()}
+        save_file(tensors, part / WEIGHTS, {"format": "pt"})
+        (part / _CARD).write_text(model_card(loaded, layout=chosen.name), encoding="utf-8")
+    num_tokens = chosen.num_tokens(loaded.architecture, loaded.training.get("options", {}))
+    serving = chosen.serving(str(out), target=loaded.target.name, num_tokens=num_tokens)
     return Exported(folder=out, layout=chosen.name, num_tensors=len(written.tensors), serving=serving)
 
 
@@ -130,7 +144,7 @@ def push(folder: Path, repo_id: str) -> str:
         raise EnvironmentFailed(
             f"cannot push to {repo_id}: {str(error).splitlines()[0]}",
             where="--push",
-            try_="hf auth login, and check the id and the network",
+            try_="hf auth login, and check the id and the network; then the same command again",
         ) from error
     return f"https://huggingface.co/{repo_id}"
 
@@ -139,8 +153,6 @@ def model_card(drafter: Checkpoint, *, layout: str = NATIVE) -> str:
     """README.md of a Hub folder: front matter the Hub reads, what it is, how to run it, how it was trained."""
     target = drafter.target
     base = [f"base_model: {target.name}"] if "/" in target.name and not target.name.startswith((".", "/", "~")) else []
-    training = {key: value for key, value in drafter.training.items() if not isinstance(value, dict | list)}
-    facts = [f"- {key}: {value}" for key, value in training.items()] or ["- not recorded"]
     return "\n".join(
         [
             "---",
@@ -165,12 +177,57 @@ def model_card(drafter: Checkpoint, *, layout: str = NATIVE) -> str:
             json.dumps(dict(drafter.architecture), indent=1),
             "```",
             "",
-            "## Training",
-            "",
-            *facts,
-            "",
+            *_training_sections(drafter.training),
         ]
     )
+
+
+def _training_sections(training: Mapping[str, Any]) -> list[str]:
+    """What config.json says of a drafter's making, for people. An import knows little of it."""
+    facts = [f"- {key}: {_line(value)}" for key, value in training.items() if not isinstance(value, dict | list)]
+    facts += [f"- {_line(note)}" for note in training.get("notes", ())]
+    whole = training.get("whole_training")
+    if whole:
+        facts.append(
+            f"- ended by {whole['ended_by']} behind step {whole['steps']}, {whole['tokens']:,} tokens and "
+            f"{whole['seconds']:.0f} s; the weights are those of the best evaluation"
+        )
+    found = ["## Training", "", *(facts or ["- not recorded"]), ""]
+    for title, name in (("The method's options", "options"), ("The training's options", "request")):
+        if training.get(name):
+            found += [f"{title}:", "", "```json", json.dumps(training[name], indent=1), "```", ""]
+    data = training.get("dataset")
+    if data:
+        found += [
+            "## Data",
+            "",
+            f"- {_line(data['name'])}: {data['documents']:,} documents learnt from, {data['held_out']:,} held out",
+            f"- source: {_line(data.get('source') or 'not recorded')}",
+            f"- licence: {_line(data.get('licence') or 'not recorded')}",
+            f"- sha256 of its tokens: `{data['hash']}`",
+            "",
+        ]
+    figures = training.get("figures")
+    if figures:
+        tau = figures.get("tau")
+        found += [
+            f"## On the held-out documents, at step {figures['step']}",
+            "",
+            "- τ (tokens a step, bonus included, simulated on the target's own greedy answers): "
+            + ("not simulated" if tau is None else f"{tau:.3f}"),
+            f"- loss {figures['loss']:.4f}",
+            *(
+                f"- depth {depth + 1}: the label is the first choice {ranks[0]:.1%} of the time"
+                for depth, ranks in enumerate(figures.get("depth_accuracy", ()))
+            ),
+            "",
+        ]
+    return found
+
+
+def _line(value: Any) -> str:
+    """One line whatever a data set calls itself: nothing of it opens a section, a tag or a fence."""
+    return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'")
 
 
 def _pick(method: str, layout: str | None, methods_dirs: Sequence[Path]) -> Layout:
@@ -195,8 +252,12 @@ def _pick(method: str, layout: str | None, methods_dirs: Sequence[Path]) -> Layo
 
 
 def _check_new(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
+    if _is_taken(out):
         raise UsageError(f"{out} exists and is not empty", where="--out", try_="name a new folder")
+
+
+def _is_taken(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
 
 
 def _check_target(place: Path, name: str, hidden_size: int, vocab_size: int) -> None:
@@ -218,21 +279,31 @@ def _check_target(place: Path, name: str, hidden_size: int, vocab_size: int) -> 
         )
 
 
-def _write_folder(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], *, card: str) -> None:
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to be filled, which then takes its place: `out` is whole or not there. Where `out` holds
+    the same configuration and weights already it stays. Raises UsageError where it holds something else,
+    EnvironmentFailed where the disk refuses."""
     part = out.with_name(f".{out.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        (part / CONFIG).write_text(json.dumps(dict(config), indent=1) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / WEIGHTS, {"format": "pt"})
-        _write_text(part / "README.md", card)
+        yield part
+        if _is_taken(out):
+            if not all(_same(part / name, out / name) for name in (CONFIG, WEIGHTS)):
+                raise UsageError(
+                    f"{out} exists and is not what this export makes", where="--out", try_="name a new folder"
+                )
+            return
         if out.exists():
             out.rmdir()
         part.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        raise EnvironmentFailed(
+            f"cannot write: {error}", where=str(out), try_="free some space or choose another --out"
+        ) from error
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise EnvironmentFailed(f"cannot write: {error}", where=str(out), try_="choose another --out") from error
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)

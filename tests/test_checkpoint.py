@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from specbench import checkpoint
+from specbench import checkpoint, swapping
 from specbench.checkpoint import Checkpoint, TrainedOn
 from specbench.engine.decode import Engine
 from specbench.errors import EnvironmentFailed, UsageError
@@ -51,6 +53,22 @@ def test_a_full_disk_leaves_the_former_save_untouched(tmp_path: Path, monkeypatc
     assert "--out" in refused.value.try_
     assert float(checkpoint.load(tmp_path / "d", method="mine").state["a.weight"][0, 0]) == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_drafter_whose_writer_was_killed_between_two_renames_is_found_again(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    checkpoint.save(tmp_path / "d", _made(1.0))
+    (tmp_path / "d").rename(tmp_path / f".d.{gone.pid}.old")
+    (tmp_path / f".d.{gone.pid}.part").mkdir()
+    (tmp_path / f".d.{os.getpid()}.part").mkdir()
+    found = checkpoint.load(checkpoint.resolve(str(tmp_path / "d"), "mine"), method="mine")
+    assert float(found.state["a.weight"][0, 0]) == 1.0
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f".d.{os.getpid()}.part", "d"], "what a living process is writing stays"
+    (tmp_path / f".d.{gone.pid}.old").mkdir()
+    swapping.put_right(tmp_path / "d")
+    assert not (tmp_path / f".d.{gone.pid}.old").exists() and (tmp_path / "d" / "config.json").exists()
 
 
 def test_another_methods_drafter_is_refused_by_name(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from specbench import checkpoint, weights
@@ -36,6 +37,9 @@ class Other:
         return Read(architecture={"depth": 2}, state={n.removeprefix("their."): t for n, t in tensors.items()},
                     hidden_size=config["dim"], vocab_size=config["words"], notes=("emb_norm is not used",))
 
+    def num_tokens(self, architecture, options):
+        return options["depth"]
+
     def serving(self, folder, *, target, num_tokens):
         return f"serve {target} --drafter {folder} --tokens {num_tokens}"
 
@@ -55,7 +59,11 @@ def methods(tmp_path: Path) -> Path:
 def drafter(tmp_path: Path) -> Path:
     target = TrainedOn(name="org/target", weights_hash="f" * 64, hidden_size=4, vocab_size=6)
     made = Checkpoint(
-        method="mine", architecture={"depth": 2}, target=target, state={"w": torch.eye(3)}, training={"steps": 7}
+        method="mine",
+        architecture={"width": 3},
+        target=target,
+        state={"w": torch.eye(3)},
+        training={"steps": 7, "options": {"depth": 2}},
     )
     checkpoint.save(tmp_path / "drafter", made)
     return tmp_path / "drafter"
@@ -77,7 +85,7 @@ def test_export_and_import_bring_back_the_same_bits(methods: Path, drafter: Path
 def test_a_hub_folder_says_what_it_is_and_how_to_run_it(methods: Path, drafter: Path, tmp_path: Path) -> None:
     weights.export_weights(drafter, layout="specbench", out=tmp_path / "hub", methods_dirs=[methods])
     card = (tmp_path / "hub" / "README.md").read_text()
-    for said in ("base_model: org/target", "--set mine.weights=DIR", "steps: 7", '"depth": 2'):
+    for said in ("base_model: org/target", "--set mine.weights=DIR", "steps: 7", '"depth": 2', '"width": 3'):
         assert said in card
     assert checkpoint.load(tmp_path / "hub", method="mine").state.keys() == {"w"}
 
@@ -123,6 +131,46 @@ def test_the_commands_say_what_they_made_and_what_was_left_out(
     assert json.loads(ran.out)["num_parameters"] == 9 and "emb_norm" in ran.err
     listed = json.loads(specbench("weights", "layouts", "mine", "--json", *where).out)
     assert [row["name"] for row in listed] == ["specbench", "other"]
+
+
+def test_a_full_disk_leaves_nothing_of_an_export(
+    monkeypatch: pytest.MonkeyPatch, methods: Path, drafter: Path, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: IoError: No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: full())
+    for layout in ("other", "specbench"):
+        with pytest.raises(EnvironmentFailed, match="No space left"):
+            weights.export_weights(drafter, layout=layout, out=tmp_path / "out", methods_dirs=[methods])
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("layout", ["other", "specbench"])
+def test_an_export_whose_push_failed_is_repeated_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch,
+    methods: Path,
+    drafter: Path,
+    tmp_path: Path,
+    specbench: Callable[..., Any],
+    layout: str,
+) -> None:
+    class Api:
+        def create_repo(self, *_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+    monkeypatch.setattr(weights, "HfApi", Api)
+    line = ["weights", "export", str(drafter), "-o", str(tmp_path / "out"), "--methods-dir", str(methods)]
+    line += ["--layout", layout, "--push", "me/drafter"]
+    failed = specbench(*line)
+    assert failed.code == 3 and "then the same command again" in failed.err
+    monkeypatch.setattr(Api, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(Api, "upload_folder", lambda *_, **__: None, raising=False)
+    assert "pushed to  https://huggingface.co/me/drafter" in specbench(*line).out
+    (tmp_path / "out" / "config.json").write_text("{}")
+    assert "not what this export makes" in specbench(*line).err
 
 
 def test_a_push_without_network_says_so(monkeypatch: pytest.MonkeyPatch, drafter: Path) -> None:

@@ -24,6 +24,8 @@ from specbench.errors import UsageError
 from specbench.layouts import Layout, Read, Written
 
 _EMBEDDING = "embed_tokens.weight"
+_DRAFTED = 4
+"""What the card's num_tokens 0 stands for in this form."""
 
 
 class EagleLayout:
@@ -95,6 +97,10 @@ class EagleLayout:
             vocab_size=arch.vocab_size,
             notes=notes,
         )
+
+    def num_tokens(self, architecture: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+        """The labels of its windows, of which the weights say nothing; unknown: what the card drafts."""
+        return int(options.get("labels", _DRAFTED))
 
     def serving(self, folder: str, *, target: str, num_tokens: int) -> str:
         """vLLM's command line."""

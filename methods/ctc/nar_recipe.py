@@ -29,6 +29,7 @@ from specbench.errors import UsageError
 from specbench.losses import Law, Objective, chunked, count_depths, per_position
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, Windows, windows
+from specbench.sampling import uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class NarWeights:
     """What --loss says of the layer over the text's own features, from every position: see `_text_loss`."""
     prefix_weighted: bool
     max_anchors: int
-    """0 = all."""
+    """Of a row, in training; 0 = all."""
 
 
 class _Scored(NamedTuple):
@@ -99,12 +100,15 @@ class NarRecipe(Recipe):
             # A frame without a blank stands alone: a label it may not learn does not end the window.
             valid_AL = found.valid_AF[:, 1:]
         has_label_A = valid_AL.any(1)
-        chosen = self._choose(has_label_A)
+        is_chosen_A = self._choose(has_label_A, found.anchor_A, features)
+        chosen = is_chosen_A.nonzero()[:, 0]
         text = None
         if self._weights.text:
-            # It weighs as if as many positions had been drawn as anchors.
-            share = chosen.shape[0] / max(int(has_label_A.sum()), 1)
-            text = self._text_loss(features, found, objective) * share
+            # It weighs as if as many positions of each row had been drawn as anchors.
+            row_A = found.anchor_A // features.tokens_BT.shape[1]
+            none_B = has_label_A.new_zeros(features.tokens_BT.shape[0], dtype=torch.long)
+            chosen_B, all_B = (none_B.index_add(0, row_A, each.long()) for each in (is_chosen_A, has_label_A))
+            text = self._text_loss(features, found, objective, (chosen_B / all_B.clamp(min=1))[row_A])
         found = Windows(*(each[chosen] for each in found))
         labels_AL, length_A, valid_AL = labels_AL[chosen], length_A[chosen], valid_AL[chosen]
         states_AUD = self._frame_states(features, found)
@@ -131,8 +135,9 @@ class NarRecipe(Recipe):
             parts=parts,
         )
 
-    def _text_loss(self, features: Features, found: Windows, objective: Objective) -> Tensor:
-        """Sum over all anchors of the loss of the next token, said by the layer's output for the text's own feature.
+    def _text_loss(self, features: Features, found: Windows, objective: Objective, weight_A: Tensor) -> Tensor:
+        """Weighted sum over all anchors of the loss of the next token, said by the layer's output for the text's own
+        feature.
 
         Frames of a few anchors teach the layer little a step; this teaches it from all positions at the price of an
         ordinary layer. With `first_frame: anchor` what it teaches is frame 1 itself.
@@ -147,20 +152,29 @@ class NarRecipe(Recipe):
         laws = self._laws(next_A, features, objective)
         law_of = None if laws is None else laws.at(next_A)
         each = chunked(lambda states: network.token_logits(states, self._head), inputs_AD, label_A, law_of, objective)
-        return each.loss_N.sum()
+        return (each.loss_N * weight_A[has_label]).sum()
 
     def _lengths(self, labels_AL: Tensor, valid_AL: Tensor) -> Tensor:
         """Labels of each window: up to the first that may not be learnt or cannot be said, and what the frames hold."""
         is_label = (valid_AL & (labels_AL >= 0)).long().cumprod(1)
         return feasible_length(labels_AL, is_label.sum(1), frames=self._network.architecture.frames)
 
-    def _choose(self, has_label_A: Tensor) -> Tensor:
-        """Indices of the anchors learnt from, ascending."""
-        chosen = has_label_A.nonzero()[:, 0]
-        most = self._weights.max_anchors
-        if 0 < most < chosen.shape[0]:
-            chosen = chosen[torch.randperm(chosen.shape[0], device=chosen.device)[:most]].sort().values
-        return chosen
+    def _choose(self, has_label_A: Tensor, anchor_A: Tensor, features: Features) -> Tensor:
+        """bool (A,): the anchors learnt from. In training `max_anchors` of each row, drawn by the row's own number, so
+        that the rows beside it decide nothing; an evaluation looks at all."""
+        most, (num_rows, num_tokens) = self._weights.max_anchors, features.tokens_BT.shape
+        if not most or not self._network.training:
+            return has_label_A
+        device = anchor_A.device
+        keys_B = features.keys_B
+        if keys_B is None:
+            keys_B = torch.randint(1 << 62, (num_rows,), device=device)
+        drawn_BT = uniforms(keys_B, torch.arange(num_tokens, device=device).expand(num_rows, -1), 1)[..., 0]
+        is_anchor_BT = torch.zeros(num_rows * num_tokens, dtype=torch.bool, device=device)
+        is_anchor_BT = is_anchor_BT.index_put((anchor_A,), has_label_A).view(num_rows, num_tokens)
+        # Stable: of equal numbers the first place wins, however wide the row was padded.
+        order_BT = drawn_BT.masked_fill(~is_anchor_BT, 2.0).argsort(dim=1, stable=True)
+        return has_label_A & (order_BT.argsort(1).flatten()[anchor_A] < most)
 
     def _frame_states(self, features: Features, found: Windows) -> Tensor:
         """f (A, U, D)."""

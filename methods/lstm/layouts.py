@@ -136,6 +136,10 @@ class ArcticLayout:
             notes=tuple(notes),
         )
 
+    def num_tokens(self, architecture: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+        """One a head."""
+        return Architecture.from_dict(architecture).num_heads
+
     def serving(self, folder: str, *, target: str, num_tokens: int) -> str:
         """vLLM with Arctic Inference's plug-in; empty for untied gate embeddings, which no engine runs."""
         if (Path(folder) / CONFIG).is_file():

@@ -30,6 +30,8 @@ _ALIASES = (
 )
 """Names that TensorRT-LLM's converter accepts beside Apple's."""
 _BLOCK = re.compile(r"^lm_head\.(\d+)\.linear\.(weight|bias)$")
+_DRAFTED = 4
+"""The card's num_tokens."""
 _HEAD = re.compile(r"^lm_head\.(\d+)\.weight$")
 
 
@@ -68,6 +70,10 @@ class _AppleTensors:
             "torch_dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         }
         return Written(config=config, tensors=tensors)
+
+    def num_tokens(self, architecture: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+        """The depth it was trained with, of which the weights say nothing; unknown: what the card drafts."""
+        return int(options.get("depth", _DRAFTED))
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Read:
         """Raises UsageError: a config that lacks a fact; missing, unknown or doubled tensors; wrong shapes."""

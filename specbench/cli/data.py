@@ -179,7 +179,7 @@ def generate(
         typer.Option(
             "--device-groups",
             metavar="A:B",
-            help="One process a group of CUDA devices: 0:1, or 0,1:2,3 with vllm.",
+            help="One process a group of visible CUDA devices: 0:1, or 0,1:2,3 with vllm.",
             rich_help_panel=options.HOW,
         ),
     ] = None,

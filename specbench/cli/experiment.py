@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbench.cli import options
+from specbench.cli.children import run_specbench
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, option
@@ -121,10 +120,7 @@ def _run(words: Sequence[str]) -> Any:
     from specbench.training.experiment import Ran
 
     note(visible(shlex.join(["specbench", *words])))
-    done = subprocess.run(
-        [sys.executable, "-m", "specbench", *words], check=False, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    return Ran(done.returncode, done.stdout)
+    return Ran(*run_specbench(words, captured=True))
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:

@@ -62,6 +62,8 @@ def show_method(
     ):
         if value:
             show(f"{label:<9} {value}")
+    for text in card.notes:
+        show(f"{'note':<9} {text}")
     if not card.options:
         show("takes no options")
         return

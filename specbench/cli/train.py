@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import typer
 
 from specbench.bench.request import Dtype
 from specbench.cli import options
+from specbench.cli.children import run_specbench
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, option
 from specbench.cli.progress import duration
 from specbench.cli.text import show, show_json, visible
 from specbench.cli.train_progress import open_train_progress
+from specbench.errors import UsageError
 from specbench.training.request import Learn, LossName, Precision, Schedule, TrainOutcome, TrainRequest
 
 app = new_app()
@@ -36,13 +39,14 @@ DATA, LOSS, EVALUATION = "Data", "Loss", "Evaluation"
     ),
 )
 def train(
+    context: typer.Context,
     method: Annotated[str | None, option("--method", WHAT, "M", "A method with a train.py.")] = None,
     target: options.Target = None,
     set_: options.Settings = None,
     resume: Annotated[str | None, option("--resume", WHAT, "RUN_ID", "Continue a training.")] = None,
     recipe: Annotated[
         Path | None,
-        option("--recipe", WHAT, "FILE", "data, train, export, bench as a YAML; nothing else is said."),
+        option("--recipe", WHAT, "FILE", "data, train, export, bench as a YAML, which says all options."),
     ] = None,
     skip: Annotated[str | None, option("--skip", WHAT, "A,B", "Stages of the recipe that are left out.")] = None,
     out: Annotated[Path | None, option("--out", OUTPUT, "DIR", "The drafter's folder.")] = None,
@@ -134,8 +138,11 @@ def train(
     the method's training options; METHOD.weights=DIR starts from a finished drafter.
     """
     if recipe is not None:
+        _refuse_beside_recipe(context, recipe)
         _cook(recipe, skip=tuple((skip or "").split(",")) if skip else (), store=store, dry_run=dry_run)
         return
+    if skip is not None:
+        raise UsageError("--skip names stages of a recipe", where="--skip", try_="--recipe FILE --skip A,B")
     request = TrainRequest(
         method=method,
         target=target,
@@ -202,15 +209,34 @@ def train(
         raise typer.Exit(130)
 
 
+_BESIDE_RECIPE = ("recipe", "skip", "store", "dry_run")
+
+
+def _refuse_beside_recipe(context: typer.Context, recipe: Path) -> None:
+    """Raises UsageError naming the options that were given and would change nothing."""
+    given = []
+    for each in context.command.params:
+        source = context.get_parameter_source(str(each.name))
+        if each.name not in _BESIDE_RECIPE and source is not None and source.name == "COMMANDLINE":
+            is_no = context.params[str(each.name)] is False and bool(each.secondary_opts)
+            given.append(each.secondary_opts[0] if is_no else each.opts[0])
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} beside --recipe: the recipe says every option of its stages",
+            where="--recipe",
+            try_=f"write them under `train:` in {recipe}; --skip, --store and --dry-run may stand beside it",
+        )
+
+
 def _cook(file: Path, *, skip: tuple[str, ...], store: Path | None, dry_run: bool) -> None:
     """Every stage in a process of its own: what one loaded does not weigh on the next, and each can be repeated."""
-    import shlex
-    import subprocess
-
     from specbench.training.recipe_file import Kitchen, read_recipe
 
     kitchen = Kitchen(read_recipe(file), store=store)
     planned = kitchen.plan(skip=skip)
+    for each in planned:
+        if each.note:
+            note(visible(each.note))
     if dry_run:
         for each in planned:
             show(
@@ -218,9 +244,16 @@ def _cook(file: Path, *, skip: tuple[str, ...], store: Path | None, dry_run: boo
             )
         return
 
+    wants_stop = False
+
     def run(argv: Sequence[str]) -> int:
+        nonlocal wants_stop
+        if wants_stop:
+            return 130
         note(visible(shlex.join(["specbench", *argv])))
-        return subprocess.run([sys.executable, "-m", "specbench", *argv], check=False).returncode
+        ended = run_specbench(argv)
+        wants_stop = ended.was_interrupted
+        return ended.code
 
     code = kitchen.carry_out(planned, run)
     if code != 0:

@@ -63,7 +63,8 @@ def export(
     """A drafter in a layout another program loads, with a model card; the serving command where there is one."""
     from specbench.weights import export_weights, push  # 2 s of torch, only for commands that touch weights
 
-    made = export_weights(folder, layout=layout, out=out, methods_dirs=methods_dirs or [])
+    again = push_to is not None
+    made = export_weights(folder, layout=layout, out=out, methods_dirs=methods_dirs or [], again=again)
     address = None if push_to is None else push(made.folder, push_to)
     if as_json:
         show_json(

@@ -106,6 +106,7 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
         offline=request.offline,
     )
     settings = _settings(request, prompts)
+    groups = _visible(request.device_groups)
     num_workers = len(request.device_groups) or request.processes
     how = How(
         device="cuda" if request.device_groups else request.device,
@@ -126,7 +127,11 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
 
             num_too_long = work(folder, 0, how, count.add)
         else:
-            num_too_long = _run_children(folder, how, request.device_groups, count)
+            num_too_long = _run_children(folder, how, groups, count)
+        if num_too_long == len(prompts.prompts) > 0:
+            from specbench.data.writing import none_fits  # 2 s of torch, only where it fails
+
+            raise none_fits(request.max_new_tokens)
         statistics = folder.finish()
     return Generated(
         out=request.out,
@@ -142,6 +147,25 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
 def num_done(out: Path) -> int:
     """Answers that lie in the folder, finished or not."""
     return len({row.prompt_id for row in Folder(out).done()})
+
+
+def _visible(groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The groups as a child's CUDA_VISIBLE_DEVICES must name them: their numbers count what this process may see, as
+    torch's do. Raises UsageError for a number beyond that."""
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if inherited is None or not groups:
+        return [list(group) for group in groups]
+    seen = [name.strip() for name in inherited.split(",") if name.strip()]
+    beyond = next((number for group in groups for number in group if int(number) >= len(seen)), None)
+    if beyond is not None:
+        count = "no device is" if not seen else "1 device is" if len(seen) == 1 else f"{len(seen)} devices are"
+        raise UsageError(
+            f"--device-groups names device {beyond}, but CUDA_VISIBLE_DEVICES={inherited}: {count} visible, "
+            "counted from 0",
+            where="--device-groups",
+            try_=f"--device-groups with numbers below {len(seen)}" if seen else "unset CUDA_VISIBLE_DEVICES",
+        )
+    return [[seen[int(number)] for number in group] for group in groups]
 
 
 class _Count:

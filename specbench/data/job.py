@@ -103,7 +103,7 @@ class Folder:
                     raise UsageError(
                         f"{self.root} was begun with {field.name.replace('_', ' ')} {before!r}, not {now!r}",
                         where=str(path),
-                        try_="the same settings to go on, or --out with another folder",
+                        try_="the same settings to go on; to begin anew delete the folder, or --out with another one",
                     )
             return
         lines = [

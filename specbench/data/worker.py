@@ -33,7 +33,8 @@ Report = Callable[[int, int], None]
 
 
 def work(folder: Folder, worker: int, how: How, report: Report) -> int:
-    """Write this worker's share -> prompts that cannot be asked. Raises UsageError or EnvironmentFailed."""
+    """Write this worker's share -> prompts that cannot be asked, all of them perhaps: that none of the whole job fits
+    is for the caller to see. Raises UsageError or EnvironmentFailed."""
     settings = folder.settings()
     share = folder.prompts()[worker :: how.num_workers]
     # The share is a matter of place alone: workers that start at different times must not see different shares.
@@ -54,13 +55,14 @@ def work(folder: Folder, worker: int, how: How, report: Report) -> int:
     drop_torn_line(path)
     build = _with_vllm if settings.backend == "vllm" else _with_engine
     writer, asked = build(settings, how, sampling, missing)
-    for responses in write_missing(writer, asked.asks, done, path):
+    for responses in write_missing(writer, asked.asks, done, path) if writer is not None else ():
         report(len(responses), sum(len(response.answer_ids) for response in responses))
     return asked.num_too_long
 
 
 class _Built(NamedTuple):
-    writer: Writer
+    writer: Writer | None
+    """None where nothing can be asked: a prompt that does not fit is never done, and a finished job is asked again."""
     asked: Asked
 
 
@@ -75,6 +77,8 @@ def _with_engine(settings: Settings, how: How, sampling: Sampling, prompts: Sequ
     )
     renderer = Renderer.of(_required(lm.tokenizer, settings), template=settings.template, stop_ids=stop_ids_of(lm))
     asked = asks_of(prompts, renderer, max_new_tokens=settings.max_new_tokens, context_length=lm.context_length)
+    if not asked.asks:
+        return _Built(None, asked)
     writer = EngineWriter(
         lm,
         renderer,
@@ -94,6 +98,8 @@ def _with_vllm(settings: Settings, how: How, sampling: Sampling, prompts: Sequen
     config = AutoConfig.from_pretrained(folder, trust_remote_code=how.trust_remote_code).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     asked = asks_of(prompts, renderer, max_new_tokens=settings.max_new_tokens, context_length=context)
+    if not asked.asks:
+        return _Built(None, asked)
     writer = VllmWriter(
         str(folder),
         renderer,

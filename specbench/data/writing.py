@@ -42,15 +42,18 @@ class Asked(NamedTuple):
 
 
 def asks_of(prompts: Sequence[Prompt], renderer: Renderer, *, max_new_tokens: int, context_length: int | None) -> Asked:
-    """Render prompts. Raises UsageError where none fits."""
+    """Render prompts. One process's share may hold none that fits: `none_fits` is for who sees all prompts."""
     asks = [Ask(prompt=prompt, ids=tuple(renderer.prompt(prompt.messages))) for prompt in prompts]
     fitting = [ask for ask in asks if context_length is None or len(ask.ids) + max_new_tokens <= context_length]
-    if asks and not fitting:
-        raise UsageError(
-            f"no prompt leaves room for {max_new_tokens} new tokens in a context of {context_length}",
-            try_="--max-new-tokens with a smaller number",
-        )
     return Asked(fitting, len(asks) - len(fitting))
+
+
+def none_fits(max_new_tokens: int) -> UsageError:
+    """There are prompts, and none of them can be asked."""
+    return UsageError(
+        f"no prompt leaves room for {max_new_tokens} new tokens in the target's context",
+        try_="--max-new-tokens with a smaller number",
+    )
 
 
 class EngineWriter:
@@ -157,6 +160,8 @@ def write_responses(
         raise EnvironmentFailed(f"target {lm.name!r} has no tokenizer files, so no prompt can be made for it")
     renderer = Renderer.of(lm.tokenizer, template=template or "chat", stop_ids=stop_ids_of(lm))
     asked = asks_of(prompts, renderer, max_new_tokens=max_new_tokens, context_length=lm.context_length)
+    if not asked.asks:
+        raise none_fits(max_new_tokens)
     identity = {
         "weights": lm.weights_hash,
         "dtype": str(lm.dtype),

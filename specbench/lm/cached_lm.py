@@ -366,7 +366,7 @@ class CachedLM:
         if self._max_position and num_tokens > self._max_position:
             raise UsageError(
                 f"a text of {num_tokens} tokens, but {self.name} was built for {self._max_position}",
-                try_=f"--max-len {self._max_position}",
+                try_="a shorter text, or a target with a longer context",
             )
 
     def check_tokens(self, tokens: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from specbench.errors import UsageError
 from specbench.lm import attention, visibility
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.stops import stop_ids_of
 from specbench.lm.taps import decoder_of
 from specbench.method import Tap
 from specbench.recipe import Continuations
@@ -129,7 +130,14 @@ def continue_all(lm: CachedLM, tokens_BT: Tensor, document_BT: Tensor, *, length
             states.append(final)
         if step < length:
             tokens.append(_argmax(head, final))
-    return Continuations(torch.stack(tokens[1:], dim=2)), torch.stack(states, dim=2)
+    return continuations_of(lm, torch.stack(tokens[1:], dim=2)), torch.stack(states, dim=2)
+
+
+def continuations_of(lm: CachedLM, tokens_BTF: Tensor) -> Continuations:
+    """These tokens, valid up to and including the first that ends an answer of this target."""
+    stops = torch.tensor(sorted(stop_ids_of(lm)), dtype=torch.long, device=tokens_BTF.device)
+    is_stop = torch.isin(tokens_BTF, stops).long()
+    return Continuations(tokens_BTF, is_stop.cumsum(2) == is_stop)
 
 
 def _argmax(head: Callable[[Tensor], Tensor], states_BTD: Tensor, chunk: int = 1024) -> Tensor:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.lm.packed import continuations_of
 from specbench.quantisation import NONE
-from specbench.recipe import Continuations, Features
+from specbench.recipe import Features
 from specbench.store.files import cannot_write
 from specbench.training.features import Online
 from specbench.training.teachers import TopTeacher, WholeTeacher, top_laws
@@ -191,7 +192,7 @@ class StateCache:
             teacher = TopTeacher(kept["logp"].flatten(0, 1), kept["ids"].flatten(0, 1), kept["tail"].flatten())
         elif needs.objective.needs_teacher:
             teacher = WholeTeacher(lm, states[:, :, self._recorded.index("final")].flatten(0, 1))
-        continuations = Continuations(kept["continuations"].long()) if "continuations" in kept else None
+        continuations = continuations_of(lm, kept["continuations"].long()) if "continuations" in kept else None
         return Features(
             tokens_BT=packed.tokens_BT,
             document_BT=packed.document_BT,

@@ -6,6 +6,8 @@ is the target's text, not the data's). `demo` is `self:demo`: the embedded promp
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 
@@ -17,6 +19,7 @@ from specbench.lm.stops import stop_ids_of
 from specbench.sampling import Sampling
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled
+from specbench.training.record import target_name
 from specbench.training.request import TrainProgress
 
 _DEFAULT_PROMPTS = "demo"
@@ -86,7 +89,7 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
         prompts_of, seed=request.data_seed, columns=request.columns, limit=request.documents, data_dirs=request.data
     )
     progress.say(f"{lm.name} answers {len(found.prompts):,} prompts of {found.name}")
-    return write_responses(
+    written = write_responses(
         lm,
         found.prompts,
         sampling=Sampling(temperature=request.response_temperature),
@@ -94,6 +97,9 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
         seed=request.seed,
         max_len=request.max_length,
     )
+    # A published drafter says what it comes from: whose prompts were answered, and under which licence they are.
+    source = f"written by {target_name(request.target)} to prompts of {found.name}"
+    return replace(written, source=source, licence=found.licence)
 
 
 def _self_prompts(dataset: str) -> str | None:

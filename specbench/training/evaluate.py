@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,23 +111,26 @@ def count_documents(
     num_rows: int,
     micro_batch: int,
     objective: Objective,
-    autocast: AbstractContextManager[Any],
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Counted:
-    """Held-out rows through the recipe's loss, in evaluation mode; draws no random number that training would miss."""
+    """Held-out rows through the recipe's loss, in evaluation mode; draws no random number that training would miss.
+
+    autocast: around the drafter's arithmetic alone. The target reads the rows in its own dtype, as it does in training.
+    """
     was_training = recipe.module.training
     recipe.module.eval()
     total: DepthCounts | None = None
     parts: dict[str, float] = defaultdict(float)
     num_anchors = 0
     try:
-        with autocast:
-            for start in range(0, num_rows, micro_batch):
-                rows = list(range(start, min(start + micro_batch, num_rows)))
-                loss = recipe.loss(source.make(rows), objective)
-                total = loss.counts if total is None else total.plus(loss.counts)
-                num_anchors += int(loss.num_anchors)
-                for name, part in loss.parts.items():
-                    parts[name] += float(part)
+        for start in range(0, num_rows, micro_batch):
+            features = source.make(list(range(start, min(start + micro_batch, num_rows))))
+            with autocast():
+                loss = recipe.loss(features, objective)
+            total = loss.counts if total is None else total.plus(loss.counts)
+            num_anchors += int(loss.num_anchors)
+            for name, part in loss.parts.items():
+                parts[name] += float(part)
     finally:
         recipe.module.train(was_training)
     assert total is not None, "there is at least one held-out row"

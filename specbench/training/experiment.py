@@ -35,10 +35,11 @@ _INTERRUPTED = (130, -2)
 
 
 class Ran(NamedTuple):
-    """A command's exit code and what it printed on stdout."""
+    """A command's exit code, what it printed on stdout, and whether Ctrl-C was pressed while it ran."""
 
     code: int
     out: str
+    was_interrupted: bool = False
 
 
 RunCommand = Callable[[Sequence[str]], Ran]
@@ -104,6 +105,8 @@ class _Work:
         self._run_command = run_command
         self._known = read_cells(folder)
         self._library: Library | None = None
+        self._wants_stop = False
+        """Ctrl-C came while a timed run was ending: its cell is kept, the next is not begun."""
 
     def run(self) -> None:
         num = len(self._plan.trainings)
@@ -135,6 +138,8 @@ class _Work:
             self._progress.say(f"✗ {cell.kind} of {describe(cell)}: {done.error}")
         self._log.write(done)
         self._known[cell.cell_id] = done
+        if self._wants_stop:
+            raise KeyboardInterrupt
         return done.state == "finished"
 
     # --- kinds of cells --------------------------------------------------------------------------------------------
@@ -204,6 +209,7 @@ class _Work:
         for option, value in (("--device", machine.device), ("--threads", machine.threads)):
             words += [] if value is None or option[2:] in options else [option, str(value)]
         ran = self._run_command(words)
+        self._wants_stop = ran.was_interrupted
         if ran.code in _INTERRUPTED:
             raise KeyboardInterrupt
         return _bench_figures(ran, method)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from specbench import checkpoint
 from specbench.events import CheckpointSaved, TrainEval, TrainStep
+from specbench.sampling import sequence_key
 from specbench.store.journal import Journal
 from specbench.training.budget import Done, rate
 from specbench.training.corpus import share_of
@@ -95,7 +96,7 @@ class Loop:
         at = start
         earlier_s = start.done.seconds
         began = time.monotonic()
-        why = self._budget.reached(at.done)
+        why = self._budget.reached(at.done) or self._lost_patience(at)
         self._progress.plan(title=f"{request.method} on {request.target}", share_done=self._budget.share(at.done))
         evaluated = at.done.steps if at.best else -1
         while why is None:
@@ -105,13 +106,17 @@ class Loop:
             if at.done.steps % request.eval_every == 0 or (is_last and not wants_stop):
                 at = self._evaluate(at)
                 evaluated = at.done.steps
-                if why is None and 0 < request.patience <= at.evaluations_since_best:
-                    why, is_last = "patience", True
+                why = why or self._lost_patience(at)
+                is_last = why is not None
             if at.done.steps % request.save_every == 0 or is_last:
                 self._save(at)
         if why != "interrupted" and evaluated != at.done.steps:
             at = self._evaluate(at)
         return Ended(why=why, progressed=at)
+
+    def _lost_patience(self, at: Progressed) -> str | None:
+        """Also of a training that ended so and is asked to go on."""
+        return "patience" if 0 < self._setup.request.patience <= at.evaluations_since_best else None
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
@@ -137,7 +142,8 @@ class Loop:
             )
         )
         try:
-            sums = self._stepper.step(micro_batches, lr=lr, wants_stop=stop.is_set, seconds=seconds)
+            draw = sequence_key(seed=request.seed, question_id="step", turn=done.steps)
+            sums = self._stepper.step(micro_batches, lr=lr, wants_stop=stop.is_set, seconds=seconds, draw=draw)
         except StepFailed as error:
             keys = [
                 [str(number) for row in rows if row is not None for number in setup.rows.documents_of(row)]
@@ -202,7 +208,7 @@ class Loop:
                     num_rows=len(setup.held_out_rows),
                     micro_batch=setup.request.micro_batch,
                     objective=setup.objective,
-                    autocast=accelerator.autocast(),
+                    autocast=accelerator.autocast,
                 )
                 drafter = recipe.drafter(setup.view, setup.drafting_options)
                 found = figures(counted.counts, setup.simulator.replay(drafter))

@@ -198,7 +198,7 @@ def _by_depth(
         num_rows=len(rows),
         micro_batch=request.micro_batch,
         objective=objective,
-        autocast=nullcontext(),
+        autocast=nullcontext,
     )
     return figures(counted.counts, replayed)
 

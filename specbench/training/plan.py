@@ -100,7 +100,9 @@ def _memory(setup: Setup, num_parameters: int) -> int:
     if request.learn == "seq":
         states *= setup.recipe.depth + 2
     logits = 3 * max(setup.objective.chunk, setup.objective.kept) * lm.vocab_size * 4
-    mask = request.micro_batch * request.max_length**2 * (element + 1)
+    # A forward's slots: the text's, and under `seq` those of every continuation token, with the last one's states.
+    slots = request.max_length * (setup.recipe.depth + 2 if request.learn == "seq" else 1)
+    mask = request.micro_batch * slots**2 * (element + 1)
     return lm.num_parameters() * element + _ADAM_COPIES * 4 * num_parameters + states + logits + mask
 
 

@@ -9,7 +9,8 @@
     bench: {suite: demo, limit: 8}                     # specbench run
 
 A stage's keys are the options of its command; an unknown one is refused by that command. A stage that is left out does
-not exist; what was done is not done again, and a stage that was cut off goes on where it stood. No torch.
+not exist; what was done is not done again, and a stage that was cut off goes on where it stood. One whose options were
+edited meanwhile begins anew: nothing is lost, the run that was cut off stays and can be resumed by its id. No torch.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ class Planned:
     argv: tuple[str, ...]
     """Words after `specbench`."""
     resume: tuple[str, ...] | None
-    """The command that continues it, where an earlier attempt was cut off."""
+    """The command that continues it, where an earlier attempt with the same options was cut off."""
     is_done: bool
+    note: str = ""
+    """Said to the user: an attempt with other options was cut off and stays as it is."""
 
 
 def newest_run(store: Path | None, file: str, is_ours: Callable[[dict[str, Any]], bool]) -> Path | None:
@@ -136,7 +139,8 @@ class Kitchen:
                     where=str(self.folder),
                     try_=f"another `name:`, or delete the folder; it was: specbench {' '.join(was)}",
                 )
-            found.append(Planned(stage=stage, argv=argv, resume=self._resume(stage), is_done=was is not None))
+            resume, note = (None, "") if was is not None else self._resume(stage, argv)
+            found.append(Planned(stage=stage, argv=argv, resume=resume, is_done=was is not None, note=note))
         return found
 
     def carry_out(self, planned: Sequence[Planned], run: Callable[[Sequence[str]], int]) -> int:
@@ -175,19 +179,35 @@ class Kitchen:
         where = [suite, "--target", recipe.target, "--set", weights]
         return ("run", *where, *words_of(options, recipe.method), *shared, *store)
 
-    def _resume(self, stage: Stage) -> tuple[str, ...] | None:
-        """`data generate` goes on in its own folder; trainings and runs are found by what they write to or read."""
-        store = () if self._store is None else ("--store", str(self._store))
+    def _resume(self, stage: Stage, argv: tuple[str, ...]) -> tuple[tuple[str, ...] | None, str]:
+        """The command that goes on, and what to say. `data generate` goes on in its own folder, and refuses other
+        options itself; trainings and runs keep the command line they were begun with."""
         if stage == "train":
-            found = cut_off(self._store, "train.json", lambda body: body["request"]["out"] == str(self.drafter))
-            return None if found is None else ("train", "--resume", found, *store)
-        if stage == "bench":
-            wanted = [self.recipe.method, "weights", str(self.drafter)]
-            found = cut_off(
-                self._store, "manifest.json", lambda body: wanted in body["provenance"]["request"]["settings"]
-            )
-            return None if found is None else ("run", "--resume", found, *store)
-        return None
+            file, verb = "train.json", "train"
+        elif stage == "bench":
+            file, verb = "manifest.json", "run"
+        else:
+            return None, ""
+        store = () if self._store is None else ("--store", str(self._store))
+        begun = ["specbench", *argv]
+        found = cut_off(self._store, file, lambda body: list(body["command"]) == begun)
+        if found is not None:
+            return (verb, "--resume", found, *store), ""
+        wanted = [self.recipe.method, "weights", str(self.drafter)]
+
+        def is_ours(body: dict[str, Any]) -> bool:
+            if stage == "train":
+                return bool(body["request"]["out"] == str(self.drafter))
+            return wanted in body["provenance"]["request"]["settings"]
+
+        other = cut_off(self._store, file, is_ours)
+        if other is None:
+            return None, ""
+        line = " ".join(("specbench", verb, "--resume", other, *store))
+        return None, (
+            f"{stage} begins anew: {other} was cut off, but begun with other options than the recipe's; "
+            f"it stays as it is, and `{line}` would go on with those"
+        )
 
     # --- what is done ----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specbench import provenance
+from specbench import paths, provenance
 from specbench.bench.request import Setting
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import SCHEMA
@@ -38,6 +38,14 @@ def new_run_id(method: str) -> str:
 def target_label(name: str) -> str:
     """A target as a folder's name can hold it: the last part of a path or hub id."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(name).name or name)
+
+
+def target_name(name: str) -> str:
+    """A target as others know it: a hub id whole; of a local folder its name alone, where it lies is nobody's
+    business."""
+    path = Path(name).expanduser()
+    is_local = name not in paths.DEMO_MODELS and (path.is_absolute() or path.is_dir())
+    return target_label(str(path.resolve())) if is_local else name
 
 
 def request_as_json(request: TrainRequest) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def make_record(
         "drafting_options": dict(drafting_options),
         "architecture": architecture,
         "target": {
-            "name": target_label(request.target),
+            "name": target_name(request.target),
             "weights_hash": lm.weights_hash,
             "model_type": str(lm.config.model_type),
             "hidden_size": int(lm.lm_head.weight.shape[1]),  # type: ignore[index]

@@ -18,6 +18,7 @@ from specbench.errors import SpecbenchError, UsageError
 from specbench.events import SCHEMA, CheckpointSaved, RunFinished, RunStarted
 from specbench.quantisation import NONE
 from specbench.store.journal import Journal
+from specbench.swapping import put_right
 from specbench.training import record
 from specbench.training.budget import Done
 from specbench.training.cache import StateCache
@@ -118,6 +119,9 @@ class _Training:
         if self._earlier is None:
             return None
         record.refuse_if_changed(self._earlier, self._record, folder=self._folder)
+        if self._setup.accelerator.is_main_process:
+            put_right(self._folder / "best")
+        self._setup.accelerator.wait_for_everyone()
         saved = find_state(self._folder / "state")
         if saved is not None and saved.progressed.method != self._setup.request.method:
             raise UsageError(
@@ -131,6 +135,7 @@ class _Training:
     def _begin(self, journal: Journal | None) -> None:
         if journal is None:
             return
+        put_right(self._out)
         if self._earlier is None:
             record.write_record(self._folder, self._record)
             for line in self._plan.lines():

@@ -32,11 +32,15 @@ from specbench.training.corpus import Corpus, Order, Rows, check_ids, check_lear
 from specbench.training.defaults import Settled
 from specbench.training.evaluate import Simulator
 from specbench.training.features import Needs, Online
-from specbench.training.record import target_label
+from specbench.training.record import target_name
 
 _PATIENCE = timedelta(days=2)
 """How long processes wait for the first one while it alone writes answers, caches or evaluates; the usual ten minutes
 would end a training in its first evaluation."""
+
+
+_LEAST_ROW = 4
+"""Tokens, as for --max-length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ class Setup:
         return Checkpoint(
             method=self.request.method,
             architecture=self.recipe.architecture,
-            target=replace(target, name=target_label(self.request.target)),
+            target=replace(target, name=target_name(self.request.target)),
             state=weights,
         )
 
@@ -184,19 +188,18 @@ def make_setup(
 ) -> Setup:
     """Documents packed, recipe built. Raises UsageError where there is nothing to learn, or method and target do not
     fit."""
-    if lm.context_length is not None and request.max_length > lm.context_length:
-        request = replace(request, max_length=lm.context_length)
     for documents, what in ((corpus.train, "training"), (corpus.held_out, "held-out")):
         check_learnable(documents, what=what)
         check_ids(documents, vocab_size=lm.vocab_size, target=lm.name)
-    packed = corpus.train.pack(request.max_length, seed=request.data_seed)
-    # The same rows for every seed, each in its own order.
-    rows = Rows(replace(packed, seed=request.seed))
-    held_out_rows = Rows(corpus.held_out.pack(request.max_length, seed=request.data_seed))
     simulator = Simulator(lm, corpus.held_out, num=request.eval_prompts, max_new_tokens=request.eval_new_tokens)
     view = simulator.view()
     seed_everything(request.seed, 0)
     recipe = options.build(options.training, view)
+    request = replace(request, max_length=_row_length(request, lm.context_length, recipe.depth))
+    packed = corpus.train.pack(request.max_length, seed=request.data_seed)
+    # The same rows for every seed, each in its own order.
+    rows = Rows(replace(packed, seed=request.seed))
+    held_out_rows = Rows(corpus.held_out.pack(request.max_length, seed=request.data_seed))
     recipe.see_labels(rows.packed.label_counts(lm.vocab_size))
     recipe.module.to(device=accelerator.device, dtype=torch.float32)
     weights = options.drafting.get("weights")
@@ -227,6 +230,21 @@ def make_setup(
             kept=kept_of(lm.vocab_size),
         ),
     )
+
+
+def _row_length(request: Settled, context: int | None, depth: int) -> int:
+    """Tokens of a row whose forwards the target was built for: under `seq` every place is written on from, depth + 1
+    tokens. Raises UsageError where nothing is left of its context."""
+    if context is None:
+        return request.max_length
+    room = context - (depth + 1 if request.learn == "seq" else 0)
+    if room < _LEAST_ROW:
+        raise UsageError(
+            f"continuations of {depth + 1} tokens leave no room for a text in a context of {context}",
+            where="--learn seq",
+            try_="--learn kd, or a smaller depth",
+        )
+    return min(request.max_length, room)
 
 
 def _start_from(weights: str, recipe: Recipe, view: TargetView, method: str) -> None:

@@ -1,7 +1,8 @@
 """A training's resumable state on disk: weights, optimiser, random streams, place in the data, metrics so far.
 
 `state/00000120/` holds safetensors and one JSON, no pickle; it is written beside and renamed, and the older one goes
-only then: a killed or full disk leaves the last good state. One format for one process, DDP and FSDP.
+only then: a killed or full disk leaves the last good state. One format for one process, DDP and FSDP (version 2 on
+CPUs; no other was run).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from specbench.errors import EnvironmentFailed
+from specbench.swapping import part_of, put_right_within, swap_in
 from specbench.training.budget import Done
 from specbench.training.corpus import Place
 
@@ -93,9 +95,8 @@ def save_state(
         "numpy_random": [stream["numpy"] for stream in streams],
     }
     folder = root / f"{at.done.steps:08d}"
-    part = root / f".{folder.name}.{os.getpid()}.part"
+    part = part_of(folder)
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         (part / _JSON).write_text(json.dumps(body), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part / _WEIGHTS)
@@ -109,8 +110,7 @@ def save_state(
             part / _RANDOM,
         )
         _sync(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        swap_in(part, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise EnvironmentFailed(
@@ -124,7 +124,9 @@ def save_state(
 
 
 def find_state(root: Path) -> SavedState | None:
-    """The newest whole state; None where there is none. Raises EnvironmentFailed where it cannot be read."""
+    """The newest whole state, one that a kill left moved aside included; None where there is none. Raises
+    EnvironmentFailed where it cannot be read."""
+    put_right_within(root)
     folders = _states(root)
     if not folders:
         return None

@@ -11,17 +11,23 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from specbench.errors import CheckFailed
 from specbench.losses import Objective
 from specbench.recipe import Features, Loss, Recipe
+from specbench.sampling import sequence_key
+
+# FSDP hangs its part of the backward pass on the tensors that a forward returns; torch 2.8 finds them in registered
+# types only.
+register_dataclass(Loss)
 
 
 class Source(Protocol):
@@ -87,9 +93,16 @@ class Stepper:
     """Of the loss's terms, on all processes: what is reduced must be as long everywhere."""
 
     def step(
-        self, micro_batches: Sequence[Sequence[int | None]], *, lr: float, wants_stop: bool, seconds: float
+        self,
+        micro_batches: Sequence[Sequence[int | None]],
+        *,
+        lr: float,
+        wants_stop: bool,
+        seconds: float,
+        draw: int = 0,
     ) -> StepSums:
-        """Forward, backward, reduce, clip, update. Raises StepFailed before any weight is touched."""
+        """Forward, backward, reduce, clip, update. draw: this step's number on every process, from which the rows'
+        `Features.keys_B` come. Raises StepFailed before any weight is touched."""
         accelerator = self.accelerator
         for group in self.optimiser.param_groups:
             group["lr"] = lr
@@ -99,6 +112,8 @@ class Stepper:
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for rows, is_last in _with_last(micro_batches):
             features = self.source.make(rows)
+            if isinstance(features, Features):
+                features = replace(features, keys_B=_row_keys(draw, rows, features.tokens_BT.device))
             context = nullcontext() if is_last else accelerator.no_sync(self.learner)
             with context:
                 loss: Loss = self.learner(features)
@@ -170,6 +185,12 @@ def reduce_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     reduced = accelerator.reduce(values, reduction="sum")
     assert isinstance(reduced, Tensor)
     return reduced
+
+
+def _row_keys(draw: int, rows: Sequence[int | None], device: torch.device) -> Tensor:
+    """A row's own number at this step, whichever rows stand beside it."""
+    keys = [sequence_key(seed=draw, question_id=str(row), turn=0) for row in rows]
+    return torch.tensor(keys, dtype=torch.long, device=device)
 
 
 def _with_last(items: Sequence[Sequence[int | None]]) -> Iterator[tuple[Sequence[int | None], bool]]:

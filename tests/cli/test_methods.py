@@ -36,6 +36,12 @@ def test_show_names_every_option_with_default_and_range(specbench: Callable[...,
     assert card["options"]["length"]["default"] == 4
 
 
+@pytest.mark.parametrize("name", ["suffix", "hybrid"])
+def test_methods_that_draft_on_the_host_say_so_in_their_card(specbench: Callable[..., Any], name: str) -> None:
+    out = specbench("methods", "show", name).out
+    assert "committed ids on the host once per step" in out and "node bucket of what was found" in out
+
+
 def test_an_unknown_method_names_the_nearest(specbench: Callable[..., Any]) -> None:
     ran = specbench("methods", "show", "prompt_lokup")
     assert ran.code == 2 and "did you mean 'prompt_lookup'" in ran.err

@@ -18,8 +18,9 @@ import torch
 
 from specbench.data import Documents, Prompt, load_documents, load_prompts
 from specbench.data.generating import GenerateRequest, generate, parse_device_groups
-from specbench.data.job import Folder
+from specbench.data.job import Folder, How
 from specbench.data.responses import Response, append, drop_torn_line, merged, read_responses
+from specbench.data.worker import work
 from specbench.data.writing import EngineWriter, write_responses
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
@@ -185,6 +186,33 @@ def test_two_commands_in_one_folder_is_an_error(tmp_path: Path) -> None:
         generate(request(tmp_path / "out"))
 
 
+def questions(folder: Path, *texts: str) -> str:
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_a_job_that_is_done_but_for_prompts_without_room_is_resumed(tmp_path: Path) -> None:
+    settings = {"dataset": questions(tmp_path, "Hello", "1 " * 600), "limit": None}
+    first = generate(request(tmp_path / "out", **settings))
+    again = generate(request(tmp_path / "out", **settings))
+    assert (first.num_too_long, first.statistics.num_rows) == (1, 1)
+    assert (again.num_too_long, again.num_resumed, again.statistics) == (1, 1, first.statistics)
+
+
+def test_a_worker_whose_share_has_no_room_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = request(tmp_path / "out", dataset=questions(tmp_path, "Hello", "1 " * 600), limit=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("specbench.data.worker.work", lambda *_: 0)
+        generate(plan)
+    how = How(device="cpu", batch_size=2, threads=1, trust_remote_code=False, num_workers=2, num_devices=1)
+    written: list[int] = []
+    too_long = [work(Folder(plan.out), number, how, lambda rows, _: written.append(rows)) for number in range(2)]
+    assert sorted(too_long) == [0, 1] and written == [1]
+
+
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no prompt leaves room for 2000 new tokens"):
         generate(request(tmp_path / "out", max_new_tokens=2000))
@@ -230,6 +258,28 @@ def test_device_groups_are_read_and_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one device a process") as caught:
         generate(request(tmp_path, device_groups=(("0", "1"), ("2", "3"))))
     assert "0:1:2:3" in caught.value.try_
+
+
+def test_device_groups_count_among_the_devices_this_process_may_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    class Started(Exception):
+        pass
+
+    def start(*_: Any, env: dict[str, str], **__: Any) -> None:
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        raise Started
+
+    monkeypatch.setattr("specbench.data.generating.subprocess.Popen", start)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,GPU-1f,7")
+    for groups in ((("1",), ("0",)), (("2",), ("1",))):
+        with pytest.raises(Started):
+            generate(request(tmp_path / "out", limit=2, device_groups=groups))
+    assert seen == ["GPU-1f", "7"]
+    with pytest.raises(UsageError, match=r"device 3, but CUDA_VISIBLE_DEVICES=6,GPU-1f,7: 3 devices are visible"):
+        generate(request(tmp_path / "out", limit=2, device_groups=(("0",), ("3",))))
 
 
 # --- vLLM -------------------------------------------------------------------------------------------------------------

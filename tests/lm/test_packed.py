@@ -8,6 +8,7 @@ import torch
 from specbench.errors import UsageError
 from specbench.lm import attention
 from specbench.lm.packed import continue_all, head_logits, packed_states, positions_of
+from specbench.recipe import Features, windows
 from tests.helpers import FAMILIES, VOCAB, plain_logits, tiny_lm, tokens_of
 
 DOCUMENTS = torch.tensor([[0] * 11 + [1] * 9 + [-1] * 2, [0] * 3 + [1] * 4 + [2] * 15])
@@ -74,6 +75,35 @@ def test_continuations_are_what_the_target_would_write_after_every_prefix(family
                 head_logits(lm, states[row, place, column][None])[0], expected, atol=1e-6, rtol=1e-6
             )
         assert continued.tokens_BTF[row, place].tolist() == ids[-3:]
+
+
+def test_continuations_end_with_the_first_token_that_ends_an_answer() -> None:
+    """What the target would write behind its own end is no label, and a root that is the end drafts nothing."""
+    lm = tiny_lm("llama")
+    tokens_BT = _tokens()
+    every = continue_all(lm, tokens_BT, DOCUMENTS, length=4)[0].tokens_BTF
+    stops = [int(every[0, 4, 1]), int(every[1, 2, 0])]
+    lm.model.generation_config.eos_token_id = stops
+    continued, states = continue_all(lm, tokens_BT, DOCUMENTS, length=4)
+    assert torch.equal(continued.tokens_BTF, every) and continued.valid_BTF is not None
+    for row, place in ((row, place) for row in range(2) for place in range(DOCUMENTS.shape[1])):
+        written = every[row, place].tolist()
+        expected = [not any(token in stops for token in written[:column]) for column in range(4)]
+        assert continued.valid_BTF[row, place].tolist() == expected
+    found = windows(
+        Features(
+            tokens_BT=tokens_BT,
+            document_BT=DOCUMENTS,
+            learn_BT=DOCUMENTS >= 0,
+            states_BTKD=states[:, :, :1],
+            continuations=continued,
+        ),
+        depth=3,
+    )
+    at = {int(anchor): valid.tolist() for anchor, valid in zip(found.anchor_A, found.valid_AF, strict=True)}
+    assert at[4] == continued.valid_BTF[0, 4].tolist() and not at[4][2]
+    assert DOCUMENTS.shape[1] + 2 not in at, "its root ends the answer"
+    assert all(valid[0] and valid[1] for valid in at.values())
 
 
 def test_a_text_longer_than_the_context_is_refused() -> None:

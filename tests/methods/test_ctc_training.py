@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -210,9 +211,33 @@ def test_the_first_frame_as_the_anchor_says_what_the_layer_says_of_the_text(lm: 
     torch.testing.assert_close(found.parts["text"], found.counts.loss_n[0].to(found.parts["text"].dtype))
 
 
-def test_anchors_can_be_a_random_part_of_all(lm: CachedLM, features: Features) -> None:
+def test_anchors_can_be_a_random_part_of_each_row_and_an_evaluation_looks_at_all(
+    lm: CachedLM, features: Features
+) -> None:
     recipe = _ready(lm, features, anchors=5)
-    assert int(recipe.loss(features, Objective(loss="ce")).num_anchors) == 5
+    assert int(recipe.loss(features, Objective(loss="ce")).num_anchors) == 2 * 5
+    every = _ready(lm, features).loss(features, Objective(loss="ce"))
+    recipe.module.eval()
+    looked = recipe.loss(features, Objective(loss="ce"))
+    assert torch.equal(looked.total, every.total) and int(looked.num_anchors) == int(every.num_anchors) > 2 * 5
+
+
+def test_how_a_batch_is_cut_decides_nothing_of_which_anchors_are_learnt(lm: CachedLM, features: Features) -> None:
+    recipe = _ready(lm, features, anchors=4, lambda_text=1.0, first_frame="anchor")
+    losses = []
+    for keys in ([11, 12], [13, 14]):
+        whole = replace(features, keys_B=torch.tensor(keys))
+        one, other = (
+            replace(
+                features_of(lm, *(each[row : row + 1, :width] for each in texts())), keys_B=torch.tensor(keys[row:][:1])
+            )
+            # The first row ends in padding, which a batch of its own is not given.
+            for row, width in ((0, 18), (1, 20))
+        )
+        total, first, second = (recipe.loss(each, Objective(loss="kd")).total.detach() for each in (whole, one, other))
+        torch.testing.assert_close(first + second, total, rtol=1e-9, atol=1e-9)
+        losses.append(float(total))
+    assert losses[0] != losses[1], "another step draws others"
 
 
 @pytest.mark.parametrize(
@@ -235,8 +260,6 @@ def test_anchors_can_be_a_random_part_of_all(lm: CachedLM, features: Features) -
 def test_options_that_contradict_each_other_are_refused(lm: CachedLM, changed: dict[str, Any], said: str) -> None:
     target = view_of(lm)
     if "vocabulary" in changed:
-        from dataclasses import replace
-
         target = replace(target, stop_ids=(3, 4))
     with pytest.raises(UsageError, match=said):
         recipe_of(target, **changed)

@@ -81,12 +81,15 @@ def test_wrong_columns_name_the_existing_ones(specbench: Callable[..., Ran], lin
 
 
 def test_answers_of_the_target_itself_are_learnt(
-    specbench: Callable[..., Ran], line: list[str], tmp_path: Path, data: Path
+    specbench: Callable[..., Ran], line: list[str], target: Path, tmp_path: Path, data: Path
 ) -> None:
     own = [f"self:{data}" if word == str(data) else word for word in line]
     ran = specbench("train", *own, *_SHORT, "--response-tokens", "8", "--store", str(tmp_path / "results"))
     assert ran.code == 0, ran.err
     assert "answers 24 prompts" in ran.err
+    [config] = (tmp_path / "results" / "drafters").glob("*/config.json")
+    source = json.loads(config.read_text())["training"]["dataset"]["source"]
+    assert source == f"written by {target.name} to prompts of {data.name}", "and not where either of them lies"
 
 
 def test_an_unknown_option_of_the_method_is_refused(specbench: Callable[..., Ran], line: list[str]) -> None:

@@ -206,6 +206,18 @@ def test_a_timed_run_gets_the_drafter_and_its_answer_becomes_a_cell(
     assert "exit code 3" in broken.failed[0].error
 
 
+def test_ctrl_c_in_a_timed_run_that_finishes_all_the_same_keeps_its_cell(
+    target: Path, tmp_path: Path, in_memory: None
+) -> None:
+    plan = _plan(target, tmp_path, evaluate={"dataset": "memory"}, bench={"suite": "demo", "limit": 2})
+    row = {"name": "shallow", "method": "shallow", "speedup": 1.25, "speedup_ci": [1.1, 1.4], "lossless": True}
+    ran = Ran(0, json.dumps({"run_id": "a-run", "rows": [row]}), was_interrupted=True)
+    outcome = carry_out(plan, Quiet(), lambda _: ran)
+    assert outcome.interrupted
+    states = [(cell.kind, cell.state) for cell in outcome.cells if cell.kind != "evaluation"]
+    assert sorted(states) == [("bench", "finished"), ("bench", "open"), ("training", "finished"), ("training", "open")]
+
+
 def test_names_cannot_break_the_page_or_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     from specbench.cli.experiment import _print_tables
     from specbench.report.experiment_page import render_experiment

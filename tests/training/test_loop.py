@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from training.small import METHODS, Quiet, make_corpus, make_request, make_written
+from training.small import METHODS, Quiet, make_corpus, make_documents, make_request, make_written
 
 from specbench import checkpoint
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.store.training import read_training
-from specbench.training import TrainRequest, train
+from specbench.training import TrainRequest, features, train
 from specbench.training.corpus import Corpus
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
@@ -39,9 +42,20 @@ def _resume(store: Path, run_id: str) -> TrainRequest:
     return TrainRequest(resume=run_id, store=store, methods_dirs=(METHODS,))
 
 
-def _start(target: Path, store: Path, *, environment: dict[str, str] | None = None, **changed: Any) -> Any:
+def _shorter(target: Path, folder: Path) -> Path:
+    """The same target, built for 12 tokens."""
+    copy = Path(shutil.copytree(target, folder / "short"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
+    return copy
+
+
+def _start(
+    target: Path, store: Path, *more: dict[str, Any], environment: dict[str, str] | None = None, **changed: Any
+) -> Any:
+    """A training in a process of its own; more: those behind it."""
     return subprocess.Popen(
-        [sys.executable, str(WORKER), str(target), str(store), json.dumps(changed)],
+        [sys.executable, str(WORKER), str(target), str(store), json.dumps([changed, *more])],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -87,12 +101,11 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(target: Path, tmp_pa
             torch.testing.assert_close(found[micro_batch][1][name], tensor, rtol=0, atol=1e-6)
 
 
-def test_two_processes_train_what_one_does(target: Path, tmp_path: Path) -> None:
+def _pair(target: Path, store: Path, *trainings: dict[str, Any]) -> list[str]:
+    """The ids of these trainings, one behind the other in the same two processes over gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # 10 rows in batches of 4: the last batch of an epoch has 2; --batch-size 3 leaves one process a row of padding.
-    changed = {"max_steps": 6, "batch_size": 3, "micro_batch": 1, "learn": "kd", "lr": 1e-3}
     processes = []
     for rank in range(2):
         environment = {
@@ -103,18 +116,38 @@ def test_two_processes_train_what_one_does(target: Path, tmp_path: Path) -> None
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        processes.append(_start(target, tmp_path / "two", environment=environment, **changed))
-    alone = train(make_request(target, tmp_path / "one", **changed), Quiet(), corpus=make_corpus())
-    outputs = [process.communicate(timeout=120) for process in processes]
+        first, *others = trainings
+        processes.append(_start(target, store, *others, environment=environment, **first))
+    outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs[0][1][-3000:] + outputs[1][1][-3000:]
-    [run_id] = {output.strip().splitlines()[-1] for output, _ in outputs}
-    assert _losses(tmp_path / "two", run_id) == pytest.approx(_losses(tmp_path / "one", alone.run_id), rel=1e-6)
-    assert alone.folder is not None
-    [folder] = (tmp_path / "two" / "drafters").iterdir()
-    for name, tensor in _weights(alone.folder).items():
-        torch.testing.assert_close(_weights(folder)[name], tensor, rtol=0, atol=1e-6)
-    record = json.loads((tmp_path / "two" / "runs" / run_id / "train.json").read_text())
-    assert record["device"]["processes"] == 2
+    [told] = {tuple(output.strip().splitlines()[-len(trainings) :]) for output, _ in outputs}
+    return list(told)
+
+
+def test_two_processes_train_what_one_does_and_resume_to_the_same_losses(target: Path, tmp_path: Path) -> None:
+    """Under DDP, and under FSDP, where each holds half of the weights."""
+    # 10 rows in batches of 4: the last batch of an epoch has 2; --batch-size 3 leaves one process a row of padding.
+    changed = {"max_steps": 6, "batch_size": 3, "micro_batch": 1, "learn": "kd", "lr": 1e-3}
+    # Dropout: each process has a random stream of its own to take up again.
+    dropped: dict[str, Any] = {"max_steps": 8, "save_every": 3, "options": {"dropout": 0.3}}
+    kinds: list[dict[str, Any]] = [{}, {"fsdp": True}]
+    each = (changed, dropped, {**dropped, "interrupt_at": 4}, {"resume": "last"})
+    two = tmp_path / "two"
+    run_ids = _pair(target, two, *({**training, **kind} for kind in kinds for training in each))
+    for whole, stopped, resumed in zip(run_ids[1::4], run_ids[2::4], run_ids[3::4], strict=True):
+        assert resumed == stopped and read_training(two / "runs" / stopped).state == "finished"
+        events = (two / "runs" / stopped / "events.jsonl").read_text()
+        assert '"interrupted"' in events, "it was stopped in between"
+        assert _losses(two, stopped) == _losses(two, whole) and len(_losses(two, whole)) == 8
+        for name, tensor in _weights(two / "runs" / whole / "best").items():
+            assert torch.equal(_weights(two / "runs" / stopped / "best")[name], tensor)
+    alone = train(make_request(target, tmp_path / "one", **changed), Quiet(), corpus=make_corpus())
+    for run_id in run_ids[::4]:
+        assert _losses(two, run_id) == pytest.approx(_losses(tmp_path / "one", alone.run_id), rel=1e-6)
+        for name, tensor in _weights(tmp_path / "one" / "runs" / alone.run_id / "best").items():
+            torch.testing.assert_close(_weights(two / "runs" / run_id / "best")[name], tensor, rtol=0, atol=1e-6)
+        record = json.loads((two / "runs" / run_id / "train.json").read_text())
+        assert record["device"]["processes"] == 2
 
 
 def test_a_killed_training_resumes_to_the_same_losses_bit_for_bit(target: Path, tmp_path: Path) -> None:
@@ -233,6 +266,77 @@ def test_patience_ends_a_training_that_no_longer_improves(target: Path, tmp_path
     outcome = train(request, Quiet(), corpus=make_corpus())
     assert outcome.why == "patience" and outcome.steps == 3
     assert outcome.best["step"] == 1
+
+
+def test_a_training_that_lost_its_patience_has_ended_for_good(target: Path, tmp_path: Path) -> None:
+    request = make_request(target, tmp_path, lr=1e-12, eval_every=2, eval_prompts=2, patience=2, max_steps=50)
+    first = train(request, Quiet(), corpus=make_corpus())
+    progress = Quiet()
+    again = train(_resume(tmp_path, first.run_id), progress, corpus=make_corpus())
+    assert (again.why, again.steps, again.state) == ("patience", first.steps, "finished") and progress.losses == []
+
+
+def test_documents_as_long_as_the_context_leave_room_for_their_continuations(target: Path, tmp_path: Path) -> None:
+    """The target was built for 128 tokens; two depths are taught by three tokens behind every place."""
+    plain = make_documents(24)
+    start = plain.start_of[::12]
+    sizes = np.diff(start)
+    long = replace(plain, start_of=start, prompt_length_of=sizes // 3, answer_length_of=sizes - sizes // 3)
+    assert min(sizes) > 128
+    corpus = Corpus(name="long", train=long, held_out=make_documents(4, seed=1000))
+    changed = {"learn": "seq", "max_length": 128, "max_steps": 2, "micro_batch": 1, "eval_prompts": 0}
+    outcome = train(make_request(target, tmp_path, **changed), Quiet(), corpus=corpus)
+    assert outcome.state == "finished" and outcome.plan is not None and outcome.plan.row_tokens == 125
+    with pytest.raises(UsageError, match="continuations of 9 tokens leave no room") as refused:
+        train(
+            make_request(_shorter(target, tmp_path), tmp_path, learn="seq", options={"depth": 8}),
+            Quiet(),
+            corpus=corpus,
+        )
+    assert "--max-len" not in refused.value.try_
+
+
+def test_the_plan_counts_the_mask_of_continuations(target: Path, tmp_path: Path) -> None:
+    found = {}
+    for learn in ("gt", "seq"):
+        request = make_request(target, tmp_path, learn=learn, dry_run=True)
+        outcome = train(request, Quiet(), corpus=make_corpus())
+        assert outcome.plan is not None
+        found[learn] = outcome.plan.memory_bytes
+    # 4 rows, 48 tokens, 2 depths: the last forward reads 4 times the slots; a bool and a float32 for each pair.
+    assert found["seq"] - found["gt"] >= 4 * 48**2 * (4**2 - 1) * 5
+
+
+def test_an_evaluation_reads_the_target_in_its_own_precision(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bf16 is the drafter's arithmetic alone, in steps and in evaluations."""
+    seen: list[bool] = []
+    real = features.packed_states
+
+    def spy(*args: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return real(*args)
+
+    monkeypatch.setattr(features, "packed_states", spy)
+    request = make_request(target, tmp_path, precision="bf16", max_steps=1, eval_prompts=0)
+    train(request, Quiet(), corpus=make_corpus())
+    assert len(seen) >= 2 and not any(seen)
+
+
+def test_what_a_kill_between_two_renames_left_is_put_right_on_resume(target: Path, tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stopped = train(make_request(target, tmp_path, eval_every=2), _Interrupting(), corpus=make_corpus())
+    folder = tmp_path / "runs" / stopped.run_id
+    [state] = (folder / "state").iterdir()
+    state.rename(state.with_name(f".{state.name}.{gone.pid}.old"))
+    (folder / "best").rename(folder / f".best.{gone.pid}.old")
+    (folder / f".best.{gone.pid}.part").mkdir()
+    finished = train(_resume(tmp_path, stopped.run_id), Quiet(), corpus=make_corpus())
+    assert finished.state == "finished"
+    assert [step.step for step in read_training(folder).steps] == list(range(1, 13))
+    assert not [path for path in folder.rglob(".*") if str(gone.pid) in path.name]
 
 
 def test_the_finished_drafter_drafts_what_the_live_one_did(target: Path, tmp_path: Path) -> None:

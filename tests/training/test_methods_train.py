@@ -39,6 +39,18 @@ def test_a_trimmed_drafter_learns_the_words_that_its_data_uses_most(method: str,
     assert len(ids) == 12 and int(counts[missing].max()) <= int(least)
 
 
+def test_a_part_of_the_anchors_is_the_same_part_however_a_batch_is_cut(target: Path, tmp_path: Path) -> None:
+    options = {**TRIMMED["ctc"], "anchors": "3", "lambda_text": "0.5", "first_frame": "anchor"}
+    settings = tuple(Setting("ctc", name, value) for name, value in options.items())
+    losses = []
+    for micro_batch in (4, 3):
+        progress = Quiet()
+        request = make_request(target, tmp_path, max_steps=3, method="ctc", micro_batch=micro_batch, lr=1e-3)
+        train(replace(request, settings=settings, methods_dirs=()), progress, corpus=make_corpus())
+        losses.append(progress.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "form"), [*((name, None) for name in TRIMMED), ("ctc", "eagle")], ids=lambda value: value or ""
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from specbench.cli.children import Ended
 from specbench.errors import UsageError
 from specbench.training.recipe_file import Kitchen, RecipeFile, read_recipe
+from tests.conftest import Ran
 
 _TEXT = """
 name: small
@@ -65,10 +67,61 @@ def test_a_training_that_was_cut_off_is_resumed(recipe: RecipeFile, tmp_path: Pa
     kitchen = Kitchen(recipe, store=tmp_path)
     folder = tmp_path / "runs" / "20260101-000000-train_shallow-0000"
     folder.mkdir(parents=True)
-    (folder / "train.json").write_text(json.dumps({"request": {"out": str(kitchen.drafter)}}))
+    begun = {each.stage: each for each in kitchen.plan()}["train"].argv
+    record = {"request": {"out": str(kitchen.drafter)}, "command": ["specbench", *begun]}
+    (folder / "train.json").write_text(json.dumps(record))
     planned = {each.stage: each for each in kitchen.plan(skip=["data"])}
     assert planned["train"].resume == ("train", "--resume", folder.name, "--store", str(tmp_path))
     assert "data" not in planned and planned["bench"].resume is None
+
+
+@pytest.mark.parametrize("stage", ["train", "bench"])
+def test_a_stage_whose_options_were_edited_begins_anew_and_names_the_one_that_was_cut_off(
+    recipe: RecipeFile, tmp_path: Path, stage: str
+) -> None:
+    kitchen = Kitchen(recipe, store=tmp_path)
+    folder = tmp_path / "runs" / "20260101-000000-shallow-0000"
+    folder.mkdir(parents=True)
+    command = ["specbench", *{each.stage: each for each in kitchen.plan()}[stage].argv]
+    weights = ["shallow", "weights", str(kitchen.drafter)]
+    record: dict[str, object] = {"command": command, "provenance": {"request": {"settings": [weights]}}}
+    if stage == "train":
+        record = {"command": command, "request": {"out": str(kitchen.drafter)}}
+    (folder / ("train.json" if stage == "train" else "manifest.json")).write_text(json.dumps(record))
+    edited = recipe.model_copy(update={"train": {"max_steps": 9}, "bench": {"suite": "demo", "limit": 3}})
+    kitchen, run = Kitchen(edited, store=tmp_path), Recorder()
+    planned = kitchen.plan()
+    assert kitchen.carry_out(planned, run) == 0
+    assert not any("--resume" in argv for argv in run.ran)
+    assert run.ran[1][run.ran[1].index("--max-steps") + 1] == "9"
+    [note] = [each.note for each in planned if each.note]
+    assert note.startswith(f"{stage} begins anew: {folder.name} was cut off") and f"--resume {folder.name}" in note
+
+
+def test_options_beside_a_recipe_are_refused_by_name(specbench: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(_TEXT)
+    line = ("train", "--recipe", str(tmp_path / "recipe.yaml"), "--dry-run", "--store", str(tmp_path))
+    assert specbench(*line, "--skip", "bench").code == 0
+    ran = specbench(*line, "--max-steps", "3", "--no-assistant-only", "--set", "shallow.depth=2")
+    assert ran.code == 2 and ran.out == ""
+    assert "--set, --no-assistant-only, --max-steps beside --recipe" in ran.err
+    assert "--skip names stages" in specbench("train", "--method", "shallow", "--skip", "bench").err
+
+
+def test_ctrl_c_in_a_stage_that_finishes_all_the_same_keeps_it_and_begins_no_other(
+    specbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(_TEXT)
+    asked: list[Sequence[str]] = []
+
+    def run(words: Sequence[str]) -> Ended:
+        asked.append(words)
+        return Ended(0, "", was_interrupted=len(asked) == 2)
+
+    monkeypatch.setattr("specbench.cli.train.run_specbench", run)
+    line = ("train", "--recipe", str(tmp_path / "recipe.yaml"), "--store", str(tmp_path))
+    assert specbench(*line).code == 130 and [words[0] for words in asked] == ["data", "train"]
+    assert specbench(*line).code == 0 and [words[0] for words in asked[2:]] == ["weights", "run"]
 
 
 def test_a_recipe_that_changed_under_a_finished_stage_is_refused(recipe: RecipeFile, tmp_path: Path) -> None:
