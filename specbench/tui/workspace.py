@@ -52,6 +52,13 @@ class Workspace:
         """Folders with a lock in them, live or left behind by a crash; a released one is empty."""
         return [lock.parent for lock in paths.run_dir(self.store, "").glob("*/run.lock") if _size(lock) > 0]
 
+    def live_here(self, *, but: str = "") -> str:
+        """A run or training that a process of this machine writes now: nothing heavy is begun beside it. Empty without
+        one. but: the id of one that does not count."""
+        from specbench.tui.yielding import live_here
+
+        return next((folder.name for folder in self.being_written() if folder.name != but and live_here(folder)), "")
+
     def resolve(self, run: str) -> str:
         """RUN as typed: an id, its unique beginning or end, or a run's folder. Raises UsageError with the nearest."""
         given = Path(run)
@@ -76,7 +83,7 @@ class Workspace:
         """The run in figures; kept until its journal or its row in the store changes. Seconds for a long run."""
         # One at a time: two screens that ask for the same run must not sum it up twice.
         with self._summing:
-            key = self._freshness(run_id)
+            key = self.freshness(run_id)
             kept = self._summed.get(run_id)
             if kept is not None and kept[0] == key:
                 return kept[1]
@@ -84,12 +91,13 @@ class Workspace:
             self._summed[run_id] = (key, found)
             return found
 
-    def is_summed(self, run_id: str) -> bool:
-        """`summed` would answer at once."""
+    def is_as_of_now(self, run_id: str, found: Summed | None) -> bool:
+        """`found` is what `summed` would answer, and at once; another screen may have had the run summed up since."""
         kept = self._summed.get(run_id)
-        return kept is not None and kept[0] == self._freshness(run_id)
+        return kept is not None and kept[1] is found and kept[0] == self.freshness(run_id)
 
-    def _freshness(self, run_id: str) -> object:
+    def freshness(self, run_id: str) -> object:
+        """Changes whenever its figures might."""
         return _size(self.folder(run_id) / "events.jsonl"), _size(paths.store_file(self.store))
 
 

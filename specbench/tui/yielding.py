@@ -9,17 +9,17 @@ gives way again a second later. SCHED_IDLE is not used: nothing could lift it fo
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from specbench.store.files import holder
+from specbench.tui.spawning import lower_threads
 
 NICENESS = 15
-"""Of every thread, where sessions are not weighed or the run is of the viewer's own. Not taken back, and inherited by
-runs that are started from here."""
+"""Of every thread but the one that starts runs, where sessions are not weighed or the run is of the viewer's own. Not
+taken back."""
 SESSION_NICENESS = 19
 _MOST_REFUSED = 3
 """Changes in a row; then threads give way."""
@@ -63,15 +63,6 @@ def set_session(niceness: int, *, proc: Path = _PROC) -> bool:
     return False
 
 
-def lower_threads(niceness: int = NICENESS) -> None:
-    """Every thread of this process: one that was started before keeps its own niceness on Linux."""
-    tasks = Path("/proc/self/task")
-    for task in [int(each.name) for each in tasks.iterdir()] if tasks.exists() else [0]:
-        with suppress(OSError):
-            if os.getpriority(os.PRIO_PROCESS, task) < niceness:
-                os.setpriority(os.PRIO_PROCESS, task, niceness)
-
-
 def live_here(folder: Path) -> int:
     """The process of this machine that writes the folder; 0 where there is none, or it cannot be asked (another
     user's, a folder that is being deleted)."""
@@ -91,7 +82,7 @@ class GivingWay:
     def __init__(
         self,
         *,
-        lower: Callable[[], None] = lower_threads,
+        lower: Callable[[], None] = lambda: lower_threads(NICENESS),
         set_session: Callable[[int], bool] = set_session,
         session_of: Callable[[int | str], tuple[str, int] | None] = session_of,
         weighs_sessions: Callable[[], bool] = weighs_sessions,
