@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -157,7 +158,10 @@ def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
 ) -> None:
     logs = store / "logs"
     logs.mkdir()
-    (logs / f"{writer.pid}-1.log").write_text("warm-up\n3/4 generations\nOut of mem\x1b[31mory\n", encoding="utf-8")
+    began_s = int(datetime(2026, 1, 3, tzinfo=UTC).timestamp())
+    (logs / f"{writer.pid}-{began_s - 5}.log").write_text(
+        "warm-up\n3/4 generations\nOut of mem\x1b[31mory\n", encoding="utf-8"
+    )
 
     async def body() -> None:
         app = an_app(store, LIVE)
@@ -170,7 +174,7 @@ def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
             assert isinstance(view, RaceView) and view.race is not None
             assert [lane.state for lane in view.race.lanes] == ["done", "cut"], "nothing is live any more"
             await pilot.press("L")
-            await pilot.pause()
+            await settled(pilot, lambda: isinstance(app.screen, Reading))
             assert isinstance(app.screen, Reading)
             words = app.screen.text()
             assert "3/4 generations" in words and "Out of mem␛[31mory" in words
@@ -210,6 +214,26 @@ def test_stopping_after_this_answer_waits_for_it(store: Path, live: Path, writer
             assert writer.poll() is None
             append(live, crafted_answer(read_manifest(live), 1, crafted_steps([(3, 2, 0)])))
             await settled(pilot, lambda: writer.poll() is not None)
+
+    drive(body)
+
+
+def test_a_paused_run_that_is_to_end_after_this_answer_ends_at_once(
+    store: Path, live: Path, writer: subprocess.Popen[bytes]
+) -> None:
+    """No answer ends while it waits, so none is waited for."""
+    pausing.ask(live)
+    (live / "paused").touch()
+
+    async def body() -> None:
+        app = an_app(store, LIVE)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
+            await pilot.press("x")
+            await pilot.pause()
+            await pilot.press("down", "down", "enter")
+            await settled(pilot, lambda: writer.poll() is not None)
+            assert "which was paused" in getattr(app.screen, "said", "")
 
     drive(body)
 
@@ -340,7 +364,7 @@ def test_a_child_outlives_the_process_that_started_it(tmp_path: Path) -> None:
         viewer.wait()
         time.sleep(0.2)
         assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        log = children.log_of(tmp_path, pid)
+        log = children.log_of(tmp_path, pid, time.time())
         assert log is not None and children.end_of(log) == ["begun"]
     finally:
         os.kill(pid, signal.SIGKILL)
