@@ -256,6 +256,7 @@ class SpecbenchApp(App[None]):
         here that failed."""
         self._look_at_launched()
         pids = [pid for folder in self.workspace.being_written() if (pid := live_here(folder))]
+        self.workspace.reader.give_way(bool(pids))
         if self.giving_way.look(pids):
             self.set_timer(_LIFT_S, self._give_way_again)
         if self.viewer_note != self.shown_note and isinstance(self.screen, View):

@@ -55,10 +55,11 @@ def weighs_sessions(
     return False
 
 
-def set_session(niceness: int, *, proc: Path = _PROC) -> bool:
-    """This session's niceness; False where it was refused (the kernel takes one change in 100 ms)."""
+def set_session(niceness: int, *, of: int | str = "self", proc: Path = _PROC) -> bool:
+    """A session's niceness, by one of its processes; False where it was refused (the kernel takes one change in 100
+    ms)."""
     with suppress(OSError):
-        (proc / "self" / "autogroup").write_text(str(niceness), encoding="ascii")
+        (proc / str(of) / "autogroup").write_text(str(niceness), encoding="ascii")
         return True
     return False
 

@@ -29,7 +29,7 @@ from specbench.tui.views.dialogs import Choice, Reading
 from specbench.tui.views.home import HomeView
 from specbench.tui.views.race import RaceView
 from specbench.tui.widgets.lane_pane import LanePane
-from specbench.tui.yielding import live_here
+from specbench.tui.yielding import NICENESS, live_here
 from tests.store.crafted import crafted_answer, crafted_steps
 from tests.tui.screens import LIVE_STEPS, RUN, WIDE, an_app, append, drive, finish, screen_text, settled, write_live
 
@@ -311,20 +311,27 @@ def test_a_locked_store_costs_the_stored_figures_and_not_the_journals(store: Pat
 
 
 def test_the_reader_answers_from_its_own_process_and_carries_errors(store: Path) -> None:
-    """What the screens ask at run time; the other tests read in-process for speed."""
+    """What the screens ask at run time; the other tests read in-process for speed. It is nice beside a run alone: a key
+    waits for it."""
     reader = Reader()
+    reader.give_way(False)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     try:
         assert [run.run_id for run in reader.ask("listing", store).runs] == [RUN]
         with pytest.raises(UsageError, match="two different runs") as caught:
             reader.ask("comparison", store, [RUN])
         assert caught.value.try_
         assert not isinstance(caught.value, StoreBusy)
+        assert reader._process is not None and psutil.Process(reader._process.pid).nice() == before
+        reader.give_way(True)
+        assert psutil.Process(reader._process.pid).nice() == max(NICENESS, before)
     finally:
         reader.close()
 
 
 def test_a_reader_that_dies_is_said_and_replaced(store: Path) -> None:
     reader = Reader()
+    reader.give_way(False)
     try:
         reader.ask("listing", store)
         assert reader._process is not None
