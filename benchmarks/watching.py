@@ -1,6 +1,9 @@
 """(d) What recording costs the recorded: the journal alone, fine enough to see half a per cent, and then everything
 that watches a run, on and off in turn.
 
+The viewer here is a stand-in: a process that reads the journal as often and draws nothing. What `specbench tui` itself
+costs a run, `specbench doctor --viewer` measures.
+
 `journal`: the step stream of real generations, pushed through recorder and journal again and again, and the seconds
 that the engine's own clock finds in live ones. `watching`: short generations, the sides in a new random order for
 every prompt, each against the unrecorded one beside it; the median of the paired ratios with a 95 % bootstrap interval
@@ -144,7 +147,7 @@ def main() -> None:
         ],
         **facts,
         pairs=len(readings["off"]),
-        viewer="a process at nice 15 reading the journal 8 times a second",
+        viewer="a stand-in: a process at nice 15 that reads the journal 8 times a second and draws nothing",
     )
 
 

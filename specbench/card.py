@@ -12,12 +12,12 @@ options:
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from specbench.errors import did_you_mean
+from specbench import paths
+from specbench.errors import UsageError, did_you_mean
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
@@ -86,7 +86,12 @@ class Option(BaseModel):
             return number
         if not isinstance(value, str):
             raise refusal
-        return str(Path(value).expanduser()) if self.type == "path" else value
+        if self.type != "path":
+            return value
+        try:
+            return str(paths.expanded(value))
+        except UsageError as error:
+            raise ValueError(error.what) from error
 
 
 class Card(BaseModel):

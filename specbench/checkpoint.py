@@ -95,7 +95,7 @@ def _sync(folder: Path) -> None:
 
 def resolve(weights: str, method: str) -> Path:
     """The folder a `weights` option names: a path, or `demo`. Raises EnvironmentFailed where there is none."""
-    folder = paths.demo_drafter(method) if weights == "demo" else Path(weights).expanduser()
+    folder = paths.demo_drafter(method) if weights == "demo" else paths.expanded(weights)
     if not folder.is_dir():
         put_right(folder)
     if folder.is_dir():

@@ -5,10 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from specbench.errors import UsageError
+
 PACKAGE = Path(__file__).resolve().parent
 DEMO = PACKAGE / "demo"
 DEMO_MODELS = {"demo": DEMO / "target", "demo-draft": DEMO / "draft"}
 """Names that stand for the embedded models wherever a model is named."""
+
+
+def expanded(text: str | Path, *, where: str = "") -> Path:
+    """`~` and `~user` as the folders they stand for. Raises UsageError where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        name = str(text).partition("/")[0]
+        raise UsageError(
+            f"{name!r} is nobody's home folder here", where=where or str(text), try_=f"./{text}, or the path in full"
+        ) from error
 
 
 def packaged_suites() -> Path:

@@ -63,6 +63,7 @@ def main(run_pid: int, gpu_uuid: str) -> None:
             "pid": os.getpid(),
             "run_pid": run_pid,
             "interval_s": INTERVAL_S,
+            "run_niceness": machine.run_niceness(),
             "num_cpus": len(machine.cpus),
             "governor": _text(_CPUS / "cpu0/cpufreq/scaling_governor"),
             "gpu_missing": gpu.missing,
@@ -111,6 +112,10 @@ class _Machine:
         self._last = self._clocks()
         self._processes = self._process_seconds()
         self._last_top = self._last[0]
+
+    def run_niceness(self) -> int:
+        """Of the run's first thread, which decodes: above 0 whatever else wants a processor comes first."""
+        return int(self._run.nice())
 
     def _clocks(self) -> tuple[float, float, float, float]:
         """(monotonic, busy, own, sampler): CPU seconds so far on the run's cores, of all, the run, this process."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench import registry
+from specbench import paths, registry
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.versions import VERSIONS, AdapterStore
 from specbench.errors import SpecbenchError, UsageError
@@ -241,7 +241,7 @@ def _store(talk: Conversation) -> AdapterStore:
             "no adapter store is named, so there are no versions",
             try_=f"/set {talk.settings.method}.store=DIR (results/adapters is that of specbench adapt)",
         )
-    return AdapterStore(Path(folder).expanduser())
+    return AdapterStore(paths.expanded(folder))
 
 
 def _known(talk: Conversation) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
+from specbench import paths
 from specbench.bench.request import Rule, parse_setting
 from specbench.chat import adapter
 from specbench.chat.conversation import BASELINE, Conversation
@@ -122,7 +123,7 @@ class Talk:
                 self._front.note("forgotten: the conversation, and what the method remembered of it", "good")
                 self._front.changed()
             case "/save":
-                self._save(Path(rest).expanduser() if rest else self._default_file())
+                self._save(paths.expanded(rest, where="/save") if rest else self._default_file())
             case _:
                 raise UsageError(f"no command {name!r}", try_=did_you_mean(name, _COMMANDS))
         return True
@@ -210,8 +211,9 @@ class Talk:
                 told = entry.card.summary if entry.card is not None else f"broken: {entry.error}"
                 self._front.note(f"{mark} {entry.name:<16} {told}")
             return
-        talk.change(method=name)
+        lost = talk.change(method=name)
         self._front.note(f"{name} answers from now on" + "".join(f"; {note}" for note in talk.notes), "good")
+        self._gone(lost)
         self._front.changed()
 
     def _set(self, rest: str) -> None:
@@ -229,9 +231,14 @@ class Talk:
         changes: dict[str, Any] = {}
         for word in words:
             self._one(word, changes)
-        self.conversation.change(**changes)
+        lost = self.conversation.change(**changes)
         self._front.note(f"set {' '.join(words)}", "good")
+        self._gone(lost)
         self._front.changed()
+
+    def _gone(self, lost: str) -> None:
+        if lost:
+            self._front.note(f"⚠ {lost}", "warn")
 
     def _one(self, word: str, changes: dict[str, Any]) -> None:
         settings = self.conversation.settings

@@ -113,16 +113,43 @@ class Conversation:
         remember(drafter.adaptation)
         return drafter
 
-    def change(self, **changes: Any) -> None:
-        """New settings; where they cannot be had nothing changes. Raises UsageError or EnvironmentFailed."""
+    def change(self, **changes: Any) -> str:
+        """New settings -> what of the method's memory is gone with them; empty where nothing is. Where they cannot be
+        had nothing changes. Raises UsageError or EnvironmentFailed."""
         wanted = dataclasses.replace(self.settings, **changes)
-        kept = {"max_new_tokens", "seed", "system", "template"}
-        if not changes.keys() <= kept:
+        lost = ""
+        if not changes.keys() <= {"max_new_tokens", "seed", "system", "template"}:
+            before = self._drafter
             engine = self._make_engine(wanted, self._engine.max_len)
             self._drafter, self._engine = self._make_drafter(wanted, engine), engine
-            # The last answer was another drafter's: this one would have begun it with nothing.
-            self._state_before = self._drafter.snapshot()
+            if self._is_same_drafter(wanted):
+                # Sampling and rule are the engine's: what was remembered and learnt is as good under others.
+                self._drafter.restore(before.snapshot())
+            else:
+                # The last answer was another drafter's: this one would have begun it with nothing.
+                self._state_before = self._drafter.snapshot()
+                lost = self._lost_with(before)
         self.settings = wanted
+        return lost
+
+    def _is_same_drafter(self, wanted: Settings) -> bool:
+        """The method and all its options are those of now; of one that wraps another, the other's as well."""
+        if wanted.method != self.settings.method:
+            return False
+        if registry.card(wanted.method, methods_dirs=self.methods_dirs).wraps:
+            return wanted.said == self.settings.said
+        return wanted.said.get(wanted.method, {}) == self.settings.said.get(wanted.method, {})
+
+    def _lost_with(self, drafter: Drafter) -> str:
+        if drafter.carries != "stream" or not self.replies:
+            return ""
+        words = f"what {self.settings.method} remembered of this conversation is gone"
+        adaptation = drafter.adaptation
+        if adaptation is None:
+            return words
+        store = adaptation.store
+        kept = "its adapter with it" if store is None else f"answers and adapters stay in {store.folder}"
+        return f"{words}, {kept}"
 
     @property
     def adaptation(self) -> Adaptation | None:

@@ -41,7 +41,8 @@ def tui(
         Theme, typer.Option("--theme", help="auto reads COLORFGBG; terminal keeps your sixteen colours.")
     ] = Theme.auto,
 ) -> None:
-    """Watch runs and replay them, compare, start and stop them. Only reads journals: what is watched is not slowed."""
+    """Watch runs and replay them, compare, start and stop them. Reads journals and gives way to a run of this machine;
+    what watching costs a run all the same, specbench doctor --viewer measures."""
     # Textual draws on stderr.
     if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise EnvironmentFailed(

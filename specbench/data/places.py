@@ -63,7 +63,7 @@ def locate(spec: str, data_dirs: Sequence[Path] = ()) -> Located:
     card = packaged_cards().get(spec)
     if card is not None:
         return _of_card(spec, card, search_path(data_dirs))
-    path = Path(spec).expanduser()
+    path = paths.expanded(spec)
     if path.is_file():
         if not kind_of(path):
             raise UsageError(f"{spec} is no kind of file that holds rows", where=spec, try_=TRY)

@@ -127,7 +127,7 @@ def resolve_folder(name: str) -> Path:
     be)."""
     if name in paths.DEMO_MODELS:
         return paths.DEMO_MODELS[name]
-    folder = Path(name).expanduser()
+    folder = paths.expanded(name)
     if folder.is_dir():
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:

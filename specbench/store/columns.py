@@ -90,7 +90,7 @@ class RunColumns:
         self._failures: dict[int, list[dict[str, Any]]] = {}
         self._references: dict[tuple[str, int], dict[str, Any]] = {}
         self._measurements: list[dict[str, Any]] = []
-        self._device = DeviceLog([], [], {})
+        self._device = DeviceLog([], [], {}, [])
         self._observed: dict[tuple[int, int], ObservedAnswer] = {}
         self._rounds: list[dict[str, Any]] = []
         self.steps = StepColumns()

@@ -34,6 +34,8 @@ class DeviceLog(NamedTuple):
     """Of table `device_sample`."""
     energy: dict[int, dict[str, Any]]
     """Of table `group_energy`, by group: what was read last, of a group that was timed again after a kill."""
+    niceness: list[int | None]
+    """The run's own at each of its starts; None: recorded by an older specbench, which did not look."""
 
 
 def read_device(folder: Path) -> DeviceLog:
@@ -41,7 +43,7 @@ def read_device(folder: Path) -> DeviceLog:
 
     Raises EnvironmentFailed naming file and line where one in the middle is damaged or the file is newer.
     """
-    log = DeviceLog([], [], {})
+    log = DeviceLog([], [], {}, [])
     begun: dict[int, dict[str, Any]] = {}
     path = metrics_file(folder)
     try:
@@ -66,6 +68,7 @@ def _take(log: DeviceLog, begun: dict[int, dict[str, Any]], body: dict[str, Any]
         begun.clear()
         if body["schema"] > SCHEMA:
             raise ValueError(f"written by a newer specbench (schema {body['schema']}, this one reads {SCHEMA})")
+        log.niceness.append(body.get("run_niceness"))
         log.samplers.append(
             {name: body[name] for name in ("at_s", "interval_s", "num_cpus", "governor", "gpu_missing")}
         )

@@ -120,4 +120,4 @@ def _configured_dirs() -> list[Path]:
     folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         raise UsageError("`data:` is a folder or a list of folders", where=str(path))
-    return [path.parent / Path(folder).expanduser() for folder in folders]
+    return [path.parent / paths.expanded(folder, where=str(path)) for folder in folders]

@@ -7,19 +7,21 @@ import importlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
 from textual import events
+from textual.actions import ActionParseResult
 from textual.app import App, SystemCommand
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.dom import DOMNode
 from textual.screen import Screen
 
 from specbench.errors import SpecbenchError
 from specbench.store.files import is_training
-from specbench.tui import actions
+from specbench.tui import actions, children, spawning
 from specbench.tui.reader import Asking
 from specbench.tui.remote import Stream
 from specbench.tui.theme import DARK, LIGHT, THEMES, first_mode, theme_for
@@ -115,7 +117,10 @@ class SpecbenchApp(App[None]):
         """stream: the run's journal comes from another machine; its end is said."""
         super().__init__()
         self._stream = stream
+        # Before anything gives way: runs are started as heavy as this process is now.
+        spawning.prepare()
         self.workspace = Workspace(store, reader=reader)
+        self._launched: list[children.Child] = []
         self.giving_way = GivingWay()
         self._asked_at = 0.0
         self.shown_note = ""
@@ -140,11 +145,56 @@ class SpecbenchApp(App[None]):
         if self._stream is not None:
             self.set_interval(_STREAM_EVERY_S, self._look_at_stream)
 
+    @property
+    def shown_view(self) -> View | None:
+        """The screen that is shown, beneath dialogs."""
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, View)), None)
+
+    async def run_action(
+        self,
+        action: str | ActionParseResult,
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """What is wrong with the user's world (a journal that is gone, a folder of nobody) is said where the key was
+        pressed; a defect of ours still ends the viewer."""
+        try:
+            return await super().run_action(action, default_namespace, namespaces)
+        except SpecbenchError as error:
+            if self.shown_view is None:
+                raise
+            self.shown_view.fail(error)
+            return True
+
+    def launch(self, words: Sequence[str]) -> children.Child:
+        """Start `specbench WORDS`; where it fails later on, that is said on whatever screen is shown then. Raises
+        EnvironmentFailed."""
+        child = children.start(words, store=self.workspace.store)
+        self._launched.append(child)
+        return child
+
+    def _look_at_launched(self) -> None:
+        for child in [each for each in self._launched if each.process.poll() is not None]:
+            self._launched.remove(child)
+            failure = children.failure_of(child)
+            if failure and self.shown_view is not None:
+                self.shown_view.say(failure, style="bad")
+
     def _look_at_stream(self) -> None:
-        problem = self._stream.problem() if self._stream is not None else ""
-        if problem and isinstance(self.screen, View):
+        stream, view = self._stream, self.shown_view
+        if stream is None or view is None:
+            return
+        note, problem = "", stream.problem()
+        if not problem:
+            try:
+                note = stream.look()
+            except SpecbenchError as error:
+                problem = error.what
+        if problem:
             self._stream = None
-            self.screen.say(problem, style="bad")
+            view.say(problem, style="bad")
+        elif note:
+            view.say(note, style="warn")
 
     def on_unmount(self) -> None:
         self.giving_way.end()
@@ -202,8 +252,11 @@ class SpecbenchApp(App[None]):
         return self.giving_way.is_on
 
     def look_for_runs(self) -> None:
-        """Give way to the runs of this machine as long as there is one, whatever screen is shown."""
+        """Give way to the runs of this machine as long as there is one, whatever screen is shown; tell of those started
+        here that failed."""
+        self._look_at_launched()
         pids = [pid for folder in self.workspace.being_written() if (pid := live_here(folder))]
+        self.workspace.reader.give_way(bool(pids))
         if self.giving_way.look(pids):
             self.set_timer(_LIFT_S, self._give_way_again)
         if self.viewer_note != self.shown_note and isinstance(self.screen, View):

@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specbench import paths
-from specbench.errors import UsageError
+from specbench.errors import EnvironmentFailed, UsageError
 from specbench.store.files import cannot_write, holder
+from specbench.tui import spawning
 
 _END_BYTES = 8_000
+_CLOCKS_S = 2.0
+"""A log's name and a journal's first line are whole seconds of two processes."""
+_LONGEST_START_S = 24 * 3600.0
+"""Between a process's start and its journal's first line: before it, a number was another process's."""
+
+
+_NO_FAILURES = (0, 130)
+"""Good; interrupted, its data kept."""
 
 
 class Child(NamedTuple):
@@ -37,7 +46,7 @@ def start(words: Sequence[str], *, store: Path | None) -> Child:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as output:
-            process = subprocess.Popen(
+            process = spawning.popen(
                 [sys.executable, "-m", "specbench", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -52,10 +61,36 @@ def start(words: Sequence[str], *, store: Path | None) -> Child:
     return Child(process, log, " ".join(["specbench", *words]))
 
 
-def log_of(store: Path | None, pid: int) -> Path | None:
-    """What the process printed, where it was started from a viewer; the newest of that number."""
-    found = sorted(paths.logs_dir(store).glob(f"{pid}-*.log"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+def log_of(store: Path | None, pid: int, began_s: float) -> Path | None:
+    """What the process printed, where it was started from a viewer. began_s: Unix time of its journal's first line.
+
+    Numbers are given again: the log is the newest of those begun before the journal was, and not days before.
+    """
+    found = []
+    for path in paths.logs_dir(store).glob(f"{pid}-*.log"):
+        stamp = path.stem.partition("-")[2]
+        if stamp.isdigit() and -_CLOCKS_S <= began_s - int(stamp) <= _LONGEST_START_S:
+            found.append((int(stamp), path))
+    return max(found)[1] if found else None
+
+
+def last_words(child: Child) -> str:
+    """What a process that ended said of it: its error's first line, else the last it printed."""
+    try:
+        rows = [row for row in end_of(child.log) if row.strip()]
+    except OSError:
+        return "its log is gone"
+    return next((row for row in reversed(rows) if row.startswith("✗")), rows[-1] if rows else "it said nothing")
+
+
+def failure_of(child: Child) -> str:
+    """Why it is over, where that is not as it should; empty while it runs, after a good end, and where somebody asked
+    it to end."""
+    code = child.process.poll()
+    if code is None or code in _NO_FAILURES:
+        return ""
+    how = f"was killed (signal {-code})" if code < 0 else f"failed (exit {code})"
+    return f"{child.command} {how}: {last_words(child)}; log {child.log}"
 
 
 def end_of(log: Path) -> list[str]:
@@ -88,5 +123,14 @@ def _signal(folder: Path, number: signal.Signals) -> int:
             where=str(folder),
             try_=f"there: kill -INT {live.pid}",
         )
-    os.kill(live.pid, number)
+    try:
+        os.kill(live.pid, number)
+    except ProcessLookupError as error:
+        raise UsageError(f"process {live.pid} of {folder.name} is gone", where=str(folder)) from error
+    except PermissionError as error:
+        raise EnvironmentFailed(
+            f"process {live.pid} of {folder.name} belongs to another user",
+            where=str(folder),
+            try_=f"as that user: kill -{number.name.removeprefix('SIG')} {live.pid}",
+        ) from error
     return live.pid

@@ -46,8 +46,17 @@ def matches(entry: RunEntry, words: str) -> bool:
     return all(word in hay for word in words.lower().split())
 
 
-def ordered(entries: Sequence[RunEntry], by: str) -> list[RunEntry]:
-    """By one of SORTS; newest first among equals."""
+def shown_speedup(entry: RunEntry, summary: RunSummary | None) -> float | None:
+    """What the column of speed-ups says of a run; None where it has no figure to say."""
+    if summary is None or entry.kind == "train" or entry.state == "running":
+        return None
+    row = headline_row(summary)
+    return row.speedup if row is not None else None
+
+
+def ordered(entries: Sequence[RunEntry], by: str, summaries: Mapping[str, RunSummary]) -> list[RunEntry]:
+    """By one of SORTS; newest first among equals. summaries: as far as they have been read; by speed-up a run without
+    a figure stands last."""
     match by:
         case "suite":
             return sorted(entries, key=lambda entry: entry.suite)
@@ -56,7 +65,8 @@ def ordered(entries: Sequence[RunEntry], by: str) -> list[RunEntry]:
         case "state":
             return sorted(entries, key=lambda entry: (entry.state != "running", entry.state))
         case "speed-up":
-            return sorted(entries, key=lambda entry: -max(entry.speedups.values(), default=0.0))
+            figures = {entry.run_id: shown_speedup(entry, summaries.get(entry.run_id)) for entry in entries}
+            return sorted(entries, key=lambda entry: -(figures[entry.run_id] or 0.0))
         case _:
             return list(entries)
 

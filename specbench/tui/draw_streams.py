@@ -31,6 +31,8 @@ def stream_lines(streams: Sequence[StreamCurve], summary: RunSummary, width: int
     for each in drawn:
         first, last = each.points[0], each.points[-1]
         words = f"{first.acceptance:.3f} → {last.acceptance:.3f}" + ("" if each.learns else "  does not learn")
+        # A single row has no place for the lower end of its scale.
+        words += f"  on {low:.3f} to {high:.3f}" if rows == 1 else ""
         name = method_name(each.method, places.get(each.method, 0), max(8, min(36, width - len(words) - 2)))
         found.append(fit((*name, Span(f"  {words}")), width))
         # A shorter stream ends where it ended: one scale for all.

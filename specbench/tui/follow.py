@@ -62,8 +62,17 @@ class Tail:
 
 
 def lines_at(path: Path, offsets: list[int]) -> Iterator[bytes]:
-    """The lines that begin at these offsets, in order."""
-    with path.open("rb") as file:
-        for offset in offsets:
-            file.seek(offset)
-            yield file.readline()
+    """The lines that begin at these offsets, in order. Raises EnvironmentFailed where the file is gone."""
+    if not offsets:
+        return
+    try:
+        with path.open("rb") as file:
+            for offset in offsets:
+                file.seek(offset)
+                yield file.readline()
+    except OSError as error:
+        raise EnvironmentFailed(
+            f"the journal cannot be read any more: {error.strerror or error}",
+            where=str(path),
+            try_="1 goes Home, which shows what is there now",
+        ) from error

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
-from specbench import registry
+from specbench import paths, registry
 from specbench.bench.defaults import DEMO_TARGETS, full_command, with_defaults
 from specbench.bench.request import RunRequest, parse_grid, parse_setting, parse_variant
 from specbench.errors import SpecbenchError, UsageError
@@ -102,6 +102,10 @@ class Checked(NamedTuple):
     """The same in full, defaults said."""
     yaml: str
     """The suite's `defaults:` that would say it, as far as a suite can."""
+    beside: str
+    """What was typed and no suite can say: the command that goes with that YAML. Empty where the YAML says it all."""
+    filled: Mapping[str, str]
+    """By field, what is taken as things stand, typed or not; without those where that is nothing."""
     notes: tuple[str, ...]
     """Methods that are left out, and why."""
     wrong_field: str
@@ -119,11 +123,13 @@ def check(values: Mapping[str, str], *, store: Path | None) -> Checked:
         _check_methods(filled.request)
     except SpecbenchError as error:
         words = f"{error.what}" + (f" · try: {error.try_}" if error.try_ else "")
-        return Checked((), "", "", (), _field_of(error.where), words)
+        return Checked((), "", "", "", {}, (), _field_of(error.where), words)
     return Checked(
         words=tuple(shlex.split(full_command(request))[1:]),
         command=filled.command,
         yaml=as_defaults(filled.request),
+        beside=beside_yaml(request),
+        filled=_as_text(filled.request),
         notes=filled.left_out,
         wrong_field="",
         problem="",
@@ -166,7 +172,7 @@ def _read(name: str, kind: Any, typed: str) -> Any:
     if name == "methods":
         return tuple(word.strip() for word in typed.split(",") if word.strip())
     if name in ("data", "methods_dirs"):
-        return tuple(Path(word).expanduser() for word in _words(typed, option))
+        return tuple(paths.expanded(word, where=option) for word in _words(typed, option))
     if name == "stop":
         return (typed,)
     if kind is bool:
@@ -190,8 +196,37 @@ def _words(typed: str, option: str) -> Sequence[str]:
 
 
 def as_defaults(request: RunRequest) -> str:
-    """A suite's `defaults:` block; what a suite cannot say stays on the command line."""
+    """A suite's `defaults:` block; what a suite cannot say stays on the command line (`beside_yaml`)."""
     said = {name: getattr(request, name) for name in Defaults.model_fields if getattr(request, name) is not None}
     if "methods" in said:
         said["methods"] = list(said["methods"])
     return yaml.safe_dump({"defaults": said}, sort_keys=False).rstrip()
+
+
+def beside_yaml(request: RunRequest) -> str:
+    """The command with those typed options alone that no suite can say; empty without one."""
+    in_yaml: dict[str, Any] = dict.fromkeys(Defaults.model_fields)
+    rest = dataclasses.replace(request, store=None, **in_yaml)
+    return "" if rest == RunRequest(suite=request.suite) else full_command(rest)
+
+
+def _as_text(request: RunRequest) -> dict[str, str]:
+    values = {field.name: getattr(request, field.name) for field in fields() if field.name not in _LISTS}
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+        if value is not None and value != ()
+    }
+
+
+def help_of(field: Field, checked: Checked) -> list[str]:
+    """What may be typed into a field, and what is taken as things stand. Sentences for its help."""
+    option = {"suite": "SUITE", "settings": "--set", "variants": "--variant", "methods_dirs": "--methods-dir"}.get(
+        field.name, "--" + field.name.replace("_", "-")
+    )
+    found = [f"{field.name.replace('_', ' ')}: {option} of specbench run, whose --help says more"]
+    if field.hint:
+        found.append(f"takes {field.hint}")
+    if field.name in checked.filled:
+        found.append(f"as things stand: {checked.filled[field.name]}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,9 @@ def run_lines(log: DeviceLog, width: int) -> list[Line]:
     found.append(line(Span(f"medians over {seconds:.0f} s", "dim")))
     reasons = sorted({reason for sample in samples for reason in sample["throttle_reasons"]})
     found.append(line(Span(f"throttled: {', '.join(reasons)}", "bad") if reasons else Span("throttled: never", "good")))
+    for nice in sorted({each for each in log.niceness if each}):
+        behind = "whatever else wanted a processor came first" if nice > 0 else "it came before everything else"
+        found += wrap(f"the run was at niceness {nice}: {behind}", width, "warn")
     missing = log.samplers[-1]["gpu_missing"]
     if missing:
         found += wrap(f"GPU: {missing}", width, "warn")
@@ -147,6 +151,8 @@ def clean_lines(summary: RunSummary, flags: Sequence[dict[str, Any]], width: int
         found.append((Span(f"{sign} ", style), *rows[0]))
         found.extend((Span("  "), *row) for row in rows[1:])
 
+    if summary.state == "running":
+        say(None, "so far: the run is still being measured")
     control = summary.control
     if control is None:
         say(None, "no A/A control: nothing shows how still the machine was")
@@ -184,19 +190,45 @@ def clean_lines(summary: RunSummary, flags: Sequence[dict[str, Any]], width: int
     return found
 
 
-def process_lines(folders: Sequence[Path], width: int) -> list[Line]:
-    """Runs of this machine that are being written now."""
-    found: list[Line] = []
-    for folder in folders:
-        live = holder(folder)
-        if live is None:
-            continue
+class Writers:
+    """Processes that write runs. Kept between looks: a share of a core is one since the last look."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, psutil.Process] = {}
+        self._rows: list[str] = []
+
+    def look(self, folders: Sequence[Path]) -> None:
+        """Who writes these folders now, and what that takes."""
+        seen: dict[int, psutil.Process] = {}
+        self._rows = []
+        for folder in folders:
+            try:
+                live = holder(folder)
+            except (OSError, psutil.Error) as error:
+                self._rows.append(f"{'?':>8}  its lock cannot be read ({error})  {folder.name}")
+                continue
+            if live is None:
+                continue
+            # Another machine's number may be that of some process here.
+            words = self._taken(live.pid, seen) if live.host == socket.gethostname() else f"on {live.host}"
+            self._rows.append(f"{live.pid:>8}  {words}  {folder.name}")
+        self._known = seen
+
+    def _taken(self, pid: int, seen: dict[int, psutil.Process]) -> str:
         try:
-            process = psutil.Process(live.pid)
-            words = (
-                f"{process.cpu_percent():>4.0f} %  {process.memory_info().rss / 2**20:>7.0f} MiB  nice {process.nice()}"
-            )
+            process = self._known.get(pid)
+            is_new = process is None or not process.is_running()
+            if process is None or is_new:
+                process = psutil.Process(pid)
+            percent = process.cpu_percent()
+            seen[pid] = process
+            # Since the last look: of the first there is none.
+            share = "   … %" if is_new else f"{percent:>4.0f} %"
+            return f"{share}  {process.memory_info().rss / 2**20:>7.0f} MiB  nice {process.nice()}"
         except psutil.Error:
-            words = f"on {live.host}"
-        found.append(fit(line(f"{live.pid:>8}  {words}  {folder.name}"), width))
-    return found or wrap("No run is being written.", width, "dim")
+            return "cannot be looked at"
+
+    def lines(self, width: int) -> list[Line]:
+        """As of the last look."""
+        rows = [fit(line(row), width) for row in self._rows]
+        return rows or wrap("No run is being written.", width, "dim")

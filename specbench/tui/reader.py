@@ -1,7 +1,8 @@
 """The reader: a process beside the viewer that holds DuckDB and sums up, so that the screen never waits for either.
 
 In a thread of the viewer, summing up a long journal would stop its keys for seconds (one interpreter lock), and DuckDB
-with pyarrow would be most of its memory. The reader is as nice as can be, and ends when its standard input does.
+with pyarrow would be most of its memory. Beside a live run of this machine the reader is as nice as can be; without one
+it is as heavy as the viewer began, since a key waits for it. It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from typing import Any, BinaryIO, Protocol
 
 from specbench.errors import EnvironmentFailed, SpecbenchError
-from specbench.tui.yielding import NICENESS, set_session
+from specbench.tui import spawning
+from specbench.tui.yielding import NICENESS, session_of, set_session
 
 IDLE_S = 20.0
 
@@ -30,6 +33,10 @@ class Asking(Protocol):
 
     def rest(self) -> None:
         """Called now and then: nothing may be wanted for a while."""
+        ...
+
+    def give_way(self, is_beside: bool) -> None:
+        """Called now and then: whether a run of this machine is live."""
         ...
 
     def close(self) -> None:
@@ -48,6 +55,9 @@ class HereReader:
     def rest(self) -> None:
         pass
 
+    def give_way(self, is_beside: bool) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -60,6 +70,10 @@ class Reader:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the viewer
         self._lock = threading.Lock()
         self._last_job_s = 0.0
+        self._gives_way = True
+        """Until it is known that nothing is live."""
+        self._weight: int | None = None
+        """Of its session, as it was set last; None: not yet, or refused."""
 
     def ask(self, job: str, *values: Any) -> Any:
         """Blocks; meant for a thread."""
@@ -86,8 +100,10 @@ class Reader:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             # Not multiprocessing: spawning from inside Textual fails (it holds stderr, Textual #3593).
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "specbench.tui.reader"],
+            # As heavy as the viewer was before it gave way: what has to be given way to is told beside it.
+            niceness = self._weight = NICENESS if self._gives_way else 0
+            self._process = spawning.popen(
+                [sys.executable, "-m", "specbench.tui.reader", str(niceness)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
@@ -99,6 +115,20 @@ class Reader:
         self._complaints.seek(0)
         lines = self._complaints.read().decode("utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+    def give_way(self, is_beside: bool) -> None:
+        """Also in the middle of a job. Niceness of a process is not taken back, its session's is: where the kernel
+        weighs no sessions it stays nice until it has rested."""
+        self._gives_way = is_beside
+        process, wanted = self._process, NICENESS if is_beside else 0
+        if process is None or process.poll() is not None or wanted == self._weight:
+            return
+        if is_beside:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+        # Refused where another session changed within 100 ms: then by the next call.
+        is_set = set_session(wanted, of=process.pid) or session_of(process.pid) is None
+        self._weight = wanted if is_set else None
 
     def rest(self) -> None:
         """End the process where it has had nothing to do for a while: it holds more memory than the viewer. The next
@@ -137,9 +167,11 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
 
 def main() -> None:
     """`python -m specbench.tui.reader`: for Reader alone."""
-    os.nice(max(0, NICENESS - os.nice(0)))
-    # Its session is its own, and what counts where the kernel weighs sessions.
-    set_session(NICENESS)
+    niceness = int(sys.argv[1])
+    os.nice(max(0, niceness - os.nice(0)))
+    if niceness:
+        # Its session is its own, and what counts where the kernel weighs sessions.
+        set_session(niceness)
     # Whatever a library prints must not stand between two answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -1,17 +1,19 @@
 """`specbench tui ssh://HOST/PATH`: a run of another machine, its journal streamed here by ssh and tail. No Textual.
 
-Nothing is installed or started there but `cat` and `tail`, and the screen is drawn here: what is watched pays for one
-read of its journal.
+Nothing is installed there, and the screen is drawn here: what is watched pays for a read of its journal and of its
+record of the machine (`tail`), and for a look at its lock and its process every few seconds (`cat`, `ps`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import subprocess
 import tempfile
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
@@ -21,6 +23,21 @@ SCHEME = "ssh://"
 _PATIENCE_S = 30
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_LOOK_EVERY_S = 5
+# A line a look, so that it ends with the connection: held, free, gone (nobody let go of it, and its process is not
+# there), or unseen (written from a third machine, or there is no ps to ask); then the lock as it stands.
+_WATCH = """cd {folder} || exit 1
+while :; do
+  lock=$(cat run.lock 2>/dev/null)
+  pid=$(printf %s "$lock" | sed -n 's/.*"pid": *\\([0-9][0-9]*\\).*/\\1/p')
+  host=$(printf %s "$lock" | sed -n 's/.*"host": *"\\([^"]*\\)".*/\\1/p')
+  if [ -z "$pid" ]; then said=free
+  elif [ "$host" != "$(uname -n)" ] || [ -z "$(ps -o stat= -p $$ 2>/dev/null)" ]; then said=unseen
+  else case "$(ps -o stat= -p "$pid")" in ''|Z*) said=gone ;; *) said=held ;; esac
+  fi
+  printf '%s %s\\n' "$said" "$lock" || exit 0
+  sleep {seconds}
+done"""
 
 
 class Place(NamedTuple):
@@ -66,20 +83,41 @@ class Stream:
         manifest = self._cat("manifest.json")
         lock = self._cat("run.lock")
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the stream
+        self._lock = folder / "run.lock"
+        self._rest = b""
+        self._told = False
+        self._absences = 0
+        """Looks in a row that found nobody who writes it."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "manifest.json").write_bytes(manifest)
-            (folder / "run.lock").write_bytes(lock)
-            with (folder / "events.jsonl").open("wb") as file:
-                self._process = subprocess.Popen(
-                    self._words(f"exec tail -c +1 -f {self._quoted('events.jsonl')}"),
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=self._complaints,
-                    start_new_session=True,
-                )
+            self._lock.write_bytes(lock)
+            # -F: a run that has just begun has no record of its machine yet.
+            self._record = self._follow(folder, "metrics.jsonl", "-F", complaints=subprocess.DEVNULL)
+            self._process = self._follow(folder, "events.jsonl", "-f", complaints=self._complaints)
+            self._watch = subprocess.Popen(
+                # By sh, whatever the login shell there is.
+                self._words(f"exec sh -c {shlex.quote(_WATCH.format(folder=self._quoted(''), seconds=_LOOK_EVERY_S))}"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         except OSError as error:
             raise cannot_write(folder, error, try_="SPECBENCH_CACHE=DIR, one that you may write to") from error
+        assert self._watch.stdout is not None
+        os.set_blocking(self._watch.stdout.fileno(), False)
+
+    def _follow(self, folder: Path, name: str, how: str, *, complaints: IO[bytes] | int) -> subprocess.Popen[bytes]:
+        """From its first byte on into a file of that name here."""
+        with (folder / name).open("wb") as file:
+            return subprocess.Popen(
+                self._words(f"exec tail -c +1 {how} {self._quoted(name)}"),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=complaints,
+                start_new_session=True,
+            )
 
     def _words(self, command: str) -> list[str]:
         # Without a terminal nobody could type a password, and the screen must not wait for one.
@@ -111,6 +149,36 @@ class Stream:
             )
         return done.stdout
 
+    def look(self) -> str:
+        """Brings the lock here up to date, without which a run that was killed there would be live for ever. What has
+        to be said of it, once; never blocks. Raises EnvironmentFailed where the copy cannot be written."""
+        assert self._watch.stdout is not None
+        try:
+            self._rest += os.read(self._watch.stdout.fileno(), 1 << 16)
+        except BlockingIOError:
+            return ""
+        *lines, self._rest = self._rest.split(b"\n")
+        if not lines:
+            ended = self._watch.poll() is not None and self._process.poll() is None
+            return self._once("its process is not looked at any more") if ended else ""
+        for row in lines:
+            said, _, lock = row.partition(b" ")
+            self._absences = self._absences + 1 if said in (b"free", b"gone") else 0
+        if self._absences == 1:
+            # The run's last word may still be on its way, by a stream of its own: without it the run would be lost.
+            return ""
+        text = b"" if self._absences else lock
+        try:
+            if self._lock.read_bytes() != text:
+                self._lock.write_bytes(text)
+        except OSError as error:
+            raise cannot_write(self._lock, error, try_="SPECBENCH_CACHE=DIR, one that you may write to") from error
+        return self._once(f"its process cannot be seen from {self.place.host}") if said == b"unseen" else ""
+
+    def _once(self, why: str) -> str:
+        is_first, self._told = not self._told, True
+        return f"whether {self.place.run_id} still runs is unknown over ssh: {why}" if is_first else ""
+
     def problem(self) -> str:
         """Why nothing comes any more; empty while the stream runs."""
         if self._process.poll() is None:
@@ -121,6 +189,9 @@ class Stream:
 
     def close(self) -> None:
         """What came stays, and can be opened again with --store."""
-        self._process.terminate()
-        self._process.wait()
+        for process in (self._process, self._record, self._watch):
+            process.terminate()
+            process.wait()
+        assert self._watch.stdout is not None
+        self._watch.stdout.close()
         self._complaints.close()

@@ -18,6 +18,7 @@ from typing import Any
 
 from specbench.errors import EnvironmentFailed
 from specbench.manifest import Manifest
+from specbench.tui import spawning
 
 _MOST_BYTES = 1 << 18
 """Of one look."""
@@ -54,7 +55,7 @@ class Talking:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the conversation
         self._rest = b""
         # A session of its own: the terminal's Ctrl-C is not meant for it. It ends when its input does.
-        self._process = subprocess.Popen(
+        self._process = spawning.popen(
             [sys.executable, "-m", "specbench", *words, "--pipe"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

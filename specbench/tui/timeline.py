@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import StepRow
@@ -78,18 +78,27 @@ class Timeline:
         return self._ends[-1] if self._ends else self.prefill_s
 
     def extend(self, folder: Path, group: Group) -> bool:
-        """Take in the steps written since; True where the timeline changed."""
+        """Take in the steps written since; True where the timeline changed. Raises EnvironmentFailed for a journal that
+        is gone, or whose next line is no steps of this answer."""
         offsets = list(group.step_offsets[self._num_lines :])
         for data in lines_at(events_file(folder), offsets):
-            try:
-                rows = json.loads(data)["rows"]
-            except (ValueError, KeyError) as error:
-                raise EnvironmentFailed(
-                    f"steps of group {self.generation.group} cannot be read: {error}", where=str(events_file(folder))
-                ) from error
-            self._take([StepRow(*row) for row in rows])
-        self._num_lines += len(offsets)
+            self._take(self._rows(data, events_file(folder)))
+            # Line by line: what was taken in before a damaged one is not taken in again by the next key.
+            self._num_lines += 1
         return bool(offsets) or self._name_first()
+
+    def _rows(self, data: bytes, path: Path) -> list[StepRow]:
+        try:
+            rows = [StepRow(*row) for row in json.loads(data)["rows"]]
+            if not all(map(_is_step, rows)):
+                raise ValueError("a step holds something else than its numbers")
+        except (ValueError, KeyError, TypeError) as error:
+            raise EnvironmentFailed(
+                f"steps of group {self.generation.group} cannot be read: {error}",
+                where=str(path),
+                try_="restore the file from a copy; specbench results ingest names the line",
+            ) from error
+        return rows
 
     def _name_first(self) -> bool:
         ending = self.generation.ending
@@ -150,6 +159,11 @@ class Timeline:
         """Tokens kept per step so far, bonus included; None before the first step."""
         done = self.steps_at(seconds)
         return (self._counts[done - 1] - 1) / done if done else None
+
+
+def _is_step(row: Any) -> bool:
+    """Has what is counted on before anything is kept of it; a line of another shape is no tuple of this length."""
+    return isinstance(row.tokens, list) and isinstance(row.end_s, float | int) and isinstance(row.num_accepted, int)
 
 
 def load_timeline(folder: Path, group: Group, generation: Generation) -> Timeline:

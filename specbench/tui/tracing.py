@@ -33,14 +33,17 @@ class Replaying:
         self._child: children.Child | None = None
         self._path = Path()
 
-    def start(self, folder: Path, which: Which, path: Path, *, store: Path | None) -> children.Child:
-        """Make `path`. Raises UsageError while another replay or the run itself is under way."""
+    def start(self, folder: Path, which: Which, path: Path, *, store: Path | None, live: str = "") -> children.Child:
+        """Make `path`. Raises UsageError while another replay, the run itself or `live`, another run of this machine,
+        is under way."""
         if self._child is not None:
             raise UsageError("a replay is under way", try_="wait for it: one at a time")
         if run_state(folder) == "running":
             raise UsageError(
                 "the run is still being measured: a replay beside it would slow it", try_="when it is over"
             )
+        if live:
+            raise UsageError(f"{live} runs on this machine: a replay beside it would slow it", try_="when it is over")
         self._child = children.start(words_of(folder.name, which, store=store), store=store)
         self._path = path
         return self._child
@@ -64,6 +67,5 @@ class Replaying:
         # Exit 1 is a replay that differs from the journal: its file is there and says so.
         if self._path.exists() and child.process.returncode in (0, 1):
             return Ended(self._path, "")
-        last = children.end_of(child.log)
-        told = next((row for row in last if row.startswith("✗")), last[-1] if last else "it said nothing")
+        told = children.last_words(child)
         return Ended(self._path, f"the replay failed (exit {child.process.returncode}): {told}; log {child.log}")

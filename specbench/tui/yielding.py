@@ -9,17 +9,17 @@ gives way again a second later. SCHED_IDLE is not used: nothing could lift it fo
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from specbench.store.files import holder
+from specbench.tui.spawning import lower_threads
 
 NICENESS = 15
-"""Of every thread, where sessions are not weighed or the run is of the viewer's own. Not taken back, and inherited by
-runs that are started from here."""
+"""Of every thread but the one that starts runs, where sessions are not weighed or the run is of the viewer's own. Not
+taken back."""
 SESSION_NICENESS = 19
 _MOST_REFUSED = 3
 """Changes in a row; then threads give way."""
@@ -55,21 +55,13 @@ def weighs_sessions(
     return False
 
 
-def set_session(niceness: int, *, proc: Path = _PROC) -> bool:
-    """This session's niceness; False where it was refused (the kernel takes one change in 100 ms)."""
+def set_session(niceness: int, *, of: int | str = "self", proc: Path = _PROC) -> bool:
+    """A session's niceness, by one of its processes; False where it was refused (the kernel takes one change in 100
+    ms)."""
     with suppress(OSError):
-        (proc / "self" / "autogroup").write_text(str(niceness), encoding="ascii")
+        (proc / str(of) / "autogroup").write_text(str(niceness), encoding="ascii")
         return True
     return False
-
-
-def lower_threads(niceness: int = NICENESS) -> None:
-    """Every thread of this process: one that was started before keeps its own niceness on Linux."""
-    tasks = Path("/proc/self/task")
-    for task in [int(each.name) for each in tasks.iterdir()] if tasks.exists() else [0]:
-        with suppress(OSError):
-            if os.getpriority(os.PRIO_PROCESS, task) < niceness:
-                os.setpriority(os.PRIO_PROCESS, task, niceness)
 
 
 def live_here(folder: Path) -> int:
@@ -91,7 +83,7 @@ class GivingWay:
     def __init__(
         self,
         *,
-        lower: Callable[[], None] = lower_threads,
+        lower: Callable[[], None] = lambda: lower_threads(NICENESS),
         set_session: Callable[[int], bool] = set_session,
         session_of: Callable[[int | str], tuple[str, int] | None] = session_of,
         weighs_sessions: Callable[[], bool] = weighs_sessions,

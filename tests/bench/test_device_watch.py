@@ -51,6 +51,7 @@ def test_it_writes_what_it_watches_once_a_second_and_stops_with_the_run(tmp_path
     assert process.poll() == 0 and said == []
     header, *samples = lines_of(tmp_path)
     assert header["e"] == "sampler_started" and header["run_pid"] == os.getpid() and header["gpu_missing"] is None
+    assert header["run_niceness"] == os.nice(0)
     assert samples and all(sample["e"] == "sample" for sample in samples)
     assert samples[0]["interval_s"] == pytest.approx(1.0, abs=0.5)
     assert all(0 <= sample["own_s"] <= sample["interval_s"] * header["num_cpus"] + 0.1 for sample in samples)

@@ -265,3 +265,33 @@ def test_the_pace_is_measured_over_whole_steps_and_stop_ids_come_back(talk):
 def test_oracle_is_refused_before_a_word_is_said(lm):
     with pytest.raises(UsageError, match="cannot talk"):
         Conversation(lm, Settings(method="oracle"), target_is_demo=False)
+
+
+def test_settings_of_the_engine_leave_what_a_method_remembers_and_others_say_that_it_is_gone(talk):
+    """Suffix tries live as long as the conversation: another temperature is no reason to forget them."""
+    chat, front = talk(method="suffix")
+    chat.handle("abc abc")
+    chat.handle("def")
+    before = chat.conversation._drafter.snapshot()
+    chat.handle("/set temperature=0.5 rule=coupled")
+    after = chat.conversation._drafter.snapshot()
+    assert before.answers and (after.answers, after.waiting) == (before.answers, before.waiting)
+    assert "gone" not in front.last()
+    chat.handle("/eval")
+    assert "✗" not in front.last(), "the state before the last answer is still known"
+    chat.handle("/set suffix.max_tokens=3")
+    assert "what suffix remembered of this conversation is gone" in front.last()
+    assert not chat.conversation._drafter.snapshot().answers
+
+
+def test_a_method_without_a_memory_has_nothing_to_lose(talk):
+    chat, front = talk(method="prompt_lookup")
+    chat.handle("abc abc")
+    chat.handle("/method suffix")
+    assert "gone" not in front.last()
+
+
+def test_a_file_in_the_home_of_nobody_is_an_error_of_save(talk):
+    chat, front = talk()
+    assert chat.handle("/save ~nobody-by-this-name/x.json")
+    assert front.notes[-1][0] == "bad" and "nobody's home folder" in front.last()

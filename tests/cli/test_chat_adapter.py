@@ -151,3 +151,14 @@ def an_adapter(draft: Path, *, seed: int, rank: int = 4) -> object:
     shape = LoraShape(rank=rank, alpha=32.0, targets=("all-linear",))
     weights = noisy_weights(LoraLayers(lm.model, shape, seed=seed), seed=seed, size=0.1)
     return Adapter(shape=shape, weights=weights, lineage=Lineage(base=lm.name, base_hash=lm.weights_hash))
+
+
+def test_what_was_observed_without_a_store_outlives_another_temperature(chat: Chat) -> None:
+    """Laws are the models' own, before any processor, so they are as good at another one."""
+    ran = chat(
+        *QUESTIONS[:2], "/adapter-info", "/set temperature=0.7", "/adapter-info",
+        "/set adaptive_lora.num_tokens=2", "/adapter-info", adapt="on", after_positions=0,
+    )  # fmt: skip
+    first, second, third = [row for row in ran.err.splitlines() if "observed: " in row]
+    assert "observed: 0 " not in first and second == first
+    assert "observed: 0 " in third and "remembered of this conversation is gone, its adapter with it" in ran.err

@@ -130,6 +130,37 @@ def test_escape_leaves_the_line_so_that_letters_are_keys_again(store: Path) -> N
     drive(body)
 
 
+def test_nothing_is_said_to_a_target_while_a_run_is_live_on_this_machine(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may have begun after the conversation; what only looks is still heard."""
+
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            view = await _begin(app, pilot)
+            monkeypatch.setattr(app.workspace, "live_here", lambda: "run-x")
+            await pilot.press("a", "enter")
+            assert Pretending.last.sent == [] and "run-x runs on this machine" in view.said
+            await pilot.press("home", *"/stats", "delete", "enter")
+            assert Pretending.last.sent == ["/stats"]
+
+    drive(body)
+
+
+def test_a_stop_of_what_cannot_be_stopped_says_so_at_once(store: Path) -> None:
+    """A round of learning ends before anything else is heard."""
+
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            view = await _begin(app, pilot)
+            await pilot.press(*"/train", "enter", "escape", "x")
+            assert Pretending.last.sent == ["/train", None] and "is finished first" in view.said
+
+    drive(body)
+
+
 def test_a_second_message_waits_for_the_answer(store: Path) -> None:
     async def body() -> None:
         app = an_app(store)
@@ -189,7 +220,7 @@ def test_a_run_that_is_open_gives_its_target_method_and_options(store: Path) -> 
 
 
 def test_talking_beside_a_run_that_is_measured_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "holder", lambda folder: object())
+    monkeypatch.setattr(module, "holder", lambda folder: object())  # on whatever machine
 
     async def body() -> None:
         app = an_app(store, RUN)

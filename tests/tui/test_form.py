@@ -68,3 +68,18 @@ def test_the_yaml_is_a_suites_own_defaults() -> None:
 def test_defaults_are_said_in_the_full_command() -> None:
     words = shlex.split(form.check({"suite": "demo"}, store=None).command)
     assert words[:3] == ["specbench", "run", "demo"] and "--max-new-tokens" in words
+
+
+def test_what_no_suite_can_say_is_listed_beside_its_yaml() -> None:
+    """Dropped in silence, the YAML would be another run than the command."""
+    values = {
+        "suite": "demo", "limit": "3", "seed": "7", "top_p": "0.9", "rule": "rejection", "stop": "Question:",
+        "settings": "draft_model.num_tokens=3", "batch_size": "2", "dtype": "float64",
+    }  # fmt: skip
+    checked = form.check(values, store=Path("/somewhere"))
+    words = shlex.split(checked.beside)
+    assert words[:3] == ["specbench", "run", "demo"]
+    said = {"--seed", "7", "--top-p", "0.9", "--rule", "rejection", "--stop", "Question:", "--set", "--batch-size"}
+    assert said <= set(words) and "float64" in words and "draft_model.num_tokens=3" in words
+    assert "--limit" not in words and "--store" not in words, "the YAML says the one, the other is the viewer's"
+    assert form.check({"suite": "demo", "limit": "3", "temperature": "0.5"}, store=None).beside == ""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -28,7 +29,7 @@ from specbench.tui.views.dialogs import Choice, Reading
 from specbench.tui.views.home import HomeView
 from specbench.tui.views.race import RaceView
 from specbench.tui.widgets.lane_pane import LanePane
-from specbench.tui.yielding import live_here
+from specbench.tui.yielding import NICENESS, live_here
 from tests.store.crafted import crafted_answer, crafted_steps
 from tests.tui.screens import LIVE_STEPS, RUN, WIDE, an_app, append, drive, finish, screen_text, settled, write_live
 
@@ -157,7 +158,10 @@ def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
 ) -> None:
     logs = store / "logs"
     logs.mkdir()
-    (logs / f"{writer.pid}-1.log").write_text("warm-up\n3/4 generations\nOut of mem\x1b[31mory\n", encoding="utf-8")
+    began_s = int(datetime(2026, 1, 3, tzinfo=UTC).timestamp())
+    (logs / f"{writer.pid}-{began_s - 5}.log").write_text(
+        "warm-up\n3/4 generations\nOut of mem\x1b[31mory\n", encoding="utf-8"
+    )
 
     async def body() -> None:
         app = an_app(store, LIVE)
@@ -170,7 +174,7 @@ def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
             assert isinstance(view, RaceView) and view.race is not None
             assert [lane.state for lane in view.race.lanes] == ["done", "cut"], "nothing is live any more"
             await pilot.press("L")
-            await pilot.pause()
+            await settled(pilot, lambda: isinstance(app.screen, Reading))
             assert isinstance(app.screen, Reading)
             words = app.screen.text()
             assert "3/4 generations" in words and "Out of mem␛[31mory" in words
@@ -210,6 +214,26 @@ def test_stopping_after_this_answer_waits_for_it(store: Path, live: Path, writer
             assert writer.poll() is None
             append(live, crafted_answer(read_manifest(live), 1, crafted_steps([(3, 2, 0)])))
             await settled(pilot, lambda: writer.poll() is not None)
+
+    drive(body)
+
+
+def test_a_paused_run_that_is_to_end_after_this_answer_ends_at_once(
+    store: Path, live: Path, writer: subprocess.Popen[bytes]
+) -> None:
+    """No answer ends while it waits, so none is waited for."""
+    pausing.ask(live)
+    (live / "paused").touch()
+
+    async def body() -> None:
+        app = an_app(store, LIVE)
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
+            await pilot.press("x")
+            await pilot.pause()
+            await pilot.press("down", "down", "enter")
+            await settled(pilot, lambda: writer.poll() is not None)
+            assert "which was paused" in getattr(app.screen, "said", "")
 
     drive(body)
 
@@ -287,20 +311,27 @@ def test_a_locked_store_costs_the_stored_figures_and_not_the_journals(store: Pat
 
 
 def test_the_reader_answers_from_its_own_process_and_carries_errors(store: Path) -> None:
-    """What the screens ask at run time; the other tests read in-process for speed."""
+    """What the screens ask at run time; the other tests read in-process for speed. It is nice beside a run alone: a key
+    waits for it."""
     reader = Reader()
+    reader.give_way(False)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     try:
         assert [run.run_id for run in reader.ask("listing", store).runs] == [RUN]
         with pytest.raises(UsageError, match="two different runs") as caught:
             reader.ask("comparison", store, [RUN])
         assert caught.value.try_
         assert not isinstance(caught.value, StoreBusy)
+        assert reader._process is not None and psutil.Process(reader._process.pid).nice() == before
+        reader.give_way(True)
+        assert psutil.Process(reader._process.pid).nice() == max(NICENESS, before)
     finally:
         reader.close()
 
 
 def test_a_reader_that_dies_is_said_and_replaced(store: Path) -> None:
     reader = Reader()
+    reader.give_way(False)
     try:
         reader.ask("listing", store)
         assert reader._process is not None
@@ -340,7 +371,7 @@ def test_a_child_outlives_the_process_that_started_it(tmp_path: Path) -> None:
         viewer.wait()
         time.sleep(0.2)
         assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        log = children.log_of(tmp_path, pid)
+        log = children.log_of(tmp_path, pid, time.time())
         assert log is not None and children.end_of(log) == ["begun"]
     finally:
         os.kill(pid, signal.SIGKILL)

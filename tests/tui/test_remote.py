@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.tui import remote
 from specbench.tui.race import Race
 from specbench.tui.remote import Place, Stream, parse
 from tests.tui.screens import RUN, an_app, drive, finish, settled, write_live
@@ -27,7 +30,8 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def stream(store: Path, ssh: Path) -> Iterator[Stream]:
+def stream(store: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
+    monkeypatch.setattr(remote, "_LOOK_EVERY_S", 0.2)
     folder = write_live(store, pid=1)
     (folder / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "started": 0.0}')
     found = Stream(parse(f"ssh://far{folder}"))
@@ -71,9 +75,45 @@ def test_the_journal_is_followed_as_it_grows_there(store: Path, stream: Stream, 
             assert race.index.finished is not None and app.viewer_note == ""
 
     drive(body)
-    asked = ssh.read_text().splitlines()
-    assert all("BatchMode=yes" in row for row in asked)
-    assert [row.split()[3] for row in asked] == ["cat", "cat", "exec"]
+    asked = ssh.read_text()
+    assert asked.count("-o BatchMode=yes far ") == 5, "two files, two streams, one look at the process"
+
+
+@pytest.mark.parametrize("end", ["let go", "killed"])
+def test_a_run_that_ends_there_is_not_live_here_for_ever(stream: Stream, store: Path, end: str) -> None:
+    """Its lock was copied once; a killed process leaves it as it stands."""
+    far, here = store / "runs" / stream.place.run_id, stream.store / "runs" / stream.place.run_id
+    lock = json.dumps({"pid": 2147483646, "host": os.uname().nodename, "started": 0.0})
+    (far / "run.lock").write_text("" if end == "let go" else lock)
+    assert (here / "run.lock").read_text() != ""
+    _look_until(stream, lambda: (here / "run.lock").read_text() == "")
+
+
+def test_a_process_that_cannot_be_seen_from_there_is_said_to_be_unknown(stream: Stream) -> None:
+    """The lock names a third machine."""
+    said: list[str] = []
+    _look_until(stream, lambda: bool(said), said)
+    assert (
+        "is unknown over ssh" in said[0]
+        and "elsewhere" in (stream.store / "runs" / stream.place.run_id / "run.lock").read_text()
+    )
+    assert stream.look() == "", "once"
+
+
+def test_the_record_of_the_machine_comes_too_though_it_began_later(stream: Stream, store: Path) -> None:
+    far, here = store / "runs" / stream.place.run_id, stream.store / "runs" / stream.place.run_id
+    (far / "metrics.jsonl").write_text("{}\n", encoding="ascii")
+    _look_until(stream, lambda: (here / "metrics.jsonl").read_text() == "{}\n")
+
+
+def _look_until(stream: Stream, is_so: Callable[[], bool], said: list[str] | None = None) -> None:
+    until = time.monotonic() + 15
+    while not is_so():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+        told = stream.look()
+        if told and said is not None:
+            said.append(told)
 
 
 def test_the_end_of_the_stream_is_said_on_the_screen(stream: Stream) -> None:

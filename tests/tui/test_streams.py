@@ -95,6 +95,9 @@ def test_lines_fit_and_a_hostile_reason_is_harmless(learning: Path) -> None:
     off, on = _curves(learning)
     changes = tuple(dataclasses.replace(each, why="\x1b[2Jgone", gain_ci=None, before=None) for each in on.changes)
     hostile = (off, dataclasses.replace(on, changes=changes))
+    one_row, many = (plain_text(stream_lines((off, on), summary, 118, height)) for height in (8, 30))
+    low, high = (f(point.acceptance for each in (off, on) for point in each.points) for f in (min, max))
+    assert f"on {low:.3f} to {high:.3f}" in one_row and f"{low:.3f} ┤" in many, "the lower end of the scale is said"
     for width, height in ((20, 3), (58, 10), (118, 30)):
         for row in stream_lines(hostile, summary, width, height):
             assert width_of(row) <= width and "\x1b" not in plain(row)

@@ -15,6 +15,7 @@ from textual.worker import Worker, WorkerState
 from specbench.errors import SpecbenchError
 from specbench.tui import actions, sharing
 from specbench.tui.lines import Line, Span, fit, line, wrap
+from specbench.tui.panes import PANES
 from specbench.tui.widgets.canvas import LineView, Strap
 from specbench.tui.widgets.compositor import SparingCompositor
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from specbench.tui.workspace import Workspace
 
 T = TypeVar("T")
+_Failed = Callable[[SpecbenchError], None] | None
 
 
 _MOST_SAID = 3
@@ -59,7 +61,7 @@ class View(Screen[None]):
         self._compositor = SparingCompositor()
         self.said = ""
         self.said_style = ""
-        self._waiting: dict[Worker[object], Callable[[object], None]] = {}
+        self._waiting: dict[Worker[object], tuple[Callable[[object], None], _Failed]] = {}
         self._polls: list[Timer] = []
 
     @property
@@ -142,8 +144,16 @@ class View(Screen[None]):
 
     # --- work beside the screen ---------------------------------------------------------------------------------------
 
-    def in_background(self, name: str, work: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Run `work` in a thread, then `then` with its result on the screen; a SpecbenchError is said."""
+    def in_background(
+        self,
+        name: str,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        *,
+        failed: Callable[[SpecbenchError], None] | None = None,
+    ) -> None:
+        """Run `work` in a thread, then `then` with its result on the screen; a SpecbenchError is said, and given to
+        `failed`. Another work of that name takes this one's place."""
 
         def guarded() -> T | SpecbenchError:
             try:
@@ -152,23 +162,33 @@ class View(Screen[None]):
                 return error
 
         worker = self.run_worker(guarded, name=name, group=name, thread=True, exclusive=True, exit_on_error=True)
-        self._waiting[cast("Worker[object]", worker)] = cast("Callable[[object], None]", then)
+        self._waiting[cast("Worker[object]", worker)] = (cast("Callable[[object], None]", then), failed)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """Deliver what a thread found."""
         if event.state not in (WorkerState.SUCCESS, WorkerState.CANCELLED, WorkerState.ERROR):
             return
-        then = self._waiting.pop(cast("Worker[object]", event.worker), None)
-        if then is None or event.state is not WorkerState.SUCCESS:
+        waiting = self._waiting.pop(cast("Worker[object]", event.worker), None)
+        if waiting is None or event.state is not WorkerState.SUCCESS:
             return
-        if isinstance(event.worker.result, SpecbenchError):
-            self.fail(event.worker.result)
+        (then, failed), result = waiting, event.worker.result
+        if isinstance(result, SpecbenchError):
+            self.fail(result)
+            if failed is not None:
+                failed(result)
         else:
-            then(event.worker.result)
+            self.attempt(lambda: then(result))
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """What is not a key's action (timers, answers of a dialog or a thread): a SpecbenchError is said."""
+        try:
+            work()
+        except SpecbenchError as error:
+            self.fail(error)
 
     def poll(self, seconds: float, look: Callable[[], None]) -> None:
         """Look every so many seconds while the screen is shown. One behind another screen or a dialog does not wake."""
-        self._polls.append(self.set_interval(seconds, look, pause=not self.is_current))
+        self._polls.append(self.set_interval(seconds, lambda: self.attempt(look), pause=not self.is_current))
 
     # --- actions that all share ---------------------------------------------------------------------------------------
 
@@ -180,7 +200,7 @@ class View(Screen[None]):
     def on_screen_resume(self) -> None:
         for timer in self._polls:
             timer.resume()
-        self.entered()
+        self.attempt(self.entered)
         # A screen that was resized, or first laid out, while another stood before it was told its sizes and not drawn.
         self.call_after_refresh(self.draw_again)
 
@@ -250,7 +270,23 @@ class View(Screen[None]):
         from specbench.tui.views.dialogs import Reading
 
         title = next(action.label for action in actions.SCREENS if action.name == f"go_{self.view}")
-        self.main.push_screen(Reading(f"Keys on {title}", [*actions.help_lines(self.view), (), *self.explain()]))
+        keys = [*actions.help_lines(self.view), (), *self.explain()]
+        self.main.push_screen(Reading(f"Keys on {title}", [*self._explain_focused(), *keys], topic=f"help-{self.view}"))
+
+    def _explain_focused(self) -> list[Line]:
+        """Of the pane that has the focus: what it shows and the keys that are its own."""
+        focused = self.focused
+        if focused is None:
+            return []
+        known = PANES[self.view]
+        pane = next((each for each in focused.ancestors_with_self if each.id in known), None)
+        found: list[Line] = []
+        if isinstance(pane, Widget) and pane.id is not None:
+            found.append(line(Span(f"The pane with the focus: {pane.border_title or pane.id}", "bold")))
+            found.append(line(known[pane.id]))
+        if isinstance(focused, LineView) and focused.KEYS:
+            found.append(line(Span(focused.KEYS, "dim")))
+        return [*found, ()] if found else []
 
     def explain(self) -> list[Line]:
         """What the words on this screen mean, for its help."""

@@ -147,7 +147,7 @@ class BoardView(View):
     def _compared(self, found: list[Line]) -> None:
         from specbench.tui.views.dialogs import Reading
 
-        self.main.push_screen(Reading(" against ".join(self.marked), found))
+        self.main.push_screen(Reading(" against ".join(self.marked), found, topic="comparison"))
 
     def exports(self) -> list[Path]:
         """CSV and JSON of the whole board, and this screen."""

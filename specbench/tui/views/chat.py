@@ -100,6 +100,9 @@ class ChatView(View):
             if run_id and holder(self.workspace.folder(run_id)) is not None:
                 self.say("the run that is open is being measured: talking beside it would slow it", style="warn")
                 return
+            # It need not be the one that is open: a target is loaded, and every core is wanted for it.
+            if self._would_slow():
+                return
             self.talking = Talking(self._words())
         except (SpecbenchError, OSError) as error:
             self.fail(error if isinstance(error, SpecbenchError) else SpecbenchError(f"it cannot be started: {error}"))
@@ -110,6 +113,12 @@ class ChatView(View):
         log.note(f"loading: {self.talking.command} …", "")
         self.query_one("#message", Input).placeholder = "being loaded …"
         self.refresh_words()
+
+    def _would_slow(self) -> bool:
+        live = self.workspace.live_here()
+        if live:
+            self.say(f"{live} runs on this machine: talking beside it would slow it", style="warn")
+        return bool(live)
 
     def _look(self) -> None:
         if self.talking is None:
@@ -235,6 +244,10 @@ class ChatView(View):
         if not self.is_ready or self.is_answering:
             self.say("it is still busy: x stops an answer (after esc)", style="warn")
             return
+        # What only looks or writes is as good as nothing; what decodes or learns is not.
+        is_work = not words.startswith("/") or words.split()[0] in ("/eval", "/train")
+        if is_work and self._would_slow():
+            return
         log = self.query_one("#log", ChatLog)
         try:
             self.talking.send(words)
@@ -263,6 +276,10 @@ class ChatView(View):
             self.talking.stop()
         except SpecbenchError as error:
             self.fail(error)
+            return
+        if not self._is_open:
+            # Before its first token, /eval and /train do not look at it: what they do is finished first.
+            self.say("asked to stop; what is being done now (reading, learning, /eval) is finished first", style="")
 
     def action_marks(self) -> None:
         self.main.marks = self.main.marks.next()

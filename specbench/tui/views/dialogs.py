@@ -12,7 +12,9 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
-from specbench.tui.lines import Line, Span, line, wrap
+from specbench.errors import SpecbenchError
+from specbench.tui import sharing
+from specbench.tui.lines import Line, Span, line, plain_text, wrap
 from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas, Rows
 
@@ -25,24 +27,31 @@ $NAME Canvas { height: auto; max-height: 30; }
 
 
 class Reading(ModalScreen[None]):
-    """Lines to read; any of escape, q, ? or enter closes it."""
+    """Lines to read; any of escape, q, ? or enter closes it. topic: begins the names of the files it is written to."""
 
     DEFAULT_CSS = _CSS.replace("$NAME", "Reading")
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,enter,L", "close", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,question_mark,f1,enter,L", "close", "Close"),
+        Binding("y", "copy", "Copy"),
+        Binding("e", "export", "Export"),
+    ]
+    _KEYS = "y copies · e exports · esc closes"
 
-    def __init__(self, title: str, lines: Sequence[Line]) -> None:
+    def __init__(self, title: str, lines: Sequence[Line], *, topic: str) -> None:
         super().__init__()
-        self._title, self._lines = title, lines
+        self._title, self._lines, self._topic = title, lines, topic
+        self.said = ""
+        """Where it was written to."""
 
     def compose(self) -> ComposeResult:
         box = Vertical()
         box.border_title = Content(visible(self._title))
-        box.border_subtitle = Content("esc closes")
+        box.border_subtitle = Content(self._KEYS)
         with box:
             yield Canvas(self._laid_out)
 
     def _laid_out(self, width: int, height: int) -> Sequence[Line]:
-        found: list[Line] = []
+        found: list[Line] = [*wrap(self.said, width, "good"), ()] if self.said else []
         for row in self._lines:
             # Only whole sentences wrap; a row of several spans is a table and is cut.
             found += wrap(row[0].text, width, row[0].style) if len(row) == 1 else [row]
@@ -54,6 +63,41 @@ class Reading(ModalScreen[None]):
     def text(self) -> str:
         """What is read, for tests and copying."""
         return self.query_one(Canvas).text()
+
+    def _words(self) -> str:
+        """Whole rows, however narrow the window is."""
+        return f"{self._title}\n\n{plain_text(self._lines)}"
+
+    def _write(self, name: str) -> bool:
+        from specbench.tui.app import SpecbenchApp
+
+        assert isinstance(self.app, SpecbenchApp)
+        try:
+            path = sharing.write_text(self.app.workspace.store, name, ".txt", self._words())
+        except SpecbenchError as error:
+            self._say(f"✗ {error.what}")
+            return False
+        self._say(f"in {path}")
+        return True
+
+    def _say(self, words: str) -> None:
+        self.said = words
+        canvas = self.query_one(Canvas)
+        # Above the text, where it wraps: a path that is cut at a border is of no use.
+        canvas.redraw()
+        canvas.refresh(layout=True)
+        canvas.scroll_home(animate=False)
+
+    def action_copy(self) -> None:
+        """OSC 52 and a file: a terminal that ignores the one leaves the other."""
+        if self._write(f"copy-{self._topic}"):
+            self.app.copy_to_clipboard(sharing.clipboard(self._words()))
+            self._say(f"copied {len(self._words())} characters; also {self.said}")
+
+    def action_export(self) -> None:
+        """A file, and its path said."""
+        if self._write(self._topic):
+            self._say(f"written: {self.said}")
 
     def action_close(self) -> None:
         self.dismiss()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from textual.containers import Horizontal
 from textual.widget import Widget
@@ -14,7 +15,7 @@ from specbench import paths
 from specbench.errors import SpecbenchError
 from specbench.store import pausing
 from specbench.store.words import count
-from specbench.tui import children, sharing
+from specbench.tui import sharing
 from specbench.tui.index import RunIndex
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.views.base import View
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 2.0
 _BYTES_A_LOOK = 16_000_000
+_TRY_AGAIN_S = 60.0
+
+
+class _Unread(NamedTuple):
+    """A run that could not be summed up."""
+
+    why: str
+    freshness: object
+    """Of its files then."""
+    at_s: float
 
 
 class HomeView(View):
@@ -47,11 +58,10 @@ class HomeView(View):
         self.sorted_by = "newest"
         self._summed: dict[str, Summed] = {}
         self._ratios: dict[str, list[float]] = {}
-        self._unreadable: dict[str, str] = {}
+        self._unreadable: dict[str, _Unread] = {}
         self._indexes: dict[str, tuple[RunIndex, int]] = {}
         """Of runs that are being written, with the number of answers planned."""
         self._progress: dict[str, str] = {}
-        self._children: list[children.Child] = []
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="body"):
@@ -68,6 +78,7 @@ class HomeView(View):
 
     def entered(self) -> None:
         self.look()
+        self._sum_up_next()
 
     def look(self) -> None:
         """Which runs there are now; in a thread, since it may wait for the store."""
@@ -79,7 +90,7 @@ class HomeView(View):
         if self.listing is not None and signature == self._signature and not is_running:
             return
         self._signature = signature
-        self.in_background("listing", self.workspace.listing, self._listed)
+        self.in_background("listing", self.workspace.listing, self._listed, failed=self._not_listed)
 
     def _follow(self, found: Listing) -> bool:
         """How far runs that are being written are; True where one went on."""
@@ -104,12 +115,13 @@ class HomeView(View):
             self._progress[entry.run_id] = f"{waits}{index.num_ended} of {planned}"
         return before != self._progress
 
+    def _not_listed(self, error: SpecbenchError) -> None:
+        self._signature = None  # asked again with the next look
+
     def _listed(self, found: Listing) -> None:
         is_first = self.listing is None
         changed = self._follow(found) or found != self.listing
         self.listing = found
-        for child in self._children:
-            child.process.poll()
         if changed:
             self.query_one("#runs", Rows).redraw()
             self.query_one("#about", Canvas).redraw()
@@ -122,13 +134,21 @@ class HomeView(View):
         if self.listing is None:
             return
         for entry in self.shown():
-            if entry.kind == "train" or entry.state == "damaged" or entry.run_id in self._unreadable:
+            if entry.kind == "train" or entry.state == "damaged" or self._is_given_up(entry.run_id):
                 continue
             # Of a run that is being written its progress is shown: summing up would take time from it.
-            if entry.state == "running" or (entry.run_id in self._summed and self.workspace.is_summed(entry.run_id)):
+            if entry.state == "running" or self.workspace.is_as_of_now(entry.run_id, self._summed.get(entry.run_id)):
                 continue
             self.in_background("summing", lambda run_id=entry.run_id: self._sum_up(run_id), self._summed_up)  # type: ignore[misc]
             return
+
+    def _is_given_up(self, run_id: str) -> bool:
+        """It could not be summed up as it is now, and not long ago: the reader may have died of something else."""
+        unread = self._unreadable.get(run_id)
+        if unread is None:
+            return False
+        is_fresh = time.monotonic() - unread.at_s < _TRY_AGAIN_S
+        return is_fresh and unread.freshness == self.workspace.freshness(run_id)
 
     def _sum_up(self, run_id: str) -> tuple[str, Summed | str]:
         try:
@@ -142,8 +162,9 @@ class HomeView(View):
 
         run_id, summed = found
         if isinstance(summed, str):
-            self._unreadable[run_id] = summed
+            self._unreadable[run_id] = _Unread(summed, self.workspace.freshness(run_id), time.monotonic())
         else:
+            self._unreadable.pop(run_id, None)
             self._summed[run_id] = summed
             row = headline_row(summed.summary)
             method = row.method if row is not None else ""
@@ -176,7 +197,8 @@ class HomeView(View):
         from specbench.tui.draw_home import matches, ordered
 
         entries = self.listing.runs if self.listing is not None else ()
-        return ordered([entry for entry in entries if matches(entry, self.words)], self.sorted_by)
+        summaries = {run_id: each.summary for run_id, each in self._summed.items()}
+        return ordered([entry for entry in entries if matches(entry, self.words)], self.sorted_by, summaries)
 
     def _rows(self, width: int, height: int) -> tuple[Sequence[Line], Sequence[tuple[str, Line]]]:
         if self.listing is None:
@@ -198,7 +220,7 @@ class HomeView(View):
         from specbench.tui.draw_home import details
 
         if entry.run_id in self._unreadable:
-            return [line(Span(entry.run_id, "bold")), (), *wrap(self._unreadable[entry.run_id], width, "warn")]
+            return [line(Span(entry.run_id, "bold")), (), *wrap(self._unreadable[entry.run_id].why, width, "warn")]
         summed = self._summed.get(entry.run_id)
         return details(
             entry, summed.summary if summed else None, summed.source if summed is not None else "store", width
@@ -259,11 +281,10 @@ class HomeView(View):
         store = self.workspace.store
         where = [] if store is None else ["--store", str(store)]
         try:
-            child = children.start([*words, *where], store=store)
+            child = self.main.launch([*words, *where])
         except SpecbenchError as error:
             self.fail(error)
             return
-        self._children.append(child)
         self.say(f"started {shlex.join(['specbench', *words])} as process {child.process.pid}; log {child.log}")
 
     def action_resume(self) -> None:

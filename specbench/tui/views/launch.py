@@ -16,15 +16,23 @@ from textual.widgets import Input, Label
 from textual.worker import Worker, WorkerState
 
 from specbench.errors import SpecbenchError
-from specbench.tui import children, form
+from specbench.tui import form
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas
 
 if TYPE_CHECKING:
+    from specbench.tui.app import SpecbenchApp
     from specbench.tui.workspace import Workspace
 
 
+_HELP = (
+    "ctrl+r starts the command on the right as a process of its own: it outlives this viewer, and Home shows it.",
+    "enter, tab and the arrows go from field to field; what is typed is checked as the command line would check it.",
+    "A field that is left empty takes the suite's own default, else specbench's; the command shows all of them.",
+    "The YAML is what a suite's file would say instead; what no suite can say is listed below it as options.",
+    "esc leaves; nothing is started by leaving.",
+)
 _PAUSE_S = 0.2
 """Without a letter, before what is typed is checked."""
 
@@ -48,6 +56,7 @@ class LaunchForm(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close"),
         Binding("ctrl+r", "start", "Run", priority=True),
+        Binding("f1", "help", "Help", priority=True),
         Binding("tab", "app.focus_next", "Next", show=False, priority=True),
         Binding("shift+tab", "app.focus_previous", "Previous", show=False, priority=True),
         Binding("down", "app.focus_next", "Next", show=False),
@@ -61,10 +70,17 @@ class LaunchForm(ModalScreen[None]):
         self.checked = form.check(self._values, store=workspace.store)
         self._due: Timer | None = None
 
+    @property
+    def _main(self) -> SpecbenchApp:
+        from specbench.tui.app import SpecbenchApp
+
+        assert isinstance(self.app, SpecbenchApp)
+        return self.app
+
     def compose(self) -> ComposeResult:
         box = Horizontal(id="form")
         box.border_title = Content("New run")
-        box.border_subtitle = Content("ctrl+r runs it · enter next field · esc leaves")
+        box.border_subtitle = Content("ctrl+r runs it · enter next field · f1 help · esc leaves")
         with box:
             with VerticalScroll(id="fields", can_focus=False):
                 for field in form.fields():
@@ -117,28 +133,41 @@ class LaunchForm(ModalScreen[None]):
         found += wrap(self.checked.command, width)
         found += [(), line(Span("the same in a suite's YAML", "bold"))]
         found += [line(row) for row in self.checked.yaml.splitlines()]
+        if self.checked.beside:
+            found += [(), line(Span("with it on the command line, which no YAML says", "bold"))]
+            found += wrap(self.checked.beside, width)
         if self.checked.notes:
             found += [(), line(Span("left out", "bold"))]
             for note in self.checked.notes:
                 found += wrap(note, width, "dim")
         return found
 
+    def action_help(self) -> None:
+        """Of the field that has the focus, and of the form."""
+        from specbench.tui.views.dialogs import Reading
+
+        focused = (self.focused.id or "") if self.focused is not None else ""
+        field = next((each for each in form.fields() if f"field-{each.name}" == focused), None)
+        rows: list[Line] = []
+        if field is not None:
+            rows = [*(line(words) for words in form.help_of(field, self.checked)), ()]
+        rows += [line(words) for words in _HELP]
+        self.app.push_screen(Reading("New run", rows, topic="help-form"))
+
     def action_close(self) -> None:
         self.dismiss()
 
     def action_start(self) -> None:
         """A process of its own; what is wrong is said and nothing is started."""
-        from specbench.tui.views.base import View
-
         # What stands in the fields now, whether it was checked meanwhile or not.
         self.checked = form.check(self._values, store=self._workspace.store)
         if self.checked.problem:
             self.query_one("#becomes", Canvas).redraw()
             self.app.bell()
             return
-        beneath = next((screen for screen in reversed(self.app.screen_stack) if isinstance(screen, View)), None)
+        beneath = self._main.shown_view
         try:
-            child = children.start(self.checked.words, store=self._workspace.store)
+            child = self._main.launch(self.checked.words)
         except SpecbenchError as error:
             if beneath is not None:
                 beneath.fail(error)

@@ -185,7 +185,8 @@ class LibraryView(View):
         lines: list[Line] = []
         for words in item.details:
             lines += [*wrap(words, 90), ()] if words else []
-        self.main.push_screen(Reading(f"{item.kind} {item.name}", lines or [line(item.about)]))
+        title = f"{item.kind} {item.name}"
+        self.main.push_screen(Reading(title, lines or [line(item.about)], topic="library"))
 
     def action_filter(self) -> None:
         self.main.push_screen(Typing("Show rows that contain", self.words), self._filtered)

@@ -86,7 +86,9 @@ class RaceView(RaceKeys):
 
     def run_opened(self) -> None:
         self.opened = self.workspace.run_id
-        self.race = None
+        self.race = self._sofar = None
+        # A state is of one run: kept, the next one would be said to have ended with it.
+        self.state, self._shown_at = "", -1.0
         self.figures, self._summed_version, self._sum_again_at = {}, -1, 0.0
         # `is_mounted` is not true yet inside on_mount: whether the panes are there is asked instead.
         if not self.query("#lanes"):

@@ -167,8 +167,9 @@ class RaceKeys(View):
         self.main.push_screen(Picking("Which methods race?", names, picked, most=MOST_LANES), self._chose)
 
     def _chose(self, methods: list[str] | None) -> None:
-        if methods and self.race is not None:
-            self.race.choose(methods)
+        race = self.race
+        if methods and race is not None:
+            self.attempt(lambda: race.choose(methods))
             self.draw_methods()
 
     def action_trace(self) -> None:

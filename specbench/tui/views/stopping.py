@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from specbench.errors import SpecbenchError, UsageError
@@ -66,6 +68,10 @@ def _stop_after_answer(view: View, run_id: str) -> None:
     """The journal is watched, and the signal sent when an answer has ended. What the next one had begun by then is
     measured again."""
     folder = view.workspace.folder(run_id)
+    if pausing.is_waiting(folder):
+        # Between two answers already, and none would come for as long as it is paused.
+        view.say(f"stopped process {children.interrupt(folder)}, which was paused; c continues the run")
+        return
     index = RunIndex(folder)
     index.advance()
     before = sum(row.ending is not None for row in index.generations())
@@ -74,7 +80,7 @@ def _stop_after_answer(view: View, run_id: str) -> None:
         try:
             index.advance()
             ended = sum(row.ending is not None for row in index.generations())
-            if ended > before:
+            if ended > before or pausing.is_waiting(folder):
                 timer.stop()
                 view.say(f"stopped process {children.interrupt(folder)} after an answer; c continues the run")
             elif run_state(folder) != "running":
@@ -101,8 +107,12 @@ def log_lines(view: View, run_id: str) -> list[Line]:
     if state == "lost":
         found.append(line("Its process is gone and wrote no last word: killed, or the machine went down."))
         found.append(line("What had finished is kept; c on Home continues it."))
-    pid = index.started.pid if index.started is not None else 0
-    log = children.log_of(view.workspace.store, pid)
+    log = None
+    # A journal's own time that is none belongs to no log.
+    with suppress(ValueError):
+        if index.started is not None:
+            began_s = datetime.fromisoformat(index.started.time).timestamp()
+            log = children.log_of(view.workspace.store, index.started.pid, began_s)
     found.append(())
     if log is not None:
         found.append(line(Span(f"end of {log}", "bold")))
@@ -116,10 +126,9 @@ def log_lines(view: View, run_id: str) -> list[Line]:
 
 
 def show_log(view: View, run_id: str) -> None:
-    """The log as a screen to read."""
-    try:
-        found = log_lines(view, run_id)
-    except SpecbenchError as error:
-        view.fail(error)
-        return
-    view.main.push_screen(Reading(f"Log of {run_id}", found))
+    """The log as a screen to read; in a thread, since a long journal takes its time."""
+
+    def show(found: list[Line]) -> None:
+        view.main.push_screen(Reading(f"Log of {run_id}", found, topic="log"))
+
+    view.in_background("log", lambda: log_lines(view, run_id), show)

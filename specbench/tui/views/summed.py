@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.widget import Widget
 
+from specbench.errors import SpecbenchError
 from specbench.store.words import count
 from specbench.tui import sharing
 from specbench.tui.lines import Line, Span, line, wrap
@@ -28,6 +29,10 @@ class SummedView(View):
         self.summed: Summed | None = None
         self._shown_run = self._asked = ""
         self._runs: list[str] | None = None
+        self._why_not = ""
+        """The run that was asked for could not be summed up."""
+        self._places = 0
+        """Runs to go on by, as soon as it is known which there are."""
 
     def on_mount(self) -> None:
         self.poll(_LOOK_EVERY_S, self.look)
@@ -37,7 +42,8 @@ class SummedView(View):
         self.look(is_entered=True)
 
     def _is_old(self, run_id: str) -> bool:
-        return run_id == self._shown_run and not self.workspace.is_summed(run_id)
+        # What could not be summed up is among them: it is tried again when the screen is entered.
+        return not self.workspace.is_as_of_now(run_id, self.summed)
 
     def look(self, *, is_entered: bool = False) -> None:
         """Read the run's figures where they are not those on the screen. Those of a run that is being written are read
@@ -50,8 +56,12 @@ class SummedView(View):
         run_id = self.workspace.run_id
         if run_id == self._asked and not (is_entered and self._is_old(run_id)):
             return
-        self._asked = run_id
-        self.in_background("summing", lambda: self.workspace.summed(run_id), self._summed_up)
+        if run_id != self._shown_run:
+            # The figures of another run would stand there under this one's name.
+            self.summed, self._shown_run = None, ""
+        self._asked, self._why_not = run_id, ""
+        self.redraw_all()
+        self.in_background("summing", lambda: self.workspace.summed(run_id), self._summed_up, failed=self._not_summed)
 
     def _read_runs(self) -> list[str]:
         return [entry.run_id for entry in self.workspace.listing().runs if entry.kind == "run"]
@@ -63,6 +73,10 @@ class SummedView(View):
             self.look()
         else:
             self.redraw_all()
+
+    def _not_summed(self, error: SpecbenchError) -> None:
+        self._why_not = error.what
+        self.redraw_all()
 
     def _summed_up(self, found: Summed) -> None:
         self.summed, self._shown_run = found, found.summary.run_id
@@ -77,6 +91,8 @@ class SummedView(View):
 
     def waiting(self, width: int) -> Sequence[Line]:
         """Instead of figures, as long as there are none."""
+        if self._why_not:
+            return wrap(f"No figures: {self._why_not}. Coming back to this screen tries again.", width, "warn")
         if self.workspace.run_id:
             return wrap(
                 f"{self.workspace.run_id} is being summed up; of a long one outside the store that takes a while …",
@@ -107,8 +123,16 @@ class SummedView(View):
         return " · ".join(parts)
 
     def _go(self, places: int) -> None:
-        runs = self._read_runs() if self._runs is None else self._runs
+        self._places += places
+        if self._runs is None:
+            # A listing may wait for the store: the keys must not wait with it.
+            self.in_background("runs", self._read_runs, self._go_on)
+        else:
+            self._go_on(self._runs)
+
+    def _go_on(self, runs: list[str]) -> None:
         self._runs = runs
+        places, self._places = self._places, 0
         if not runs:
             self.say("there is no other run", style="warn")
             return

@@ -14,7 +14,7 @@ from textual.containers import Grid
 from textual.widget import Widget
 
 from specbench import paths
-from specbench.errors import EnvironmentFailed
+from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.store.device import DeviceLog, read_device
 from specbench.store.viewer_cost import ViewerCost, read_viewer_cost
 from specbench.tui import machine, sharing
@@ -45,8 +45,10 @@ class SystemView(View):
         self.record: DeviceLog | None = None
         self.summed: Summed | None = None
         self.cost: ViewerCost | None = None
+        self.why_not = self.why_no_record = ""
+        """There are no figures of the run that is open, no record of its machine."""
         self._asked = ""
-        self._live: list[Path] = []
+        self._writers = machine.Writers()
 
     def body(self) -> Iterable[Widget]:
         with Grid(id="body"):
@@ -64,19 +66,25 @@ class SystemView(View):
         with suppress(EnvironmentFailed):  # `specbench doctor` names a damaged one
             self.cost = read_viewer_cost(paths.results_dir(self.workspace.store))
         run_id = self.workspace.run_id
-        if run_id and run_id != self._asked:
-            self._asked = run_id
-            self.record = self.summed = None
+        if not run_id:
+            return
+        if run_id != self._asked:
+            self._asked, self.record, self.summed, self.why_not = run_id, None, None, ""
+        # A verdict is of what had been measured by then, and a reading that failed is no verdict.
+        if self.record is None or not self.workspace.is_as_of_now(run_id, self.summed):
             folder = self.workspace.folder(run_id)
-            self.in_background("device", lambda: read_device(folder), self._device_read)
-            self.in_background("summing", lambda: self.workspace.summed(run_id), self._summed_up)
+            self.why_no_record = ""
+            self.in_background("device", lambda: read_device(folder), self._device_read, failed=self._no_record)
+            self.in_background(
+                "summing", lambda: self.workspace.summed(run_id), self._summed_up, failed=self._not_summed
+            )
 
     def look(self) -> None:
         """A reading a second, while the screen is shown."""
         if not self.is_current:
             return
         self.machine.look()
-        self._live = [path.parent for path in paths.run_dir(self.workspace.store, "").glob("*/run.lock")]
+        self._writers.look(self.workspace.being_written())
         for name in ("#now", "#processes"):
             self.query_one(name, Canvas).redraw()
 
@@ -84,8 +92,17 @@ class SystemView(View):
         self.record = found
         self.query_one("#recorded", Canvas).redraw()
 
+    def _no_record(self, error: SpecbenchError) -> None:
+        self.record, self.why_no_record = None, error.what
+        self.query_one("#recorded", Canvas).redraw()
+
     def _summed_up(self, found: Summed) -> None:
-        self.summed = found
+        self.summed, self.why_not = found, ""
+        self.query_one("#clean", Canvas).redraw()
+
+    def _not_summed(self, error: SpecbenchError) -> None:
+        # What stood there was of an earlier state of the run.
+        self.summed, self.why_not = None, error.what
         self.query_one("#clean", Canvas).redraw()
 
     def headline(self) -> str:
@@ -98,6 +115,8 @@ class SystemView(View):
     def _clean(self, width: int, height: int) -> Sequence[Line]:
         if self.summed is not None:
             return machine.clean_lines(self.summed.summary, self.summed.flags, width)
+        if self.why_not:
+            return wrap(f"not known: {self.why_not}. Coming back here asks again.", width, "warn")
         if self.workspace.run_id:
             return wrap("being summed up …", width, "dim")
         return [
@@ -109,13 +128,19 @@ class SystemView(View):
     def _recorded(self, width: int, height: int) -> Sequence[Line]:
         if self.record is not None:
             return machine.run_lines(self.record, width)
+        if self.why_no_record:
+            return wrap(f"not known: {self.why_no_record}", width, "warn")
         return wrap("reading …" if self.workspace.run_id else "No run is open.", width, "dim")
 
     def _processes(self, width: int, height: int) -> Sequence[Line]:
-        return machine.process_lines(self._live, width)
+        return self._writers.lines(width)
 
     def action_inspect(self) -> None:
         """`specbench doctor` as a process: it loads torch, which this one must not."""
+        live = self.workspace.live_here()
+        if live:
+            self.say(f"{live} runs on this machine: specbench doctor beside it would slow it", style="warn")
+            return
         self.say("specbench doctor is looking; it loads torch and takes some seconds", style="")
         self.in_background("doctor", self._ask_doctor, self._doctor_said)
 
@@ -139,7 +164,7 @@ class SystemView(View):
             rows.append(line(Span(f"{sign} ", style), Span(each["name"], "bold"), f"  {each['what']}"))
             rows += [line(Span(f"    {each[key]}", "dim")) for key in ("consequence", "remedy") if each[key]]
         self.say("")
-        self.main.push_screen(Reading("specbench doctor", rows))
+        self.main.push_screen(Reading("specbench doctor", rows, topic="doctor"))
 
     def exports(self) -> list[Path]:
         words = "\n\n".join(canvas.text() for canvas in self.query(Canvas))

@@ -35,6 +35,8 @@ class TrainView(View):
         self.training: Course | None = None
         self._runs: list[str] | None = None
         self._seen: tuple[str, int] = ("", -1)
+        self._places = 0
+        """Trainings to go on by, as soon as it is known which there are."""
         self.is_log = self.is_smooth = False
         """How the loss is drawn."""
 
@@ -51,6 +53,9 @@ class TrainView(View):
         self.look()
 
     def entered(self) -> None:
+        if self.training is None or self.training.run_id != self.workspace.training_id:
+            # What could not be read is tried again.
+            self._seen = ("", -1)
         self.look()
 
     def run_opened(self) -> None:
@@ -131,7 +136,12 @@ class TrainView(View):
         return draw_train.health_lines(self.training, width) if self.training is not None else []
 
     def _go(self, places: int) -> None:
-        runs = self._read_runs()
+        self._places += places
+        # A listing may wait for the store: the keys must not wait with it.
+        self.in_background("trainings", self._read_runs, self._go_on)
+
+    def _go_on(self, runs: list[str]) -> None:
+        places, self._places = self._places, 0
         if not runs:
             self.say("there is no training here", style="warn")
             return

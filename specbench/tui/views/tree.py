@@ -273,9 +273,10 @@ class TreeView(View):
         if self.words is not None:
             self.say("this answer is traced; specbench trace … --again makes it anew", style="warn")
             return
-        folder = self.workspace.folder(self.run_id)
+        folder, store = self.workspace.folder(self.run_id), self.workspace.store
+        live = self.workspace.live_here(but=self.run_id)
         try:
-            child = self._replaying.start(folder, self.which, self._path, store=self.workspace.store)
+            child = self._replaying.start(folder, self.which, self._path, store=store, live=live)
         except SpecbenchError as error:
             self.fail(error)
             return

@@ -40,6 +40,8 @@ class LineView(ScrollView):
     }
     """
 
+    KEYS: ClassVar[str] = ""
+    """Its own ones in a sentence, for help."""
     _base: Style | None = None
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
@@ -198,6 +200,7 @@ class LineView(ScrollView):
 class Canvas(LineView, can_focus=True):
     """Lines from a function of the size, drawn again on every resize."""
 
+    KEYS: ClassVar[str] = "arrows, j k, page up and down, home and end scroll it; the mouse selects"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "scroll_down", "Scroll", show=False),
         Binding("k", "scroll_up", "Scroll", show=False),
@@ -237,8 +240,8 @@ class Canvas(LineView, can_focus=True):
         return len(self._lines)
 
 
-class Strap(LineView):
-    """One line at the screen's edge."""
+class Strap(LineView, can_focus=False):
+    """One line at the screen's edge. Not a stop of the tab key: it has no border that would show the focus."""
 
     DEFAULT_CSS = """
     Strap { height: 1; scrollbar-size: 0 0; scrollbar-gutter: auto; overflow: hidden; }
@@ -268,6 +271,7 @@ class Strap(LineView):
 class Rows(Canvas):
     """A list with a cursor: its first lines stand still, the others are rows with keys."""
 
+    KEYS: ClassVar[str] = "arrows, j k, page up and down, home, end and a click move its cursor"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,j", "cursor(1)", "Down", show=False),
         Binding("up,k", "cursor(-1)", "Up", show=False),

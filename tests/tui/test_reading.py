@@ -1,0 +1,105 @@
+"""What is read in a window of its own: help of the focused thing, comparisons, logs; all of it can be taken away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specbench.tui.actions import EVERYWHERE
+from specbench.tui.panes import PANES
+from specbench.tui.views.dialogs import Reading
+from specbench.tui.views.launch import LaunchForm
+from specbench.tui.views.race import RaceView
+from specbench.tui.widgets.canvas import LineView
+from tests.tui.screens import RUN, SIZES, an_app, drive, settled
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_read_is_copied_and_exported_with_its_path_shown(store: Path, size: tuple[int, int]) -> None:
+    async def body() -> None:
+        app = an_app(store, RUN)
+        async with app.run_test(size=size) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
+            await pilot.press("L")
+            await settled(pilot, lambda: isinstance(app.screen, Reading))
+            window = app.screen
+            assert isinstance(window, Reading)
+            for key, pattern in (("y", "copy-log-*.txt"), ("e", "log-*.txt")):
+                await pilot.press(key)
+                await pilot.pause()
+                (path,) = (store / "exports").glob(pattern)
+                written = path.read_text(encoding="utf-8")
+                assert f"Log of {RUN}" in written and "finished" in written
+                assert str(path) in window.said
+                # Also where it wraps, and first of all: what stands below may need scrolling.
+                shown = "".join(window.text().split())
+                assert str(path) in shown and shown.index(path.name) < shown.index("finished")
+            assert f"Log of {RUN}" in app.clipboard
+            await pilot.press("escape")
+            await pilot.pause()
+            assert isinstance(app.screen, RaceView)
+
+    drive(body)
+
+
+def test_help_begins_with_the_pane_that_has_the_focus(store: Path) -> None:
+    async def body() -> None:
+        app = an_app(store, RUN)
+        async with app.run_test(size=(120, 36)) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
+            view = app.screen
+            said = {}
+            for name in ("lane1", "clock"):
+                pane = view.query_one(f"#{name}")
+                (pane if isinstance(pane, LineView) else view.query_one(f"#{name} TokenView")).focus()
+                await pilot.press("question_mark")
+                await pilot.pause()
+                assert isinstance(app.screen, Reading)
+                said[name] = " ".join(app.screen.text().split())
+                await pilot.press("escape")
+                await pilot.pause()
+            assert PANES["race"]["lane1"] in said["lane1"] and PANES["race"]["clock"] in said["clock"]
+            assert "Race clock: tokens over time" in said["clock"] and "Play or pause" in said["clock"]
+
+    drive(body)
+
+
+def test_every_pane_that_can_have_the_focus_has_its_help(store: Path) -> None:
+    """A new pane must not be without by being forgotten."""
+
+    async def body() -> None:
+        app = an_app(store, RUN)
+        async with app.run_test(size=(120, 36)) as pilot:
+            for name in EVERYWHERE:
+                app.show_view(name)
+                await pilot.pause(0.1)
+                panes = [each for each in app.view(name).focus_chain if isinstance(each, LineView)]
+                without = [
+                    str(each) for each in panes if not {up.id for up in each.ancestors_with_self} & PANES[name].keys()
+                ]
+                assert panes and without == []
+
+    drive(body)
+
+
+def test_the_form_explains_the_field_that_has_the_focus(tmp_path: Path) -> None:
+    async def body() -> None:
+        app = an_app(tmp_path)
+        async with app.run_test(size=(120, 36)) as pilot:
+            await pilot.press("n")
+            await pilot.pause()
+            form = app.screen
+            assert isinstance(form, LaunchForm)
+            form.query_one("#field-batch_size").focus()
+            await pilot.press("f1")
+            await pilot.pause()
+            assert isinstance(app.screen, Reading)
+            words = app.screen.text()
+            assert "--batch-size" in words and "takes a whole number" in words and "as things stand: 1" in words
+            assert "ctrl+r starts" in words
+            await pilot.press("escape")
+            await pilot.pause()
+            assert app.screen is form
+
+    drive(body)
