@@ -77,3 +77,6 @@ class RecordedGraphs:
     def send(self, out: Tensor) -> Callable[[], list[int]]:
         numbers: list[int] = out.tolist()
         return lambda: numbers
+
+    def forget(self) -> None:
+        return

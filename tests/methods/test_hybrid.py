@@ -14,6 +14,7 @@ from specbench import registry
 from specbench import tree as trees
 from specbench.conformance.watch import inspect_tree
 from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
 from specbench.lm.adaptive_length import AdaptiveLength
@@ -37,7 +38,7 @@ def _draft_lm(noise: float = 0.15) -> CachedLM:
     return CachedLM(model, name="draft")
 
 
-def _engine(sampling: Sampling | None = None, rule: Rule = "coupled") -> Engine:
+def _engine(sampling: Sampling | None = None, rule: Rule = "coupled", graphs: RecordedGraphs | None = None) -> Engine:
     return Engine(
         tiny_lm(),
         sampling=sampling or Sampling(),
@@ -46,6 +47,7 @@ def _engine(sampling: Sampling | None = None, rule: Rule = "coupled") -> Engine:
         max_len=100,
         max_nodes=16,
         stop=Stop(ids=frozenset({3})),
+        graphs=graphs,
     )
 
 
@@ -109,6 +111,23 @@ def test_a_row_accepts_the_same_alone_and_in_a_ragged_batch(rule: Rule) -> None:
     together = steps(requests)
     assert [steps([request])[0] for request in requests] == together
     assert {nodes for row in together for nodes, _ in row} > {4}, "both kinds of draft were used"
+
+
+def test_captured_steps_are_those_of_the_plain_loop_for_a_draft_model_that_is_asked_now_and_then() -> None:
+    """What is pending for its next forward may wait through steps that others drafted, replayed on the same memory."""
+    requests = requests_for(REPEATING[:1], max_new_tokens=60)
+    steps = []
+    for graphs in (None, RecordedGraphs()):
+        engine = _engine(graphs=graphs)
+        drafter = build(OPTIONS, engine.view(), _chain(engine))
+        start = drafter.snapshot()
+        for _ in range(2):
+            drafter.restore(start)
+            [answer] = engine.generate(drafter, requests).generations
+        steps.append([(step.num_nodes, step.num_accepted) for step in answer.steps])
+    plain, captured = steps
+    assert captured == plain
+    assert len({nodes for nodes, _ in plain}) > 1, "both kinds of draft were used"
 
 
 def test_the_wrapped_drafter_drafts_what_it_would_have_drafted_alone() -> None:
