@@ -246,8 +246,8 @@ def test_on_cuda_auto_is_the_kernel_where_it_proves_itself_and_sdpa_with_the_rea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     config, cuda = tiny_model().config, torch.device("cuda", 0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     for why, name in (("", attention.TRITON), ("the Triton kernel is wrong here: 0.3 off", attention.SDPA)):
         monkeypatch.setattr(kernel_check, "why_wrong", lambda *_, why=why, **__: why)
         picked = pick_attention("auto", device=cuda, dtype=torch.bfloat16, config=config)
