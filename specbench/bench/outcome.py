@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from specbench import paths
 from specbench.bench.request import RunOutcome, RunRequest
 from specbench.errors import EnvironmentFailed, SpecbenchError
+from specbench.store.absent import is_absent, where_to_ingest
 from specbench.store.words import count
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def outcome_of(
         "and no rounding explains it"
         for label, number in num_bugs.items()
     )
-    if importlib.util.find_spec("duckdb") is None:
+    if is_absent():
         return _without_store(request, folder, state, bugs, say)
     # 0.1 s of DuckDB and its store, not needed while anything is timed.
     from specbench.store.db import open_store
@@ -54,10 +54,7 @@ def outcome_of(
 def _without_store(
     request: RunRequest, folder: Path, state: State, bugs: tuple[str, ...], say: Callable[[str], None]
 ) -> RunOutcome:
-    where = (
-        f"the journal is whole: copy {folder} into results/runs of a machine that has DuckDB and type there: "
-        f"specbench results ingest {folder.name}"
-    )
+    where = where_to_ingest(folder)
     if request.fail_under is not None:
         raise EnvironmentFailed(
             f"DuckDB is not installed, so no speed-up can be held against --fail-under; {where}",
