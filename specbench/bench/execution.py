@@ -89,6 +89,7 @@ def compile_target(
         say(f"the target is compiled ({lm.compile_s:.0f} s)")
 
 
+@torch.inference_mode()
 def _step_s(lm: CachedLM, max_len: int, graphs: Backend | None) -> float:
     """Seconds of one decode step behind a short text, median: captured and replayed where the run's steps will be, so
     that what is compared is not what its launches cost the host."""

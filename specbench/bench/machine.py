@@ -48,7 +48,7 @@ def _copy_s(source: torch.Tensor, target: torch.Tensor) -> float:
             target.copy_(source)
         end.record(torch.cuda.current_stream(device))
         end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / _COPIES
+        return float(start.elapsed_time(end)) * 1e-3 / _COPIES
     began = time.perf_counter()
     target.copy_(source)
     _wait(device)

@@ -19,7 +19,7 @@ from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.manifest import read_manifest
-from tests.bench.runs import request_for
+from tests.bench.runs import CHAIN_HEAD, request_for
 from tests.helpers import tiny_lm
 
 
@@ -63,6 +63,18 @@ def test_auto_leaves_a_target_as_it_is_where_a_method_taps_its_layers(monkeypatc
     monkeypatch.setattr(type(lm), "device", property(lambda _: torch.device("cuda")), raising=False)
     compile_target("auto", lm, say=said.append, max_len=32, layer_readers=["ctc"])
     assert not lm.is_compiled and said == ["the target runs as it is: ctc reads states between its layers"]
+
+
+def test_a_run_tells_the_compiler_which_methods_tap_layers(go, plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(execution, "compile_target", lambda *_, layer_readers, **__: told.append(list(layer_readers)))
+    code = CHAIN_HEAD + (
+        "class D(Drafter):\n    taps = (0,)\n"
+        "    def draft(self, noise):\n        return empty(1, torch.device('cpu'))\n"
+        "def build(options, target, inner=None):\n    return D()\n"
+    )
+    go(methods=("autoregressive", "reader"), methods_dirs=(plant("reader", code),), limit=1, repeats=1)
+    assert told == [["reader"]]
 
 
 def test_a_step_is_timed_as_the_run_will_run_it() -> None:
