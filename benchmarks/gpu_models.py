@@ -70,6 +70,8 @@ class Bench:
     backend: Any
     seconds: float
     """Given for the whole script."""
+    attention_note: str = ""
+    """Why it is not the one that would have been taken."""
 
     def finish(self) -> None:
         """Wait for the device."""

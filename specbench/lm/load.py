@@ -247,7 +247,7 @@ def load_lm(
         from specbench.lm.parallel import check_is_first
 
         check_is_first()
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         # Triton launches on the current device and CUDA graphs are captured there, whatever device tensors are on.
         torch.cuda.set_device(device)
     attention.register()

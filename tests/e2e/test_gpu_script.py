@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_parts
+from benchmarks import gpu, gpu_parts
 from benchmarks.gpu_models import Bench, Plain, make_decisive, make_model
 from specbench.engine import graphs
 from specbench.engine.answer import GroupResult
@@ -74,6 +74,16 @@ def test_a_figure_of_graphs_is_refused_where_there_were_none(monkeypatch: pytest
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
     with pytest.raises(gpu_parts.NotCaptured, match="7 timed steps met no graph"):
         _timed(RecordedGraphs)
+
+
+def test_a_kernel_that_does_not_run_costs_its_figures_not_the_whole_script() -> None:
+    def refuses(config: Any, *, device: torch.device, dtype: torch.dtype) -> str:
+        return "the Triton kernel is wrong here" if config.num_attention_heads == 14 else ""
+
+    name, note = gpu.attention_for("auto", CPU, why_wrong=refuses)
+    assert name == attention.SDPA and note == "qwen2.5-0.5b, torch.bfloat16: the Triton kernel is wrong here"
+    assert gpu.attention_for("auto", CPU, why_wrong=lambda *_, **__: "") == (attention.TRITON, "")
+    assert gpu.attention_for("triton", CPU, why_wrong=refuses) == (attention.TRITON, ""), "asked for by name"
 
 
 def test_no_rounding_decides_what_a_decisive_target_writes() -> None:
