@@ -70,8 +70,9 @@ class FakeGraph:
         self.has_ended = False
         self.of: tuple[int, int] | None = None
 
-    def capture_begin(self, pool: tuple[int, int]) -> None:
+    def capture_begin(self, pool: tuple[int, int] | None = None, **_: object) -> None:
         books = self.books
+        pool = books.handle() if pool is None else pool
         assert books.stream != "default", "CUDA graphs must be captured on a non-default stream"
         if pool in books.underway:
             raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
@@ -95,6 +96,11 @@ class FakeGraph:
         books.underway.discard(self.of)
         books.is_generator_waiting = False
         self.has_ended = True
+
+    def pool(self) -> tuple[int, int]:
+        if not self.has_ended or self.of is None:
+            raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+        return self.of
 
     def reset(self) -> None:
         if self.has_ended and self.of is not None:
@@ -122,6 +128,9 @@ def books(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bo
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", kept.end_pool, raising=False)
+    # So that `torch.cuda.graph` runs on the stand-in as well.
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", "side")
     monkeypatch.setattr(torch, "zeros", lambda *size, **rest: zeros(*size, **{**rest, "device": "cpu"}))
     return kept
 
