@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_parts
+from benchmarks import gpu, gpu_timing
 from benchmarks.gpu_models import Bench, Plain, make_decisive, make_model
 from specbench.engine import graphs
 from specbench.engine.answer import GroupResult
@@ -59,20 +59,20 @@ def _bench(backend: Any = RecordedGraphs, dtype: torch.dtype = torch.float32) ->
 
 def _timed(backend: Any, **options: Any) -> list[GroupResult]:
     bench, lm = _bench(backend), tiny_lm()
-    asked = gpu_parts.requests(bench, num=1, prompt=8, new=8, vocab_size=lm.vocab_size)
-    return gpu_parts.timed(gpu_parts.engine_for(bench, lm, prompt=8, new=8, **options), Plain(CPU), asked, rounds=1)
+    asked = gpu_timing.requests(bench, num=1, prompt=8, new=8, vocab_size=lm.vocab_size)
+    return gpu_timing.timed(gpu_timing.engine_for(bench, lm, prompt=8, new=8, **options), Plain(CPU), asked, rounds=1)
 
 
 def test_a_figure_of_graphs_is_refused_where_there_were_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(_timed(RecordedGraphs)) == 1
-    with pytest.raises(gpu_parts.NotCaptured, match="cannot be captured: operation not permitted"):
+    with pytest.raises(gpu_timing.NotCaptured, match="cannot be captured: operation not permitted"):
         _timed(_Refusing)
     assert len(_timed(_Refusing, graphs=None)) == 1, "asked for without graphs, on purpose"
-    with pytest.raises(gpu_parts.NotCaptured, match="not permitted"):
-        gpu_parts.repeated_s(_bench(_Refusing), lambda: None, num=3)
-    assert gpu_parts.repeated_s(_bench(), lambda: torch.ones(1) + 1, num=3) > 0
+    with pytest.raises(gpu_timing.NotCaptured, match="not permitted"):
+        gpu_timing.repeated_s(_bench(_Refusing), lambda: None, num=3)
+    assert gpu_timing.repeated_s(_bench(), lambda: torch.ones(1) + 1, num=3) > 0
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
-    with pytest.raises(gpu_parts.NotCaptured, match="7 timed steps met no graph"):
+    with pytest.raises(gpu_timing.NotCaptured, match="7 timed steps met no graph"):
         _timed(RecordedGraphs)
 
 
@@ -105,9 +105,9 @@ def test_forced_acceptance_that_was_not_forced_is_no_figure() -> None:
 
     # Survival 0.75, 0.56, 0.42, 0.32 of 4: 3.05 tokens a step.
     fair = [1] * 25 + [2] * 19 + [3] * 14 + [4] * 10 + [5] * 32
-    assert gpu_parts.demand_tau(results(fair), rate=0.75, depth=4) == pytest.approx(3.05, abs=0.01)
+    assert gpu_timing.demand_tau(results(fair), rate=0.75, depth=4) == pytest.approx(3.05, abs=0.01)
     with pytest.raises(RuntimeError, match=r"tau 1\.00 where 3\.05"):
-        gpu_parts.demand_tau(results([1] * 100), rate=0.75, depth=4)
+        gpu_timing.demand_tau(results([1] * 100), rate=0.75, depth=4)
 
 
 def test_without_a_gpu_the_script_says_how_to_rehearse(tmp_path: Path) -> None:
