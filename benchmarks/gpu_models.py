@@ -70,6 +70,8 @@ class Bench:
     backend: Any
     seconds: float
     """Given for the whole script."""
+    attention_note: str = ""
+    """Why it is not the one that would have been taken."""
 
     def finish(self) -> None:
         """Wait for the device."""
@@ -93,10 +95,37 @@ def make_model(bench: Bench, name: str, *, dtype: torch.dtype | None = None, see
     return model
 
 
+def make_decisive(model: PreTrainedModel) -> None:
+    """Give every token one clear successor, so that rounding decides no text. Changes `model`, whose head must be its
+    own.
+
+    Logits of a random model lie so close together that in 16 bits the first of them is another one when five slots are
+    verified instead of one; a reference written token by token is then not written again. Here embeddings stand far
+    above what the layers add to them, and the head holds each token's embedding at its successor's place: the logit
+    there is about the square root of the width times that of any other. Shapes, and so the work, are as before.
+    """
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert isinstance(embeddings, Tensor) and isinstance(head, Tensor) and embeddings is not head
+    with torch.no_grad():
+        embeddings.mul_(100.0 / embeddings.std())
+        successor = torch.randperm(embeddings.shape[0], device=embeddings.device)
+        head[successor] = embeddings * 1e-3
+
+
 @contextmanager
-def target(bench: Bench, name: str, *, is_compiled: bool = False) -> Iterator[CachedLM]:
-    """A model behind specbench's cache; its memory is given back afterwards."""
-    lm = CachedLM(make_model(bench, name), name=name)
+def target(
+    bench: Bench,
+    name: str,
+    *,
+    is_compiled: bool = False,
+    is_decisive: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Iterator[CachedLM]:
+    """A model behind specbench's cache; its memory is given back afterwards. is_decisive: see `make_decisive`."""
+    model = make_model(bench, name, dtype=dtype)
+    if is_decisive:
+        make_decisive(model)
+    lm = CachedLM(model, name=name)
     if is_compiled:
         lm.compile()
     try:

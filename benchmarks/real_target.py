@@ -7,6 +7,8 @@ but the target's own training is a specbench command, printed before it is run.
 DIR of --data holds suites/, text/ and a folder with a tokenizer that has a chat template (--tokenizer).
 Each stage leaves a file in --out when it is done and is never made again. With --minutes the script stops in time by
 itself (a training is saved, a run keeps its finished questions), and the same command goes on from there.
+Needs what `specbench train` and `specbench run` need (accelerate, typer, rich, pydantic, psutil); without DuckDB and
+plotly journals are kept, and the script says how to make table and page of them elsewhere.
 `--small` rehearses all stages on a CPU with toy shapes: it shows that the script runs, never how good or fast anything
 is.
 """
@@ -14,6 +16,7 @@ is.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -156,7 +159,7 @@ class Work:
             yield f"drafter-{name}", lambda name=name: self.drafter(name)  # type: ignore[misc]
         for suite in self.args.suites:
             yield f"suite-{suite}", lambda suite=suite: self.bench(suite)  # type: ignore[misc]
-        yield "board", lambda: self.command("leaderboard", "--store", self.store, "-o", self.args.out / "board.html")
+        yield "board", self.board
 
     @property
     def store(self) -> Path:
@@ -289,6 +292,20 @@ class Work:
             *("--limit", self.size.limit, "--repeats", self.size.repeats, "--max-new-tokens", self.size.new_tokens),
             *("--device", self.args.device, *self.data, "--store", self.store, *self.args.run_options.split()),
         )
+
+    def board(self) -> None:
+        """The page of all suites; where what makes it is missing, the words that make it elsewhere."""
+        missing = [name for name in ("duckdb", "plotly") if importlib.util.find_spec(name) is None]
+        if missing:
+            print(
+                f"no page here, {' and '.join(missing)} not installed. The journals are whole: copy {self.store} to a "
+                "machine with specbench and type there:\n"
+                f"specbench results ingest --store {self.store.name}\n"
+                f"specbench leaderboard --store {self.store.name} -o board.html",
+                flush=True,
+            )
+            return
+        self.command("leaderboard", "--store", self.store, "-o", self.args.out / "board.html")
 
     def command(self, *words: object) -> None:
         """Run a specbench command to its end, or until time is up (it is then interrupted, and waited for).

@@ -162,11 +162,16 @@ class Silent:
 def bench(suite_name: str, *, methods: tuple[str, ...] | None = None, **options: Any) -> dict[str, Any]:
     """`specbench run`: the object of `run --json`. options: fields of `RunRequest`, unknown ones refused by it.
 
-    Raises SpecbenchError where nothing could be measured; a failed check is in the summary, not raised.
+    Raises SpecbenchError where nothing could be measured, or summed up; a failed check is in the summary, not raised.
     """
     from specbench.bench.runner import run  # the store's 0.1 s of DuckDB come with it
-    from specbench.store.summary import to_json
+    from specbench.store.records import to_json
 
     outcome = run(RunRequest(suite=suite_name, methods=methods, **options), Silent())
+    if outcome.summary is None:
+        raise EnvironmentFailed(
+            f"run {outcome.run_id} is {outcome.state} and has no summary",
+            try_=f"with DuckDB installed: specbench results ingest {outcome.run_id}",
+        )
     body: dict[str, Any] = to_json(outcome.summary)
     return body

@@ -123,6 +123,9 @@ class Commit:
 
     root  n1  n2  n3        num_accepted = 2, path = (n1, n2, -1), tokens = (n1, n2, bonus, pad)
           ok  ok  no        hidden[i] predicted tokens[i]: hidden[0] is the root's state
+
+    Where steps are captured the tensors are the engine's memory, written anew in the next step: what is kept of them
+    beyond the next draft is copied, views included.
     """
 
     num_accepted_B: Tensor

@@ -7,7 +7,7 @@ where a step is bound by reading weights; the other uses the verification times 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from specbench.engine.answer import Generation
 from specbench.engine.clock import clock_for
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import Backend, Capturing
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
 from specbench.findings import Finding
@@ -23,12 +24,15 @@ from specbench.lm.cached_lm import CachedLM
 from specbench.method import Build, Drafter, DraftNoise, DraftTree, Options, Request
 from specbench.metrics import expected_tokens, leviathan
 from specbench.sampling import Sampling, sequence_key
-from specbench.tree import chain, empty
+from specbench.tree import chain
 
 MAX_TOKENS = 8
 """Longest chain an expectation is given for."""
 _REPEATS = 15
 """Verifications timed per length; the median is kept."""
+_CAPTURED_STEPS = 8
+_CAPTURED_TURNS = 3
+"""Generations per length, and steps of each where nothing of the draft is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +79,25 @@ def probe(
     *,
     stop_ids: frozenset[int] = frozenset(),
     max_new_tokens: int = 64,
+    graphs: Backend | None = None,
 ) -> Probe:
     """Run the method, a chain drafter, and autoregression greedily over the prompts (the first one twice, to warm up).
+    graphs: what captures steps where a run would capture them.
 
     Raises UsageError when the method drafts nothing on these prompts, or its trees are no chains.
     """
     max_len = max(len(prompt) for prompt in prompts) + max_new_tokens
     sampling, stop = Sampling(), Stop(ids=stop_ids)
     drafter = build(options, Engine(target, sampling=sampling, max_len=max_len, stop=stop).view())
-    engine = Engine(target, sampling=sampling, max_len=max_len, max_nodes=max(drafter.max_nodes, MAX_TOKENS), stop=stop)
+    engine = Engine(
+        target,
+        sampling=sampling,
+        max_len=max_len,
+        max_nodes=max(drafter.max_nodes, MAX_TOKENS),
+        stop=stop,
+        graphs=graphs,
+    )
+    alone = Fixed(target.device)
     drafted, plain = [], []
     for place, prompt in enumerate([prompts[0], *prompts]):
         request = Request(
@@ -91,7 +105,8 @@ def probe(
             prompt=tuple(prompt),
             max_new_tokens=max_new_tokens,
         )
-        pair = [engine.generate(each, [request]).generations[0] for each in (drafter, _Plain(target.device))]
+        capturing: Capturing = "none" if place else "all"
+        pair = [engine.generate(each, [request], capturing=capturing).generations[0] for each in (drafter, alone)]
         if place > 0:
             drafted.append(pair[0])
             plain.append(pair[1])
@@ -99,7 +114,7 @@ def probe(
     steps = [step for each in plain for step in each.steps]
     target_step_s = median(step.verify_s + step.accept_s + step.commit_s for step in steps)
     verify_s = median(step.verify_s for step in steps)
-    costs = verification_costs(target, prompts[0], range(MAX_TOKENS + 1))
+    costs = verification_costs(engine, prompts[0], range(MAX_TOKENS + 1))
     alpha, c = num_accepted / num_tried, draft_token_s / target_step_s
     return Probe(
         alpha=alpha,
@@ -149,14 +164,29 @@ def findings(result: Probe) -> list[Finding]:
     ]
 
 
-class _Plain(Drafter):
-    """Autoregression: this room may not import the method of that name."""
+class Fixed(Drafter):
+    """Always the same tree of num_nodes copies of one token, a chain or nodes with two children each: what verifying it
+    costs, and nothing else. With no nodes it is autoregression, whose method this room may not import."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    capturable = True
+
+    def __init__(self, device: torch.device, *, num_nodes: int = 0, as_tree: bool = False, token: int = 0) -> None:
+        self.max_nodes = num_nodes
+        self._tree = _shape(torch.tensor([token], device=device), num_nodes, as_tree=as_tree)
+        self._num_rows = 1
+
+    def start(self, len_B: list[int], root_B: Tensor) -> None:
+        self._num_rows = len(len_B)
 
     def draft(self, noise: DraftNoise | None) -> DraftTree:
-        return empty(1, self._device)
+        tree, num_rows = self._tree, self._num_rows
+        tokens_BN = tree.tokens_BN.expand(num_rows, -1)
+        if tree.is_chain:
+            return chain(tokens_BN)
+        return replace(tree, tokens_BN=tokens_BN, parents_BN=tree.parents_BN.expand(num_rows, -1))
+
+    def keep(self, rows: list[int]) -> None:
+        self._num_rows = len(rows)
 
 
 def _read_drafted(generations: Sequence[Generation]) -> tuple[int, int, float]:
@@ -172,19 +202,27 @@ def _read_drafted(generations: Sequence[Generation]) -> tuple[int, int, float]:
 
 
 def verification_costs(
-    target: CachedLM, context: Sequence[int], counts: Sequence[int], *, as_tree: bool = False
+    engine: Engine, context: Sequence[int], counts: Sequence[int], *, as_tree: bool = False
 ) -> list[float]:
     """Seconds of verifying each number of draft nodes behind the context / seconds of verifying none; medians.
 
-    as_tree: nodes with two children each, a mask of their own, instead of a chain. The lengths take turns, so that a
-    machine that slows down meanwhile slows all of them. The target's cache must have room for them.
+    Measured as the engine decodes: captured where it captures, operator by operator where it does not. as_tree: nodes
+    with two children each, a mask of their own, instead of a chain. The lengths take turns, so that a machine that
+    slows down meanwhile slows all of them. The engine must have room for them.
     """
+    seconds = (_eager_s if engine.graphs is None else _captured_s)(engine, context, (0, *counts), as_tree=as_tree)
+    medians = [median(times) for times in seconds]
+    return [each / medians[0] for each in medians[1:]]
+
+
+def _eager_s(engine: Engine, context: Sequence[int], counts: Sequence[int], *, as_tree: bool) -> list[list[float]]:
+    target = engine.lm
     clock = clock_for(target.device)
     ids = torch.tensor(list(context), device=target.device)
     target.begin(1)
     target.prefill(0, ids)
     root_B = ids[-1:]
-    trees = [_shape(root_B, num, as_tree=as_tree) for num in (0, *counts)]
+    trees = [_shape(root_B, num, as_tree=as_tree) for num in counts]
     seconds: list[list[float]] = [[] for _ in trees]
     for _ in range(_REPEATS + 1):
         for times, tree in zip(seconds, trees, strict=True):
@@ -192,8 +230,27 @@ def verification_costs(
             start = clock.mark()
             target.verify(root_B, tree)
             times.append(clock.seconds(start, clock.mark()))
-    medians = [median(times[1:]) for times in seconds]
-    return [each / medians[0] for each in medians[1:]]
+    return [times[1:] for times in seconds]
+
+
+def _captured_s(engine: Engine, context: Sequence[int], counts: Sequence[int], *, as_tree: bool) -> list[list[float]]:
+    """Short generations behind the context; their steps' own times."""
+    assert engine.graphs is not None
+    lm, max_len = engine.lm, engine.max_len
+    # An engine of its own: where an answer would stop is no matter here.
+    own = Engine(
+        lm, sampling=engine.sampling, max_len=max_len, max_nodes=engine.max_nodes, graphs=engine.graphs.backend
+    )
+    prompt = tuple(context[: max(max_len - _CAPTURED_STEPS - 1, 1)])
+    request = Request(key=0, prompt=prompt, max_new_tokens=min(_CAPTURED_STEPS + 1, max_len - len(prompt)))
+    fixed = [Fixed(lm.device, num_nodes=num, as_tree=as_tree, token=prompt[-1]) for num in counts]
+    seconds: list[list[float]] = [[] for _ in fixed]
+    for turn in range(_CAPTURED_TURNS + 1):
+        for times, drafter in zip(seconds, fixed, strict=True):
+            capturing: Capturing = "none" if turn else "all"
+            steps = own.generate(drafter, [request], capturing=capturing).generations[0].steps
+            times += [step.verify_s for step in steps if turn]
+    return seconds
 
 
 def _shape(root_B: Tensor, num_nodes: int, *, as_tree: bool) -> DraftTree:

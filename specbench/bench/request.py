@@ -305,7 +305,8 @@ class RunOutcome:
     """Empty for a dry run."""
     state: Literal["finished", "interrupted", "failed", "planned"]
     summary: RunSummary | None = None
-    """What `run --json` prints; None for a dry run, and for a run interrupted before its first answer."""
+    """What `run --json` prints; None for a dry run, for a run interrupted before its first answer, and where DuckDB is
+    not installed."""
     plan: PlanSummary | None = None
     """Of a dry run."""
     failed_checks: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError, is_out_of_memory
 from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
+from specbench.lm.taps import has_layers
 from specbench.manifest import GroupRecord, Manifest, write_manifest
 from specbench.store import pausing
 from specbench.store.attempts import finished_groups
@@ -49,7 +50,8 @@ def carry_out(asked: Asked, progress: Progress) -> RunOutcome:
     contestants = [make_contestant(session, competitor) for competitor in asked.competitors]
     if request.dry_run:
         return dry_run(session, contestants)
-    session.compile_target(progress.say)
+    readers = [each.competitor.label for each in contestants if has_layers(each.drafter.taps)]
+    session.compile_target(progress.say, layer_readers=readers)
     run_id = resumed.run_id if resumed else record.new_run_id(asked.suite.name)
     folder = paths.run_dir(request.store, run_id)
     try:

@@ -125,9 +125,17 @@ class Session:
         self.compile_switch: str = request.compile or "auto"
         self.references: dict[tuple[str, int], ReferenceAnswer] = {}
 
-    def compile_target(self, say: Callable[[str], None]) -> None:
-        """As the request wants it; before anything is run. say: told what came of it."""
-        execution.compile_target(self.compile_switch, self.lm, say=say, max_len=self.engine.max_len)
+    def compile_target(self, say: Callable[[str], None], *, layer_readers: Sequence[str] = ()) -> None:
+        """As the request wants it; before anything is run. say: told what came of it. layer_readers: methods that tap
+        layers."""
+        execution.compile_target(
+            self.compile_switch,
+            self.lm,
+            say=say,
+            max_len=self.engine.max_len,
+            graphs=self.graphs,
+            layer_readers=layer_readers,
+        )
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 
@@ -249,7 +257,7 @@ class Session:
             "quantisation": self.lm.quantisation,
             "device": self.lm.device.type,
             "threads": self.threads,
-            "attention": self.request.attention,
+            "attention": str(self.lm.model.config._attn_implementation),
             "execution": describe(self.lm, self.graphs),
             "versions": [torch.__version__, transformers.__version__, *self._quantiser_versions()],
             "sampling": dataclasses.asdict(self.sampling),

@@ -15,7 +15,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from specbench import registry, suite
 from specbench.bench.candidates import Candidate, Confirmed, Options, Tuned, combinations, interpolate
@@ -29,6 +29,8 @@ from specbench.card import Card
 from specbench.engine.replay import States, Text, replay
 from specbench.errors import UsageError
 from specbench.lm.parallel import num_processes
+from specbench.lm.taps import has_layers
+from specbench.method import Tap
 from specbench.probe import verification_costs
 from specbench.quantisation import NONE
 
@@ -73,23 +75,31 @@ def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progres
         assert request.seed is not None
         loaded = loaded.limited(request.limit, seed=request.seed)
     session = Session(request, loaded)
-    session.compile_target(progress.say)
+    # Before anything is compiled or run: a method that taps layers keeps the target as it is.
+    built = _buildable(session, request, method, wanted)
+    session.compile_target(progress.say, layer_readers=[method] if built.reads_layers else [])
     settings = tuple(each for each in request.settings if each.method == BASELINE)
     plain = dataclasses.replace(request, grid=(), variants=(), settings=settings, methods=(BASELINE,))
     baseline = make_contestant(session, competitors(plain)[0])
     progress.say("the target's answers")
     session.make_references(baseline.drafter, progress)
     cells, texts = _texts(session)
-    found, skipped = _buildable(session, request, method, wanted)
+    found, skipped = built.sizes, built.skipped
     progress.say(f"{len(found)} candidates on {len(texts)} answers")
     progress.plan(num_groups=len(found), num_done=0, title="tune")
     most = max(found.values())
     counts = [*(n for n in _NODES if n < most), most]
     session.engine.reserve(most)
-    cost = verification_costs(session.lm, _context(texts), counts, as_tree=card.kind == "tree")
-    built = (make_contestant(session, _competitor(request, method, options)) for options in found)
+    cost = verification_costs(session.engine, _context(texts), counts, as_tree=card.kind == "tree")
+    contestants = (make_contestant(session, _competitor(request, method, options)) for options in found)
     candidates = _candidates(
-        session, baseline, zip(found, built, strict=True), cells, texts, dict(zip(counts, cost, strict=True)), progress
+        session,
+        baseline,
+        zip(found, contestants, strict=True),
+        cells,
+        texts,
+        dict(zip(counts, cost, strict=True)),
+        progress,
     )
     return Tuned(
         method=method,
@@ -148,18 +158,27 @@ def _context(texts: Sequence[Text]) -> tuple[int, ...]:
     return text.prompt + text.answer[: len(text.answer) // 2]
 
 
-def _buildable(
-    session: Session, request: RunRequest, method: str, wanted: Sequence[Options]
-) -> tuple[dict[Options, int], list[str]]:
-    """Each combination's largest tree, and why others cannot be. One drafter at a time is held: weights may be
-    large."""
+class _Buildable(NamedTuple):
+    """sizes: each combination's largest tree. skipped: why others cannot be. reads_layers: whether any taps the
+    target's layers."""
+
+    sizes: dict[Options, int]
+    skipped: list[str]
+    reads_layers: bool
+
+
+def _buildable(session: Session, request: RunRequest, method: str, wanted: Sequence[Options]) -> _Buildable:
+    """One drafter at a time is held: weights may be large."""
     sizes: dict[Options, int] = {}
     found: dict[Options, int] = {}
     skipped = []
+    taps: set[Tap] = set()
 
     def size_of(options: Options) -> int:
         if options not in sizes:
-            sizes[options] = session.build(_competitor(request, method, options)).max_nodes
+            drafter = session.build(_competitor(request, method, options))
+            taps.update(drafter.taps)
+            sizes[options] = drafter.max_nodes
         return sizes[options]
 
     for options in wanted:
@@ -174,7 +193,7 @@ def _buildable(
         found[options] = size
     if not found:
         raise UsageError(f"no combination of {method!r} can be built", where="--grid", try_="; ".join(skipped[:3]))
-    return found, skipped
+    return _Buildable(found, skipped, has_layers(tuple(taps)))
 
 
 def _competitor(request: RunRequest, method: str, options: Options) -> Competitor:

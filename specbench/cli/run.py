@@ -186,7 +186,7 @@ def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:
     where = f" --store {store}" if store is not None else ""
     if outcome.state == "interrupted":
         note(f"interrupted; what was finished is kept. Continue: specbench run --resume {outcome.run_id}{where}")
-    else:
+    elif outcome.summary is not None:
         note(f"run {outcome.run_id}. More: specbench results show {outcome.run_id}{where}")
 
 

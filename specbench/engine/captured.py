@@ -118,7 +118,7 @@ class CapturedRun(PinnedRun):
 
     def _drafter_settles(self) -> None:
         self._drafter.hold(self._span)
-        self._capture.drafter_pins.settle()
+        self._capture.drafter_pins.settle(self._drafter)
         if self._capture.capturing == "all":
             self._capture_spans()
 
@@ -170,7 +170,7 @@ class CapturedRun(PinnedRun):
                 target=target,
             )
         )
-        drafter_pins.after(before, is_alive_B)
+        drafter_pins.after(self._drafter, before, is_alive_B)
         last_B = verdict.tokens_BC.gather(1, verdict.num_accepted_B[:, None])[:, 0]
         root_B.copy_(torch.where(is_alive_B, last_B, root_B))
         length_B.add_(torch.where(is_alive_B, verdict.num_accepted_B + 1, 0))

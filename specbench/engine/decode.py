@@ -190,5 +190,5 @@ class Engine:
             )
         drafter_pins = self._drafter_pins.get(drafter)
         if drafter_pins is None:
-            drafter_pins = self._drafter_pins[drafter] = DrafterPins(drafter, max_rows=self.max_batch)
+            drafter_pins = self._drafter_pins[drafter] = DrafterPins(max_rows=self.max_batch)
         return Capture(graphs, pins, drafter_pins, capturing)

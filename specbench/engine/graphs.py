@@ -7,6 +7,7 @@ never move (`pins`), and nothing of a step may depend on a value the host would 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -42,33 +43,87 @@ class Backend(Protocol):
         """Start copying int64 `out` to the host; the call that comes back waits and returns the numbers."""
         ...
 
+    def forget(self) -> None:
+        """No graph captured so far is used again."""
+        ...
+
 
 class CudaGraphs:
     """CUDA graphs that share one memory pool: no two of them ever run at a time, and what a step leaves is copied into
-    tensors outside the pool."""
+    tensors outside the pool.
+
+    `torch.cuda.graph` would do for captures that succeed. After one that fails it leaves its stream the current one,
+    the pool marked as being captured into (every later capture is then refused) and the random generator waiting for
+    the capture's end; and what it raises is that its end was invalid, not why.
+    """
 
     NUM_BUFFERS = 4
     """Copies to the host that may be under way; a step's is read before the second one after it starts."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
+        self._keeper: torch.cuda.CUDAGraph | None = None
+        """Holds the pool: with its last graph a pool is freed, and torch refuses to capture into it again."""
+        self._failed: list[torch.cuda.CUDAGraph] = []
+        """Never destroyed: torch's host allocator may go on asking them whose capture a stream belongs to."""
         self._host: list[Tensor] = []
         self._next = 0
 
     def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
         # The real step doubles as warm-up: kernels are compiled and workspaces made before anything is captured.
         returned = step()
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
+        if self._keeper is None:
+            self._open_pool()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                kept = step()
+            graph, kept = self._capture(step)
         except RuntimeError as error:
-            torch.cuda.synchronize(self._device)
+            # The first capture into a fresh pool also takes the random generator out of the failed one.
+            self._open_pool()
             return returned, None, (str(error).strip() or type(error).__name__).splitlines()[0]
-        self._pool = graph.pool()
         return returned, _CudaGraph(graph, kept), ""
+
+    def forget(self) -> None:
+        self._pool = self._keeper = None
+
+    def _open_pool(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))
+
+    def _capture(self, step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A step's graph and what it returned. Raises what the step raised, or what its capture did; the device is then
+        as it was before."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()  # a pool cannot use what is cached outside it
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            try:
+                graph.capture_begin(pool=self._pool)
+                kept = step()
+                graph.capture_end()
+            except BaseException:
+                self._abandon(graph)
+                raise
+        return graph, kept
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that failed, in whatever state it is, on the stream and in the allocator.
+
+        What is suppressed here says that this end was reached already (torch 2.12 and later reach more of them by
+        themselves); why the capture failed is on its way up. The pool stays one reference too high, so its memory is
+        kept: giving it back by hand would free it under its graphs where a later torch does so too.
+        """
+        with suppress(RuntimeError):
+            graph.capture_end()  # takes the stream out of its capture even where it then says that nothing came of it
+        with suppress(RuntimeError):
+            graph.reset()
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+        self._failed.append(graph)
 
     def send(self, out: Tensor) -> Callable[[], list[int]]:
         if not self._host or self._host[0].numel() < out.numel():
@@ -144,6 +199,7 @@ class Graphs:
     def forget(self, cache: object) -> None:
         """Drop every graph: the memory they were captured on has moved. cache: what the next ones are captured on."""
         self._kept.clear()
+        self.backend.forget()
         self.cache = cache
 
 

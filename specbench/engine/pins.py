@@ -73,19 +73,19 @@ class EnginePins:
 
 
 class DrafterPins:
-    """A drafter's `carried` tensors. Made once per drafter; B may change between uses."""
+    """A drafter's `carried` tensors. Made once per drafter; B may change between uses. Holds no drafter: an engine
+    keeps its pins for as long as the drafter is in use elsewhere, and a held one would be in use for ever."""
 
-    def __init__(self, drafter: Drafter, *, max_rows: int) -> None:
-        self._drafter = drafter
+    def __init__(self, *, max_rows: int) -> None:
         self._max_rows = max_rows
         self._buffers: dict[str, Tensor] = {}
         self._views: dict[str, Tensor] = {}
 
-    def settle(self) -> None:
+    def settle(self, drafter: Drafter) -> None:
         """Move what the drafter carries now to its fixed place and let the drafter see it there."""
         self._views = {}
-        for name in self._drafter.carried:
-            value: Tensor | None = attrgetter(name)(self._drafter)
+        for name in drafter.carried:
+            value: Tensor | None = attrgetter(name)(drafter)
             if value is None:
                 continue
             buffer = self._buffers.get(name)
@@ -93,20 +93,21 @@ class DrafterPins:
                 buffer = self._buffers[name] = value.new_zeros(self._max_rows, *value.shape[1:])
             view = self._views[name] = buffer[: value.shape[0]]
             view.copy_(value.clone())
-            self._point(name, view)
+            _point(drafter, name, view)
 
     def before(self) -> dict[str, Tensor]:
         """What is carried, before a step changes it in place."""
         return {name: view.clone() for name, view in self._views.items()}
 
-    def after(self, before: dict[str, Tensor], is_alive_B: Tensor) -> None:
+    def after(self, drafter: Drafter, before: dict[str, Tensor], is_alive_B: Tensor) -> None:
         """What the step left goes to its place; rows that have ended get back what they had."""
         for name, view in self._views.items():
-            left: Tensor = attrgetter(name)(self._drafter)
+            left: Tensor = attrgetter(name)(drafter)
             alive = is_alive_B.view(-1, *[1] * (left.dim() - 1))
             view.copy_(torch.where(alive, left, before[name]))
-            self._point(name, view)
+            _point(drafter, name, view)
 
-    def _point(self, name: str, view: Tensor) -> None:
-        owner, _, attribute = name.rpartition(".")
-        setattr(attrgetter(owner)(self._drafter) if owner else self._drafter, attribute, view)
+
+def _point(drafter: Drafter, name: str, view: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(attrgetter(owner)(drafter) if owner else drafter, attribute, view)

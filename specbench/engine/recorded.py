@@ -2,13 +2,16 @@
 
 The operators of one step are written down with their tensors while it runs. A replay calls the same operators on the
 same memory, and puts what they make where the first run put it: no Python of the step runs again, and whatever it kept
-in Python is as frozen as it would be on a GPU.
+in Python is as frozen as it would be on a GPU. CUDA's graphs share one pool of memory: what a step returned is void as
+soon as another graph runs, and here it is made void.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import ReferenceType, ref
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,11 +47,18 @@ class _Recorder(TorchDispatchMode):
 class RecordedGraph:
     """The calls of one step."""
 
-    def __init__(self, recorder: _Recorder, returned: Any) -> None:
+    def __init__(self, recorder: _Recorder, returned: Any, backend: RecordedGraphs) -> None:
         self._calls = recorder.calls
         self._returned = returned
+        self._backend = backend
+
+    def spoil(self) -> None:
+        """Its results are another graph's memory now."""
+        for each in _tensors(self._returned):
+            each.fill_(float("nan") if each.is_floating_point() else 0)
 
     def replay(self) -> Any:
+        self._backend.runs(self)
         for func, args, kwargs, out in self._calls:
             made = func(*args, **kwargs)
             inputs = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
@@ -59,6 +69,14 @@ class RecordedGraph:
         return self._returned
 
 
+def _tensors(returned: Any) -> Iterator[Tensor]:
+    for each in tree_leaves(returned):
+        if isinstance(each, Tensor):
+            yield each
+        elif dataclasses.is_dataclass(each):
+            yield from _tensors([getattr(each, field.name) for field in dataclasses.fields(each)])
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -66,14 +84,29 @@ def _storage(tensor: Tensor) -> int:
 class RecordedGraphs:
     """`graphs.Backend` for the CPU."""
 
+    def __init__(self) -> None:
+        self._last: ReferenceType[RecordedGraph] | None = None
+
+    def runs(self, graph: RecordedGraph) -> None:
+        """What the graph before it returned is void."""
+        last = None if self._last is None else self._last()
+        if last is not None and last is not graph:
+            last.spoil()
+        self._last = ref(graph)
+
     def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
         recorder = _Recorder()
         with recorder:
             returned = step()
         if recorder.refused:
             return returned, None, recorder.refused
-        return returned, RecordedGraph(recorder, returned), ""
+        graph = RecordedGraph(recorder, returned, self)
+        self.runs(graph)
+        return returned, graph, ""
 
     def send(self, out: Tensor) -> Callable[[], list[int]]:
         numbers: list[int] = out.tolist()
         return lambda: numbers
+
+    def forget(self) -> None:
+        return

@@ -286,7 +286,9 @@ class ChainDrafter(Drafter):
         width = max(self._num_pending)
         if len(accepted) == 1:
             end = accepted[0] + 1
-            return tokens_BC[:, end - width : end]
+            # A copy: the commit's tokens may be a captured step's memory, and the draft that reads these may come after
+            # the next step (`follow`).
+            return tokens_BC[:, end - width : end].clone()
         last = tokens_BC.shape[1] - 1
         index = [
             [min(count + 1 - pending + place, last) for place in range(width)]

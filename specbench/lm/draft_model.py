@@ -65,5 +65,8 @@ def load_draft(options: Options, target: TargetView, *, method: str) -> DraftMod
             picks=cast("Picks", options["draft"]),
             adaptive=adaptive,
         ),
-        notes=(f"its draft model's weights are {lm.quantisation}", *lm.notes) if lm.quantisation != NONE else (),
+        notes=(
+            *([f"its draft model's weights are {lm.quantisation}"] if lm.quantisation != NONE else []),
+            *(f"its draft model: {note}" for note in lm.notes),
+        ),
     )

@@ -64,6 +64,10 @@ class _Layer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self._owner.num_slots
 
+    def get_max_cache_shape(self) -> int:
+        """`get_max_length` as the first releases of transformers 5 name it; abstract there."""
+        return self._owner.num_slots
+
 
 class Window:
     """Where the next forward writes: `num_rows` rows from `row`, slots start .. end - 1 (all rows alike), or slots_BM

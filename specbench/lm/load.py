@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -95,16 +95,46 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def pick_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> str:
-    """`auto` is sdpa, which every device has; `plain` is the reference; `triton` needs a CUDA device. Raises
-    UsageError."""
+class PickedAttention(NamedTuple):
+    """An implementation of `specbench.lm.attention`. note: what every row must say of it; '' where it is the usual
+    one."""
+
+    name: str
+    note: str = ""
+
+
+def pick_attention(
+    name: str, *, device: torch.device, dtype: torch.dtype, config: PretrainedConfig | None = None
+) -> PickedAttention:
+    """`auto` is triton on CUDA where the kernel proves itself there (`kernel_check`), and otherwise sdpa, with the
+    reason as a note; elsewhere it is sdpa. `plain` is the reference. config: the target's text config, which `auto` on
+    CUDA needs. Raises UsageError, EnvironmentFailed.
+    """
     known = {"auto": attention.SDPA, "sdpa": attention.SDPA, "plain": attention.PLAIN, "triton": attention.TRITON}
     if name not in known:
         nearest = did_you_mean(name, known)
         raise UsageError(f"{name!r} is not a choice of --attention", where="--attention", try_=nearest)
     if name == "triton":
         _check_triton(device, dtype)
-    return known[name]
+    if name != "auto" or device.type != "cuda":
+        return PickedAttention(known[name])
+    why = _why_not_triton(device, dtype, config)
+    return PickedAttention(attention.SDPA, f"attends through torch's SDPA: {why}") if why else _TRITON
+
+
+_TRITON = PickedAttention(attention.TRITON)
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype, config: PretrainedConfig | None) -> str:
+    """'' where the kernel is there and right."""
+    assert config is not None, "the kernel is tried in the target's own shapes"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "TRITON_INTERPRET is set, and Triton's interpreter is no kernel"
+    from specbench.lm import kernel_check  # seconds of compiling, only where the kernel may be picked
+
+    return kernel_check.why_wrong(config, device=device, dtype=dtype)
 
 
 def _check_triton(device: torch.device, dtype: torch.dtype) -> None:
@@ -217,8 +247,12 @@ def load_lm(
         from specbench.lm.parallel import check_is_first
 
         check_is_first()
+    if device.type == "cuda" and device.index is not None:
+        # Triton launches on the current device and CUDA graphs are captured there, whatever device tensors are on.
+        torch.cuda.set_device(device)
     attention.register()
-    picked = pick_attention(attention_name, device=device, dtype=dtype)
+    # A wrong word is refused before anything is read; `auto` must know the target first.
+    pick_attention("sdpa" if attention_name == "auto" else attention_name, device=device, dtype=dtype)
     transformers.utils.logging.disable_progress_bar()  # stderr carries our narration
     folder = resolve_folder(name)
     try:
@@ -228,6 +262,7 @@ def load_lm(
             f"{name!r} has no readable config.json: {str(error).splitlines()[0]}", where=str(folder)
         ) from error
     refuse_unsupported(config, name)
+    picked = pick_attention(attention_name, device=device, dtype=dtype, config=config.get_text_config())
     carried = prequantised.carried_by(config)
     if carried is not None:
         scheme = prequantised.check_carried(
@@ -252,7 +287,7 @@ def load_lm(
         # At least float32, whatever the run's dtype: in 16 bits a wrong mask hides behind rounding. Costs a load of
         # its own.
         wide = torch.promote_types(dtype, torch.float32)
-        probe = _load_model(folder, config, name=name, dtype=wide, attention_name=picked, remote=trust_remote_code)
+        probe = _load_model(folder, config, name=name, dtype=wide, attention_name=picked.name, remote=trust_remote_code)
         nn.Module.to(probe, device)
         _self_check(probe, name=name)
         del probe
@@ -263,7 +298,7 @@ def load_lm(
         config,
         name=name,
         dtype=dtype,
-        attention_name=picked,
+        attention_name=picked.name,
         remote=trust_remote_code,
         options=_split_options() if is_split else options,
     )
@@ -278,7 +313,7 @@ def load_lm(
         "tokenizer": load_tokenizer(name, trust_remote_code=trust_remote_code),
         "weights_hash": hash_weights(folder),
         "quantisation": scheme.name,
-        "notes": scheme.notes,
+        "notes": (*scheme.notes, *([picked.note] if picked.note else [])),
         "is_capturable": scheme.is_capturable,
     }
     if is_split:

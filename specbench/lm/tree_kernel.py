@@ -117,7 +117,8 @@ def _attend(
         best, norm, mixed = _add(best, norm, mixed, scores, value, UPCAST)
 
     if share == SHARES - 1:
-        bits_ptr += (batch * num_slots + slot) * WORDS
+        # A pointer stays a pointer: a name whose type changes inside a branch is refused by the compiler.
+        words_ptr = bits_ptr + (batch * num_slots + slot) * WORDS
         for block in range(0, num_slots, BLOCK_S):
             node = block + at_s
             is_node = node < num_slots
@@ -129,7 +130,7 @@ def _attend(
             )
             scores = _scores(query, key, scale, cap, HAS_CAP, UPCAST)
             known = is_row[:, None] & is_node[None, :]
-            word = tl.load(bits_ptr[:, None] + (node // 32)[None, :], mask=known, other=0)
+            word = tl.load(words_ptr[:, None] + (node // 32)[None, :], mask=known, other=0)
             seen = ((word >> (node % 32)[None, :]) & 1) != 0
             if HAS_WINDOW:
                 behind = length + tl.load(depth_ptr + node, mask=is_node, other=0)
@@ -185,9 +186,21 @@ def _merge(
 
 def num_shares(programs: int, num_tokens: int, num_multiprocessors: int) -> int:
     """P for `programs` programs without shares and a cache read up to num_tokens: enough to fill the card, none
-    shorter than a block."""
+    shorter than a block. A power of two: every P is a kernel of its own, and a text that grows must not meet new ones
+    all the time."""
     wanted = -(-_WAVES * num_multiprocessors // max(programs, 1))
-    return max(1, min(wanted, -(-num_tokens // _BLOCK_S), _MOST_SHARES))
+    most = max(1, min(wanted, -(-num_tokens // _BLOCK_S), _MOST_SHARES))
+    return 1 << (most.bit_length() - 1)
+
+
+def blocks_of(num_folded: int, width: int, width_v: int) -> dict[str, int]:
+    """The blocks of `_attend`: folded rows, cache slots, widths of keys and values."""
+    return {
+        "BLOCK_R": max(16, min(64, triton.next_power_of_2(num_folded))),
+        "BLOCK_S": _BLOCK_S if width <= 128 else _BLOCK_S // 2,
+        "BLOCK_D": max(16, triton.next_power_of_2(width)),
+        "BLOCK_V": max(16, triton.next_power_of_2(width_v)),
+    }
 
 
 def tree_attention(
@@ -215,8 +228,8 @@ def tree_attention(
     assert num_slots <= MOST_SLOTS, f"{num_slots} slots in a kernel for {MOST_SLOTS}"
     group = num_heads // num_kv
     num_folded = group * num_slots
-    block_r = max(16, min(64, triton.next_power_of_2(num_folded)))
-    blocks_r = triton.cdiv(num_folded, block_r)
+    blocks = blocks_of(num_folded, width, width_v)
+    blocks_r = triton.cdiv(num_folded, blocks["BLOCK_R"])
     device = query_BHMd.device
     if shares is None:
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -224,20 +237,18 @@ def tree_attention(
     mixed = torch.empty(num_rows, num_kv, shares, num_folded, width_v, dtype=torch.float32, device=device)
     sums = torch.empty(num_rows, num_kv, shares, num_folded, dtype=torch.float32, device=device)
     out = query_BHMd.new_empty(num_rows, num_slots, num_heads, width_v)
-    block_v = triton.next_power_of_2(width_v)
     _attend[(blocks_r, num_rows * num_kv, shares)](
         query_BHMd, key_BkSd, value_BkSv, length_B, depth_BM, bits_BMW, mixed, sums,
         scale, cap or 1.0, window or 0,
         *query_BHMd.stride(), *key_BkSd.stride(), *value_BkSv.stride(),
         num_slots, num_kv,
         GROUP=group, WORDS=bits_BMW.shape[2], SHARES=shares,
-        WIDTH=width, WIDTH_V=width_v, BLOCK_D=max(16, triton.next_power_of_2(width)), BLOCK_V=max(16, block_v),
-        BLOCK_R=block_r, BLOCK_S=_BLOCK_S if width <= 128 else _BLOCK_S // 2,
+        WIDTH=width, WIDTH_V=width_v, **blocks,
         HAS_CAP=cap is not None, HAS_WINDOW=window is not None, UPCAST=INTERPRETED,
     )  # fmt: skip
     _merge[(num_folded, num_rows * num_kv)](
         mixed, sums, sums if sink_H is None else sink_H, out, num_slots, num_kv,
-        GROUP=group, SHARES=shares, BLOCK_P=triton.next_power_of_2(shares), WIDTH_V=width_v, BLOCK_V=block_v,
+        GROUP=group, SHARES=shares, BLOCK_P=triton.next_power_of_2(shares), WIDTH_V=width_v, BLOCK_V=blocks["BLOCK_V"],
         HAS_SINK=sink_H is not None,
     )  # fmt: skip
     return out

@@ -17,6 +17,7 @@ from specbench import checkpoint, paths
 from specbench.errors import SpecbenchError, UsageError
 from specbench.events import SCHEMA, CheckpointSaved, RunFinished, RunStarted
 from specbench.quantisation import NONE
+from specbench.store.absent import is_absent, where_to_ingest
 from specbench.store.journal import Journal
 from specbench.swapping import put_right
 from specbench.training import record
@@ -220,6 +221,9 @@ class _Training:
         journal.write(CheckpointSaved(step=done.steps, what="drafter"))
 
     def _ingest(self) -> None:
+        if is_absent():
+            self._progress.say(f"DuckDB is not installed, so it is in no store; {where_to_ingest(self._folder)}")
+            return
         # 0.1 s of DuckDB, not needed while anything trains.
         from specbench.store.training import ingest_training
 

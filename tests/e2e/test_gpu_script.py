@@ -7,8 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+
+from benchmarks import gpu, gpu_timing
+from benchmarks.gpu_models import Bench, Plain, make_decisive, make_model
+from specbench.engine import graphs
+from specbench.engine.answer import GroupResult
+from specbench.engine.graphs import Graph, Step
+from specbench.engine.recorded import RecordedGraphs
+from specbench.lm import attention
+from tests.helpers import CPU, tiny_lm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,16 +39,78 @@ def test_every_part_of_the_script_runs_with_toy_shapes(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "rehearsal.json").read_text(encoding="utf-8"))
     assert found["conditions"]["is_rehearsal"] and not (tmp_path / "gpu.json").exists()
     assert not [name for name, part in found.items() if "failed" in part or "left_out" in part]
-    assert all(prefix == [32, 32] for name, prefix in found["parity"]["same"].items() if "refused" not in name)
-    assert not any(why for name, why in found["parity"]["same"].items() if "refused" in name)
+    assert len(found["parity"]["same"]) == 3
+    assert all(prefix == [32, 32] for prefix in found["parity"]["same"].values())
     taus = {name: each["tau"] for name, each in found["oracle"]["raw"].items()}
     assert taus["8, 0.6"] < taus["8, 0.9"], "forced acceptance decides how many tokens a step commits"
     assert "no measurement" in (tmp_path / "rehearsal.md").read_text(encoding="utf-8")
 
 
-def test_without_a_gpu_the_script_says_how_to_rehearse(tmp_path: Path) -> None:
-    import torch
+class _Refusing(RecordedGraphs):
+    def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
+        return step(), None, "operation not permitted when stream is capturing"
 
+
+def _bench(backend: Any = RecordedGraphs, dtype: torch.dtype = torch.float32) -> Bench:
+    return Bench(
+        device=CPU, dtype=dtype, is_small=True, attention_name=attention.SDPA, backend=backend, seconds=1.0
+    )  # fmt: skip
+
+
+def _timed(backend: Any, **options: Any) -> list[GroupResult]:
+    bench, lm = _bench(backend), tiny_lm()
+    asked = gpu_timing.requests(bench, num=1, prompt=8, new=8, vocab_size=lm.vocab_size)
+    return gpu_timing.timed(gpu_timing.engine_for(bench, lm, prompt=8, new=8, **options), Plain(CPU), asked, rounds=1)
+
+
+def test_a_figure_of_graphs_is_refused_where_there_were_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(_timed(RecordedGraphs)) == 1
+    with pytest.raises(gpu_timing.NotCaptured, match="cannot be captured: operation not permitted"):
+        _timed(_Refusing)
+    assert len(_timed(_Refusing, graphs=None)) == 1, "asked for without graphs, on purpose"
+    with pytest.raises(gpu_timing.NotCaptured, match="not permitted"):
+        gpu_timing.repeated_s(_bench(_Refusing), lambda: None, num=3)
+    assert gpu_timing.repeated_s(_bench(), lambda: torch.ones(1) + 1, num=3) > 0
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
+    with pytest.raises(gpu_timing.NotCaptured, match="7 timed steps met no graph"):
+        _timed(RecordedGraphs)
+
+
+def test_a_kernel_that_does_not_run_costs_its_figures_not_the_whole_script() -> None:
+    def refuses(config: Any, *, device: torch.device, dtype: torch.dtype) -> str:
+        return "the Triton kernel is wrong here" if config.num_attention_heads == 14 else ""
+
+    name, note = gpu.attention_for("auto", CPU, why_wrong=refuses)
+    assert name == attention.SDPA and note == "qwen2.5-0.5b, torch.bfloat16: the Triton kernel is wrong here"
+    assert gpu.attention_for("auto", CPU, why_wrong=lambda *_, **__: "") == (attention.TRITON, "")
+    assert gpu.attention_for("triton", CPU, why_wrong=refuses) == (attention.TRITON, ""), "asked for by name"
+
+
+def test_no_rounding_decides_what_a_decisive_target_writes() -> None:
+    """In bf16, where logits of a random model tie: five slots at once give what one slot at a time gave."""
+    model = make_model(_bench(dtype=torch.bfloat16), "llama-3.1-8b")
+    make_decisive(model)
+    ids = torch.arange(40)[None]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        top = model(input_ids=ids).logits[0].float().topk(2).values
+    gap = (top[:, 0] - top[:, 1]) / top[:, 0]
+    assert float(gap.min()) > 0.2, "rounding moves a bf16 logit by a hundredth"
+
+
+def test_forced_acceptance_that_was_not_forced_is_no_figure() -> None:
+    def results(committed: list[int]) -> list[GroupResult]:
+        steps = [SimpleNamespace(num_nodes=4, num_committed=num, num_truncated=0) for num in committed]
+        return [SimpleNamespace(generations=[SimpleNamespace(steps=steps)])]  # type: ignore[list-item]
+
+    # Survival 0.75, 0.56, 0.42, 0.32 of 4: 3.05 tokens a step.
+    fair = [1] * 25 + [2] * 19 + [3] * 14 + [4] * 10 + [5] * 32
+    assert gpu_timing.demand_tau(results(fair), rate=0.75, depth=4) == pytest.approx(3.05, abs=0.01)
+    with pytest.raises(RuntimeError, match=r"tau 1\.00 where 3\.05"):
+        gpu_timing.demand_tau(results([1] * 100), rate=0.75, depth=4)
+
+
+def test_without_a_gpu_the_script_says_how_to_rehearse(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     ran = _run(out=tmp_path)

@@ -87,3 +87,18 @@ def test_stages_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: py
     methods = str(run[run.index("--methods") + 1]).split(",")
     assert methods == ["autoregressive", "draft_model", "prompt_lookup", "suffix", "lstm", "ctc", "hybrid"]
     assert real_target.main() == 0 and len(said) == 2
+
+
+def test_where_no_page_can_be_made_the_script_says_how_to_make_it_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(self: Work, *words: object) -> None:
+        raise AssertionError("a page needs duckdb and plotly")
+
+    monkeypatch.setattr(Work, "command", refuses)
+    for name in ("duckdb", "plotly"):
+        monkeypatch.setitem(sys.modules, name, None)
+    _work(tmp_path, monkeypatch).board()
+    said = capsys.readouterr().out
+    assert "duckdb and plotly not installed" in said and str(tmp_path / "out" / "store") in said
+    assert "specbench results ingest --store store" in said and "specbench leaderboard --store store" in said

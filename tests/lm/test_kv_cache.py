@@ -152,3 +152,9 @@ def test_truncating_a_row_forgets_its_tail() -> None:
     torch.testing.assert_close(again, fresh, atol=1e-11, rtol=1e-11)
     with pytest.raises(AssertionError, match="cannot truncate"):
         lm.truncate(0, 13)
+
+
+@pytest.mark.parametrize("name", ["get_max_length", "get_max_cache_shape"])
+def test_every_release_of_transformers_5_finds_the_length_under_its_name(name: str) -> None:
+    """Each is abstract in some: a layer without it cannot be made there."""
+    assert getattr(_cache(slots=12).layers[0], name)() == 12

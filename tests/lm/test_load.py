@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.lm import attention, visibility
+from specbench.lm import attention, kernel_check, load, visibility
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import PROVEN, load_lm, pick_attention, pick_device, pick_dtype, refuse_unsupported
 from specbench.lm.self_check import largest_deviation, self_check
@@ -239,7 +239,42 @@ def test_automatic_choices_on_a_cpu() -> None:
     assert pick_device("cpu") == CPU
     assert pick_dtype("auto", CPU) == torch.float32
     assert pick_dtype("bf16", CPU) == torch.bfloat16
-    assert pick_attention("auto", device=CPU, dtype=torch.float32) == attention.SDPA
+    assert pick_attention("auto", device=CPU, dtype=torch.float32) == (attention.SDPA, "")
+
+
+def test_on_cuda_auto_is_the_kernel_where_it_proves_itself_and_sdpa_with_the_reason_where_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    config, cuda = tiny_model().config, torch.device("cuda", 0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for why, name in (("", attention.TRITON), ("the Triton kernel is wrong here: 0.3 off", attention.SDPA)):
+        monkeypatch.setattr(kernel_check, "why_wrong", lambda *_, why=why, **__: why)
+        picked = pick_attention("auto", device=cuda, dtype=torch.bfloat16, config=config)
+        assert picked.name == name and (why in picked.note if why else picked.note == "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    picked = pick_attention("auto", device=cuda, dtype=torch.bfloat16, config=config)
+    assert picked.name == attention.SDPA and "Triton is not installed" in picked.note
+
+
+def test_a_note_on_the_attention_reaches_the_target_s_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picked = load.PickedAttention(attention.SDPA, "attends through torch's SDPA: no kernel")
+    monkeypatch.setattr(load, "pick_attention", lambda *_, **__: picked)
+    assert _load(_tiny_folder(tmp_path)).notes == (picked.note,)
+
+
+def test_a_target_on_another_card_makes_it_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches there, and graphs are captured there; tensors on cuda:1 would be read from cuda:0."""
+
+    class Reached(Exception):
+        pass
+
+    def set_device(device: torch.device) -> None:
+        raise Reached(str(device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    with pytest.raises(Reached, match="cuda:1"):
+        load_lm(_tiny_folder(tmp_path), device=torch.device("cuda", 1), dtype=torch.float32)
 
 
 # --- what is loaded ------------------------------------------------------------------------------------------------

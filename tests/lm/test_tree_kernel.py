@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from specbench.lm import attention, visibility
+from specbench.lm.packed import packed_logits
 from specbench.tree import DraftTree, chain, topology
+from tests.helpers import tiny_lm
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton (Linux)")
 
@@ -140,6 +142,22 @@ def test_bits_are_the_visibility() -> None:
 
 def test_shares_fill_the_card_and_are_no_shorter_than_a_block() -> None:
     assert num_shares(1000, 4096, 132) == 1
-    assert num_shares(8, 4096, 132) == 33
+    assert num_shares(8, 4096, 132) == 32
     assert num_shares(8, 100, 132) == 2
     assert num_shares(1, 1 << 20, 132) == 64
+
+
+def test_a_text_that_grows_meets_few_kernels() -> None:
+    """Each number of shares is compiled on its own, for a second or more."""
+    found = {num_shares(8, length, 132) for length in range(1, 33_000)}
+    assert found == {1, 2, 4, 8, 16, 32}
+
+
+def test_a_forward_that_is_learnt_from_has_its_gradient() -> None:
+    """The kernel has none, and a draft model whose attention lost it would learn all the same, wrongly."""
+    lm = tiny_lm("llama", attention_name=attention.TRITON, dtype=torch.float32)
+    layer = lm.model.get_parameter("model.layers.0.self_attn.q_proj.weight")
+    layer.requires_grad_(True)
+    tokens = torch.arange(12)[None]
+    packed_logits(lm, tokens, torch.zeros_like(tokens), torch.arange(12)).logsumexp(-1).sum().backward()
+    assert layer.grad is not None and float(layer.grad.abs().sum()) > 0

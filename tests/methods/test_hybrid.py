@@ -14,6 +14,7 @@ from specbench import registry
 from specbench import tree as trees
 from specbench.conformance.watch import inspect_tree
 from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
 from specbench.lm.adaptive_length import AdaptiveLength
@@ -37,7 +38,7 @@ def _draft_lm(noise: float = 0.15) -> CachedLM:
     return CachedLM(model, name="draft")
 
 
-def _engine(sampling: Sampling | None = None, rule: Rule = "coupled") -> Engine:
+def _engine(sampling: Sampling | None = None, rule: Rule = "coupled", graphs: RecordedGraphs | None = None) -> Engine:
     return Engine(
         tiny_lm(),
         sampling=sampling or Sampling(),
@@ -46,6 +47,7 @@ def _engine(sampling: Sampling | None = None, rule: Rule = "coupled") -> Engine:
         max_len=100,
         max_nodes=16,
         stop=Stop(ids=frozenset({3})),
+        graphs=graphs,
     )
 
 
@@ -109,6 +111,36 @@ def test_a_row_accepts_the_same_alone_and_in_a_ragged_batch(rule: Rule) -> None:
     together = steps(requests)
     assert [steps([request])[0] for request in requests] == together
     assert {nodes for row in together for nodes, _ in row} > {4}, "both kinds of draft were used"
+
+
+class _Following(_Counted):
+    """Keeps what it was yet to read whenever a step went by without it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.was_pending: list[list[int]] = []
+
+    def follow(self, commit: Commit, is_own: list[bool]) -> None:
+        self.was_pending += self._pending_BM.tolist()
+        super().follow(commit, is_own)
+
+
+def test_captured_steps_leave_a_draft_model_that_is_asked_now_and_then_what_it_has_yet_to_read() -> None:
+    """It may wait through steps that others drafted, replayed on the memory that its last commit was read from."""
+    requests = requests_for(REPEATING[3:], max_new_tokens=40)
+    steps, pending = [], []
+    for graphs in (None, RecordedGraphs()):
+        engine = _engine(graphs=graphs)
+        inner = _Following(_draft_lm(0.5), engine.view(), num_tokens=4, num_shared=64)
+        drafter = build(OPTIONS | {"max_tokens": 4, "threshold": 2.0}, engine.view(), inner)
+        start = drafter.snapshot()
+        for _ in range(2):
+            drafter.restore(start)
+            [answer] = engine.generate(drafter, requests).generations
+        steps.append([(step.num_nodes, step.num_accepted) for step in answer.steps])
+        pending.append(inner.was_pending)
+    assert pending[0] and pending[1] == pending[0]
+    assert steps[1] == steps[0]
 
 
 def test_the_wrapped_drafter_drafts_what_it_would_have_drafted_alone() -> None:

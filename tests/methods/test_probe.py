@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from helpers import PROMPTS, NoDrafter, tiny_lm, tiny_model
 
+from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
 from specbench.method import Drafter, Options, TargetView
 from specbench.metrics import leviathan
-from specbench.probe import Expectation, Probe, findings, probe
+from specbench.probe import Expectation, Probe, findings, probe, verification_costs
+from specbench.sampling import Sampling
 
 
 def _build(seed: int) -> type:
@@ -34,6 +39,32 @@ def test_a_stranger_is_hardly_accepted_and_theory_follows_the_paper() -> None:
     assert found.alpha < 0.5
     for each in found.expectations:
         assert each.leviathan == leviathan(alpha=found.alpha, gamma=each.num_tokens, c=found.c)
+
+
+@pytest.mark.parametrize("as_tree", [False, True])
+def test_verification_is_measured_through_graphs_where_the_engine_has_them(as_tree: bool) -> None:
+    """On a GPU a verification that is launched operator by operator costs what its launches do, whatever its size."""
+    captured = Engine(tiny_lm(), sampling=Sampling(), max_len=48, max_nodes=8, graphs=RecordedGraphs())
+    plain = Engine(tiny_lm(), sampling=Sampling(), max_len=48, max_nodes=8)
+    for engine in (captured, plain):
+        costs = verification_costs(engine, PROMPTS[0], (0, 2, 8), as_tree=as_tree)
+        assert len(costs) == 3 and all(0.1 < cost < 100 for cost in costs)
+
+
+def test_the_timed_steps_of_a_captured_probe_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, tuple[int, int]] = {}
+    generate = Engine.generate
+
+    def watched(self: Engine, drafter: Drafter, *args: Any, **kwargs: Any) -> Any:
+        result = generate(self, drafter, *args, **kwargs)
+        assert self.graphs is not None
+        seen[id(drafter)] = self.graphs.num_graphs(drafter), self.graphs.num_single(drafter)
+        return result
+
+    monkeypatch.setattr(Engine, "generate", watched)
+    found = probe(tiny_lm(), _build(0), {}, PROMPTS[:2], max_new_tokens=12, graphs=RecordedGraphs())
+    assert found.alpha == 1.0
+    assert seen and all(num > 0 and single == 0 for num, single in seen.values())
 
 
 def test_a_pair_that_cannot_pay_is_said_to_be_slower() -> None:

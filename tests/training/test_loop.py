@@ -380,3 +380,14 @@ def test_bf16_arithmetic_keeps_float32_parameters(target: Path, tmp_path: Path) 
     outcome = train(make_request(target, tmp_path, precision="bf16", learn="kd"), progress, corpus=make_corpus())
     assert outcome.folder is not None and progress.losses[-1] < progress.losses[0]
     assert all(tensor.dtype == torch.float32 for tensor in _weights(outcome.folder).values())
+
+
+def test_a_training_without_duckdb_keeps_its_journal_and_says_how_to_ingest_it(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    quiet = Quiet()
+    outcome = train(make_request(target, tmp_path, max_steps=2), quiet, corpus=make_corpus())
+    assert outcome.state == "finished"
+    assert any("DuckDB is not installed" in said and f"ingest {outcome.run_id}" in said for said in quiet.lines)
+    assert not list(tmp_path.glob("*.duckdb")) and (tmp_path / "runs" / outcome.run_id / "train.json").exists()

@@ -1,0 +1,126 @@
+"""How `gpu.py` asks and times: requests, engines, rounds without a capture, and what makes a figure no figure."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_models import Bench
+from specbench.engine.answer import GroupResult
+from specbench.engine.decode import Engine
+from specbench.lm.cached_lm import CachedLM
+from specbench.method import Drafter, Request
+from specbench.metrics import expected_tokens
+from specbench.sampling import Sampling, sequence_key
+
+Found = dict[str, Any]
+
+
+def row(what: str, measured: str, asked: str = "") -> dict[str, str]:
+    """One line of the table."""
+    return {"what": what, "measured": measured, "asked": asked}
+
+
+def requests(bench: Bench, *, num: int, prompt: int, new: int, vocab_size: int) -> list[Request]:
+    """Random prompts of one length."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, vocab_size, (num, prompt), generator=generator).tolist()
+    return [
+        Request(key=sequence_key(seed=0, question_id=str(place), turn=0), prompt=tuple(each), max_new_tokens=new)
+        for place, each in enumerate(ids)
+    ]
+
+
+def engine_for(
+    bench: Bench, lm: CachedLM, *, prompt: int, new: int, rows: int = 1, nodes: int = 0, **options: Any
+) -> Engine:
+    """Steps captured, unless graphs=None is among the options."""
+    options = {"graphs": bench.backend(), **options}
+    return Engine(lm, sampling=Sampling(), max_batch=rows, max_len=prompt + new, max_nodes=nodes, **options)
+
+
+class NotCaptured(RuntimeError):
+    """Steps that were to be replayed from graphs ran operator by operator: their times are not what is asked for."""
+
+
+def timed(engine: Engine, drafter: Drafter, asked: list[Request], *, rounds: int = 3) -> list[GroupResult]:
+    """Once to capture, then `rounds` times in which nothing is captured. Raises NotCaptured where an engine with graphs
+    could not capture the steps, or met a shape in the timed rounds that it had no graph of."""
+    engine.reserve(drafter.max_nodes)
+    engine.generate(drafter, asked, capturing="all")
+    graphs = engine.graphs
+    before = 0 if graphs is None else graphs.num_single(drafter)
+    results = [engine.generate(drafter, asked, capturing="none") for _ in range(rounds)]
+    if graphs is not None:
+        if graphs.refusal(drafter):
+            raise NotCaptured(f"{type(drafter).__name__}: its steps cannot be captured: {graphs.refusal(drafter)}")
+        num_single = graphs.num_single(drafter) - before
+        if num_single or not graphs.num_graphs(drafter):
+            raise NotCaptured(f"{type(drafter).__name__}: {num_single} timed steps met no graph of their shape")
+    return results
+
+
+def repeated_s(bench: Bench, run: Callable[[], object], *, num: int) -> float:
+    """Seconds of one `run`, best of five replays of a graph that holds `num` of them: launched one by one from the
+    host, a kernel of microseconds would be measured by its launch. Raises NotCaptured."""
+    _, graph, why = bench.backend().run_and_capture(lambda: [run() for _ in range(num)])
+    if graph is None:
+        raise NotCaptured(why)
+    return min(seconds_of(bench, graph.replay) for _ in range(5)) / num
+
+
+def step_s(results: list[GroupResult]) -> float:
+    """Seconds of a decode step, median over rounds."""
+    return statistics.median(result.decode_s / max(len(result.generations[0].steps), 1) for result in results)
+
+
+def phase_s(results: list[GroupResult], name: str) -> float:
+    """Median seconds of one phase of a step, over all steps."""
+    return statistics.median(getattr(step, name) for result in results for step in result.generations[0].steps)
+
+
+def tau(results: list[GroupResult]) -> float:
+    """Tokens committed per step, pooled."""
+    steps = [step for result in results for step in result.generations[0].steps]
+    return sum(step.num_committed - step.num_truncated for step in steps) / len(steps)
+
+
+def token_s(results: list[GroupResult]) -> float:
+    """Seconds of wall clock per token that the decode committed, all rows together, median over rounds. The prefill
+    gave each row its first token."""
+    return statistics.median(
+        result.decode_s / sum(len(each.tokens) - 1 for each in result.generations) for result in results
+    )
+
+
+def demand_tau(results: list[GroupResult], *, rate: float, depth: int) -> float:
+    """Tokens per step that forced acceptance must come to, (1 - rate^(depth + 1)) / (1 - rate).
+
+    Raises RuntimeError where the measured ones are further from it than chance takes them: the target then did not
+    write its own answer again (a tie, or a fault), and nothing was forced.
+    """
+    steps = [step for each in results[0].generations for step in each.steps if not step.num_truncated]
+    committed = [step.num_committed for step in steps if step.num_nodes == depth]
+    expected = expected_tokens(rate, depth)
+    if not committed:
+        raise RuntimeError(f"forced acceptance: no step drafted {depth} nodes")
+    mean = statistics.fmean(committed)
+    # The law's own spread, not that of the sample: a text that went astray commits one token a step, all alike.
+    square = sum((2 * k + 1) * rate**k for k in range(depth + 1))
+    allowed = 5 * ((square - expected**2) / len(committed)) ** 0.5
+    if abs(mean - expected) > allowed:
+        raise RuntimeError(f"forced acceptance: tau {mean:.2f} where {expected:.2f} +- {allowed:.2f} was forced")
+    return expected
+
+
+def seconds_of(bench: Bench, run: Callable[[], object]) -> float:
+    """Of the wall, with nothing under way on the device before and after."""
+    bench.finish()
+    start = time.perf_counter()
+    run()
+    bench.finish()
+    return time.perf_counter() - start
