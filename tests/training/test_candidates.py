@@ -111,7 +111,7 @@ def test_after_a_promotion_learning_goes_on_and_after_a_rollback_it_does_not(dra
     domain = adaptation.domain("")
     assert domain.candidate is not None
     assert (domain.candidate.began, domain.candidate.num_updates, domain.candidate.num_worse) == (1, 40, 0)
-    domain.live = Live(num_tried=100, num_accepted=10, since_swap=100, before=0.6)
+    domain.live = Live(num_tried=100, num_accepted=10, since_swap=100, before=0.6, before_tried=100)
     assert domain.in_use.parent == InUse()
     back = rolled_back(adaptation, "")
     assert back is not None and back.version == 0 and domain.candidate is None
