@@ -31,11 +31,36 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
+def inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Finished]:
+    """As `specbench`, in the test's own process, which has loaded torch already: for what a second process of its own
+    would not show."""
+    from specbench.cli import main
+
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("SPECBENCH_RESULTS", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*words: str) -> Finished:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Finished(ended.value.code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
 def specbench(tmp_path: Path) -> Callable[..., Finished]:
     """specbench(*words, cwd=None) -> exit code, stdout, stderr. Runs in an empty folder; results go to ./results
     there."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
 
     def call(*words: str, cwd: Path | None = None, stdin: str = "") -> Finished:
         env = environment()

@@ -30,9 +30,9 @@ def test_run_suites_mtbench_yaml_works_from_any_folder_and_says_what_it_took(spe
     assert (tmp_path / "home" / "results" / "specbench.duckdb").exists()
 
 
-def test_a_run_is_listed_shown_compared_exported_and_drawn(specbench, tmp_path):
+def test_a_run_is_listed_shown_compared_exported_and_drawn(inside, tmp_path):
     home = tmp_path / "home"
-    done = specbench("run", "demo", "--limit", "3", *QUICK, "--json")
+    done = inside("run", "demo", "--limit", "3", *QUICK, "--json")
     assert done.code == 0, done.err
     summary = done.json()
     assert summary["schema"] == 1 and summary["target"] == "demo" and summary["suite"] == "demo"
@@ -41,39 +41,35 @@ def test_a_run_is_listed_shown_compared_exported_and_drawn(specbench, tmp_path):
     for row in rows.values():
         assert row["lossless"] and row["equality"]["bug"] == 0 and row["num_questions"] == 3
     run_id = summary["run_id"]
-    listed = specbench("results", "ls", "--json").json()
+    listed = inside("results", "ls", "--json").json()
     assert listed[0]["run_id"] == run_id
-    assert specbench("results", "show", run_id, "--json").json()["rows"][0]["method"] == "autoregressive"
-    assert "draft_model" in specbench("results", "show", run_id).out
+    assert inside("results", "show", run_id, "--json").json()["rows"][0]["method"] == "autoregressive"
+    assert "draft_model" in inside("results", "show", run_id).out
     answers = home / "answers.jsonl"
-    exported = specbench(
-        "results", "export", run_id, "--format", "answers", "--method", "draft_model", "-o", str(answers)
-    )
+    exported = inside("results", "export", run_id, "--format", "answers", "--method", "draft_model", "-o", str(answers))
     assert exported.code == 0, exported.err
     assert len(answers.read_text().splitlines()) == 3
-    drawn = specbench("leaderboard", "-o", "board.html")
+    drawn = inside("leaderboard", "-o", "board.html")
     assert drawn.code == 0 and (home / "board.html").stat().st_size < 2_500_000
-    again = specbench("run", "demo", "--limit", "3", *QUICK, "--json").json()["run_id"]
-    compared = specbench("results", "compare", run_id, again)
+    again = inside("run", "demo", "--limit", "3", "--methods", "draft_model", *QUICK, "--json").json()["run_id"]
+    compared = inside("results", "compare", run_id, again)
     assert compared.code == 0 and "draft_model" in compared.out
 
 
-def test_resume_needs_the_run_id_only_and_a_finished_run_measures_nothing_more(specbench, tmp_path):
-    run_id = specbench("run", "demo", "--limit", "1", *QUICK, "--methods", "prompt_lookup", "--json").json()["run_id"]
+def test_resume_needs_the_run_id_only_and_a_finished_run_measures_nothing_more(inside, tmp_path):
+    run_id = inside("run", "demo", "--limit", "1", *QUICK, "--methods", "prompt_lookup", "--json").json()["run_id"]
     journal = tmp_path / "home" / "results" / "runs" / run_id / "events.jsonl"
     before = journal.read_text().count('"e":"generation_finished"')
-    done = specbench("run", "--resume", run_id, "--json")
+    done = inside("run", "--resume", run_id, "--json")
     assert done.code == 0, done.err
     assert done.json()["run_id"] == run_id
     assert journal.read_text().count('"e":"generation_finished"') == before
 
 
-def test_generate_answers_the_same_with_every_method(specbench):
+def test_generate_answers_the_same_with_every_method(inside):
     texts = set()
     for method in ("autoregressive", "prompt_lookup", "draft_model"):
-        done = specbench(
-            "generate", "What is 3 plus 4?", "--method", method, "--max-new-tokens", "24", "--threads", "1"
-        )
+        done = inside("generate", "What is 3 plus 4?", "--method", method, "--max-new-tokens", "24", "--threads", "1")
         assert done.code == 0, done.err
         texts.add(done.out)
     assert len(texts) == 1
@@ -94,27 +90,27 @@ def test_generate_answers_the_same_with_every_method(specbench):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_wrong_arguments_say_what_where_and_what_to_type(specbench, words, code, said):
+def test_wrong_arguments_say_what_where_and_what_to_type(inside, words, code, said):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    done = specbench(*words)
+    done = inside(*words)
     assert done.code == code, done.err
     assert said in done.err
     assert "Traceback" not in done.err
 
 
-def test_bad_suites_name_the_file_and_the_line(specbench, tmp_path):
+def test_bad_suites_name_the_file_and_the_line(inside, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "fine"}\n{"prompt": \n')
-    done = specbench("run", str(broken))
+    done = inside("run", str(broken))
     assert done.code == 2 and "broken.jsonl:2" in done.err
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    done = specbench("run", str(empty))
+    done = inside("run", str(empty))
     assert done.code == 2 and "empty.jsonl" in done.err
 
 
-def test_pickled_and_damaged_weights_are_refused(specbench, tmp_path):
+def test_pickled_and_damaged_weights_are_refused(inside, tmp_path):
     from specbench import paths
 
     pickled, damaged = tmp_path / "pickled", tmp_path / "damaged"
@@ -122,17 +118,17 @@ def test_pickled_and_damaged_weights_are_refused(specbench, tmp_path):
         shutil.copytree(paths.DEMO_MODELS["demo"], folder)
         (folder / "model.safetensors").unlink()
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    done = specbench("run", "demo", "--target", str(pickled), "--methods", "prompt_lookup")
+    done = inside("run", "demo", "--target", str(pickled), "--methods", "prompt_lookup")
     assert done.code == 3 and "pickled" in done.err and "safetensors" in done.err
     whole = (paths.DEMO_MODELS["demo"] / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    done = specbench("run", "demo", "--target", str(damaged), "--methods", "prompt_lookup")
+    done = inside("run", "demo", "--target", str(damaged), "--methods", "prompt_lookup")
     assert done.code == 3 and "cannot be read" in done.err and "Traceback" not in done.err
 
 
-def test_a_draft_model_of_another_vocabulary_is_refused_with_the_difference(specbench, shared):
+def test_a_draft_model_of_another_vocabulary_is_refused_with_the_difference(inside, shared):
     other = shared / "models" / "stories260k-llama"
-    done = specbench(
+    done = inside(
         "run", "demo", "--methods", "draft_model", "--set", f"draft_model.model={other}", "--limit", "1", *QUICK
     )
     assert done.code == 2, done.err

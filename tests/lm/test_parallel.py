@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from specbench.lm.load import load_lm
 from specbench.lm.packed import packed_states
 from specbench.store.journal import read_events
 from tests.bench.conftest import save_tiny_target
+from tests.conftest import Ran
 from tests.helpers import CPU, tiny_lm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(folder: Path, *words: str, processes: int) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     return subprocess.run(
         [sys.executable, *launch, "-m", "specbench", *words],
         cwd=folder,
@@ -52,7 +54,9 @@ def answers(store: Path, run_id: str) -> dict[tuple[str, str], tuple[int, ...]]:
     return {(e.method, e.question_id): e.tokens for e in events if isinstance(e, GenerationFinished)}
 
 
-def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_write_what_one_does(
+    folder: Path, tmp_path: Path, specbench: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trees, a draft model and the plain step; ragged rows that leave; sampled with one seed."""
     words = (
         *("run", "q.jsonl", "--target", "target", "--methods", "autoregressive,prompt_lookup,draft_model"),
@@ -60,16 +64,18 @@ def test_two_processes_write_what_one_does(folder: Path, tmp_path: Path) -> None
         *("--repeats", "1", "--threads", "1", "--dtype", "float64", "--device", "cpu", "--json"),
         *("--temperature", "1", "--batch-size", "3"),
     )
+    ran = call(folder, *words, "--store", str(tmp_path / "two"), processes=2)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    # Only the first process speaks: one JSON object.
+    split = json.loads(ran.stdout)
+    monkeypatch.chdir(folder)
+    alone = specbench(*words, "--store", str(tmp_path / "one"))
+    assert alone.code == 0, alone.err
     found = []
-    for processes in (1, 2):
-        store = tmp_path / str(processes)
-        ran = call(folder, *words, "--store", str(store), processes=processes)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        # Only the first process speaks: one JSON object.
-        run = json.loads(ran.stdout)
+    for run, store in ((json.loads(alone.out), tmp_path / "one"), (split, tmp_path / "two")):
         assert all(row["equality"]["identical"] == len(PROMPTS) for row in run["rows"])
         found.append(answers(store, run["run_id"]))
-        assert ("2 × " in run["device"]) == (processes == 2)
+        assert ("2 × " in run["device"]) == (run is split)
     assert found[0] == found[1] and len(found[0]) == 4 * len(PROMPTS)
 
 
