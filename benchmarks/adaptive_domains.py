@@ -5,7 +5,7 @@
         --domain maths=$D/suites/gsm8k/train.jsonl,$D/suites/gsm8k/test.jsonl \
         --domain instructions=$D/text/alpaca/alpaca_subset.jsonl.gz,$D/suites/alpaca/question.jsonl
 
-A domain is NAME=STREAM,HELD_OUT. Everything is as in adaptive_curve.py, whose functions these are: the target answers
+A domain is NAME=STREAM,HELD_OUT. Everything is as in adaptive_curve.py: the target answers
 once, what a draft model would have drafted and learnt is replayed, there are no times. Answers of the domains take
 turns; both arms see them in the same order and are judged on the same held-out answers, so a difference between them is
 one of the arms. `one` has all answers to learn from, each adapter of `each` only those of its domain: that is the
@@ -31,7 +31,7 @@ import torch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.adaptive_curve import answer_all, begun, observe, prompts_of, steps_of, stream_parser
+from benchmarks.adaptive_stream import answer_all, begun, observe, prompts_of, steps_of, stream_parser
 from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.observed import Observed

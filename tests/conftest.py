@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,16 +107,18 @@ class Ran(NamedTuple):
     err: str
 
 
+def run_inside(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> Ran:
+    """A command in the test's own process."""
+    from specbench.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    captured = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return Ran(ended.value.code, captured.out, captured.err)
+
+
 @pytest.fixture
 def specbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """`specbench("run", "demo")`, inside the test's process -> exit code, stdout, stderr."""
-    from specbench.cli import main
-
-    def run(*args: str) -> Ran:
-        with pytest.raises(SystemExit) as ended:
-            main(args)
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ran(ended.value.code, captured.out, captured.err)
-
-    return run
+    return lambda *words: run_inside(capsys, words)

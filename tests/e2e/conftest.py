@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import run_inside
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -36,8 +38,6 @@ def inside(
 ) -> Callable[..., Finished]:
     """As `specbench`, in the test's own process, which has loaded torch already: for what a second process of its own
     would not show."""
-    from specbench.cli import main
-
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     monkeypatch.chdir(home)
@@ -45,14 +45,7 @@ def inside(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
 
-    def call(*words: str) -> Finished:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Finished(ended.value.code, captured.out, captured.err)
-
-    return call
+    return lambda *words: Finished(*run_inside(capsys, words))
 
 
 @pytest.fixture

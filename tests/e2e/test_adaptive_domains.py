@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import adaptive_domains
-from benchmarks.adaptive_curve import observe, told
+from benchmarks.adaptive_stream import observe, told
 from methods.adaptive_lora.drafter import build
 from specbench import registry
 from specbench.engine.decode import Engine

@@ -13,6 +13,7 @@ import pytest
 from specbench.events import GenerationStarted, RunFinished, RunStarted, Steps, to_line
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.reader import HereReader
+from specbench.tui.views.race import RaceView
 from tests.store.crafted import crafted_steps
 from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, make_manifest, run_events, write_run
 
@@ -67,6 +68,13 @@ async def settled(pilot: Any, until: Callable[[], bool], *, seconds: float = 20.
             await pilot.pause()
             return
     raise AssertionError("the screen never came to what was waited for")
+
+
+async def raced(app: SpecbenchApp, pilot: Any) -> RaceView:
+    """The Race screen, once its run has been read."""
+    await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
+    assert isinstance(app.screen, RaceView)
+    return app.screen
 
 
 def screen_text(app: SpecbenchApp) -> str:

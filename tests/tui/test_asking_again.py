@@ -16,13 +16,12 @@ from specbench.tui.draw_home import ordered
 from specbench.tui.figures import summed
 from specbench.tui.reader import HereReader
 from specbench.tui.views.home import HomeView
-from specbench.tui.views.race import RaceView
 from specbench.tui.views.speed import SpeedView
 from specbench.tui.views.system import SystemView
 from specbench.tui.views.train import TrainView
 from specbench.tui.widgets.canvas import Canvas
 from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, make_manifest, run_events, write_run
-from tests.tui.screens import RUN, WIDE, an_app, append, drive, finish, screen_text, settled, write_live
+from tests.tui.screens import RUN, WIDE, an_app, append, drive, finish, raced, screen_text, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
 
 
@@ -177,9 +176,7 @@ def test_a_run_that_is_opened_after_a_live_one_has_not_ended_with_it(store: Path
     async def body() -> None:
         app = an_app(store, RUN)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
-            view = app.screen
-            assert isinstance(view, RaceView)
+            view = await raced(app, pilot)
             view.state = "running"
             view.run_opened()
             await settled(pilot, lambda: view.race is not None)

@@ -18,8 +18,7 @@ from specbench.paths import expanded
 from specbench.tui import children, form
 from specbench.tui.index import RunIndex
 from specbench.tui.timeline import Timeline
-from specbench.tui.views.race import RaceView
-from tests.tui.screens import RUN, WIDE, an_app, drive, settled
+from tests.tui.screens import RUN, WIDE, an_app, drive, raced, settled
 
 NOBODY = "~nobody-by-this-name"
 
@@ -28,9 +27,7 @@ def test_a_journal_that_goes_while_its_run_is_shown_is_said_and_other_keys_go_on
     async def body() -> None:
         app = an_app(store, RUN)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
-            view = app.screen
-            assert isinstance(view, RaceView)
+            view = await raced(app, pilot)
             (store / "runs" / RUN / "events.jsonl").rename(store / "moved")
             await pilot.press("right_square_bracket")
             await pilot.pause()

@@ -31,7 +31,19 @@ from specbench.tui.views.race import RaceView
 from specbench.tui.widgets.lane_pane import LanePane
 from specbench.tui.yielding import NICENESS, live_here
 from tests.store.crafted import crafted_answer, crafted_steps
-from tests.tui.screens import LIVE_STEPS, RUN, WIDE, an_app, append, drive, finish, screen_text, settled, write_live
+from tests.tui.screens import (
+    LIVE_STEPS,
+    RUN,
+    WIDE,
+    an_app,
+    append,
+    drive,
+    finish,
+    raced,
+    screen_text,
+    settled,
+    write_live,
+)
 
 LIVE = "20260103-demo-live"
 
@@ -115,9 +127,7 @@ def test_the_screen_follows_a_live_run_and_says_that_it_gives_way(store: Path, l
     async def body() -> None:
         app = an_app(store, LIVE)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
-            view = app.screen
-            assert isinstance(view, RaceView)
+            view = await raced(app, pilot)
             await settled(pilot, lambda: "● LIVE" in screen_text(app))
             assert "gives way ≤ 8 fps" in screen_text(app).splitlines()[0]
             pane = view.query_one("#lane1", LanePane)
