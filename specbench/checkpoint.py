@@ -97,7 +97,7 @@ def resolve(weights: str, method: str) -> Path:
     """The folder a `weights` option names: a path, or `demo`. Raises EnvironmentFailed where there is none."""
     folder = paths.demo_drafter(method) if weights == "demo" else paths.expanded(weights)
     if not folder.is_dir():
-        put_right(folder)
+        put_right(folder, drops=False)
     if folder.is_dir():
         return folder
     if weights == "demo":

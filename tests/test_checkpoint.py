@@ -64,11 +64,33 @@ def test_a_drafter_whose_writer_was_killed_between_two_renames_is_found_again(tm
     (tmp_path / f".d.{os.getpid()}.part").mkdir()
     found = checkpoint.load(checkpoint.resolve(str(tmp_path / "d"), "mine"), method="mine")
     assert float(found.state["a.weight"][0, 0]) == 1.0
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [f".d.{os.getpid()}.part", "d"], "what a living process is writing stays"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".d.{gone.pid}.part", f".d.{os.getpid()}.part", "d"}, "who reads brings back and deletes nothing"
+    swapping.put_right(tmp_path / "d")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".d.{os.getpid()}.part", "d"}, "what a living process is writing stays"
     (tmp_path / f".d.{gone.pid}.old").mkdir()
     swapping.put_right(tmp_path / "d")
     assert not (tmp_path / f".d.{gone.pid}.old").exists() and (tmp_path / "d" / "config.json").exists()
+
+
+def test_what_lies_beside_a_folder_neither_hides_nor_hinders_it(tmp_path: Path) -> None:
+    """A link to nowhere, a part that a machine elsewhere may be writing, and a leftover of a process of our number."""
+    dead = tmp_path / ".d.999999999.old"
+    dead.mkdir()
+    (tmp_path / ".#d").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".d.999999998.part").mkdir()
+    swapping.put_right(tmp_path / "d", drops=False)
+    assert (tmp_path / "d").is_dir() and not dead.exists() and (tmp_path / ".d.999999998.part").is_dir()
+    swapping.put_right(tmp_path / "d")
+    assert not (tmp_path / ".d.999999998.part").exists()
+    ours = tmp_path / f".d.{os.getpid()}.old"
+    (ours / "left").mkdir(parents=True)
+    part = swapping.part_of(tmp_path / "d")
+    part.mkdir()
+    (part / "new").touch()
+    swapping.swap_in(part, tmp_path / "d")
+    assert (tmp_path / "d" / "new").exists() and not ours.exists()
 
 
 def test_another_methods_drafter_is_refused_by_name(tmp_path: Path) -> None:

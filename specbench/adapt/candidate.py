@@ -104,7 +104,8 @@ def load(store: Path, domain: str, *, base_hash: str, began: int) -> Candidate |
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["candidate"])
-            if (facts.pop("base_hash"), facts["began"]) != (base_hash, began):
+            # One that does not say its scale was written before scales were kept.
+            if (facts.pop("base_hash"), facts["began"]) != (base_hash, began) or "alpha" not in facts:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         parts: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}}

@@ -69,12 +69,13 @@ class Memory:
 
     def renew(self) -> None:
         """What was learnt from is to be learnt from once more."""
+        self.num_old_seen -= len(self.old)
         self.new, self.old = [*self.old, *self.new], []
         self.num_new_positions = sum(each.num_positions for each in self.new)
 
     def learnt_but(self, num_new: int) -> None:
         """All but the last so many of the new answers have been learnt from."""
-        kept = self.new[len(self.new) - num_new :] if num_new else []
+        kept = self.new[max(0, len(self.new) - num_new) :] if num_new else []
         self.new = self.new[: len(self.new) - len(kept)]
         self.learnt()
         self.new, self.num_new_positions = kept, sum(each.num_positions for each in kept)

@@ -166,6 +166,7 @@ class Learning:
                     self._beside[label] = RoundProcess(adaptation, name, choice.card.name, choice.options)
                 except (EnvironmentFailed, OSError) as error:  # a full disk ends a round, not the run
                     found.append(dropped(name, adaptation.domain(name), getattr(error, "what", str(error))))
+                # A round that could not even begin counts as one, or a full disk would be tried after every answer.
                 adaptation.domain(name).memory.learnt()
                 adaptation.domain(name).live = adaptation.domain(name).live.answered()
         return found

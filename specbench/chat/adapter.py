@@ -31,24 +31,20 @@ class Held:
         self._lock = ExitStack()
 
     def take(self, adaptation: Adaptation | None) -> None:
-        """Hold this one's store and no other. Raises UsageError while another process adapts there; then the one held
-        before is kept."""
+        """Hold this one's store and no other, and remember what earlier conversations left there. Raises UsageError
+        while another process adapts there, EnvironmentFailed where a file of it is damaged; then the one held before is
+        kept."""
         store = adaptation.store if adaptation is not None else None
         folder = None if store is None else store.folder.resolve()
-        if folder == self._folder:
-            return
         with ExitStack() as lock:
-            if store is not None:
+            if store is not None and folder != self._folder:
                 lock.enter_context(store.writing())
+            if adaptation is not None and store is not None:
+                adaptation.remember()
+            if folder == self._folder:
+                return
             self._lock.close()
             self._folder, self._lock = folder, lock.pop_all()
-
-
-def remember(adaptation: Adaptation | None) -> None:
-    """Earlier conversations' answers and candidate, where a store holds them. Raises EnvironmentFailed where a file is
-    damaged."""
-    if adaptation is not None and adaptation.store is not None:
-        adaptation.remember()
 
 
 def has_adapter(talk: Conversation) -> bool:

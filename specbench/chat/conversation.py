@@ -18,7 +18,7 @@ from specbench.adapt.adaptation import Adaptation
 from specbench.bench.equality import first_difference
 from specbench.bench.execution import pick_graphs
 from specbench.bench.record import notes_on
-from specbench.chat.adapter import Held, remember
+from specbench.chat.adapter import Held
 from specbench.chat.reply import Evaluation, Heard, Pace, Reply, figures_of, heard_of
 from specbench.engine.answer import GroupResult
 from specbench.engine.decode import Engine
@@ -84,6 +84,7 @@ class Conversation:
         self.adapter_folder = ""
         """An adapter store that was named and is not drafted from now: `/load` finds its versions."""
         self._drafter = self._make_drafter(settings, self._engine)
+        self._held.take(self._drafter.adaptation)
         self.pace: Pace | None = None
 
     # --- settings -----------------------------------------------------------------------------------------------------
@@ -109,8 +110,6 @@ class Conversation:
             )
         drafter = registry.build(choice, engine.view(), methods_dirs=self.methods_dirs)
         engine.reserve(drafter.max_nodes)
-        self._held.take(drafter.adaptation)
-        remember(drafter.adaptation)
         return drafter
 
     def change(self, **changes: Any) -> str:
@@ -121,14 +120,16 @@ class Conversation:
         if not changes.keys() <= {"max_new_tokens", "seed", "system", "template"}:
             before = self._drafter
             engine = self._make_engine(wanted, self._engine.max_len)
-            self._drafter, self._engine = self._make_drafter(wanted, engine), engine
+            drafter = self._make_drafter(wanted, engine)
             if self._is_same_drafter(wanted):
                 # Sampling and rule are the engine's: what was remembered and learnt is as good under others.
-                self._drafter.restore(before.snapshot())
+                drafter.restore(before.snapshot())
             else:
+                self._held.take(drafter.adaptation)
                 # The last answer was another drafter's: this one would have begun it with nothing.
-                self._state_before = self._drafter.snapshot()
+                self._state_before = drafter.snapshot()
                 lost = self._lost_with(before)
+            self._drafter, self._engine = drafter, engine
         self.settings = wanted
         return lost
 

@@ -153,6 +153,8 @@ def learn(adaptation: Adaptation, name: str = "", *, clock: Callable[[], float] 
     layers = adaptation.layers
     own = domain.in_use.weights
     trained: _Trained | None = None
+    earlier: Candidate | None = None
+    """What is left of a round that is dropped."""
     found: Round
     try:
         layers.set(own if domain.candidate is None else domain.candidate.weights)
@@ -161,6 +163,7 @@ def learn(adaptation: Adaptation, name: str = "", *, clock: Callable[[], float] 
     except StepFailed:
         found = dropped(name, domain, "the loss or its gradient was not a number")
     except _NoStep:
+        earlier = domain.candidate  # nothing was done to it
         found = dropped(name, domain, f"round_s ({adaptation.plan.round_s:g} s) was over before its first step")
     except OneProcessAlone:
         raise
@@ -175,7 +178,7 @@ def learn(adaptation: Adaptation, name: str = "", *, clock: Callable[[], float] 
         in_use = adaptation.loaded
         layers.set(in_use.weights)
     if found.outcome == "dropped":
-        domain.candidate = None
+        domain.candidate = earlier
     domain.memory.learnt()
     is_one_loss = adaptation.plan.loss != "kl-tv"
     return replace(

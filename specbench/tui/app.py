@@ -173,6 +173,10 @@ class SpecbenchApp(App[None]):
         self._launched.append(child)
         return child
 
+    def end_is_known(self, pid: int) -> None:
+        """It was ended on request: no failure to be told of."""
+        self._launched = [child for child in self._launched if child.process.pid != pid]
+
     def _look_at_launched(self) -> None:
         for child in [each for each in self._launched if each.process.poll() is not None]:
             self._launched.remove(child)
@@ -256,9 +260,10 @@ class SpecbenchApp(App[None]):
         here that failed."""
         self._look_at_launched()
         pids = [pid for folder in self.workspace.being_written() if (pid := live_here(folder))]
-        self.workspace.reader.give_way(bool(pids))
+        # First: the kernel takes one change in 100 ms, and the reader tries again at the next look.
         if self.giving_way.look(pids):
             self.set_timer(_LIFT_S, self._give_way_again)
+        self.workspace.reader.give_way(bool(pids))
         if self.viewer_note != self.shown_note and isinstance(self.screen, View):
             self.shown_note = self.viewer_note
             self.screen.refresh_words()

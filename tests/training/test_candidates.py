@@ -166,8 +166,13 @@ def test_a_round_is_told_which_of_its_answers_are_new(draft: Path) -> None:
     """A process of its own gets all answers in one file: the old ones make the reservoir again."""
     memory = _taught(draft).domain("").memory
     answers = list(memory.new)
+    memory.learnt_but(len(answers) + 3)
+    assert memory.new == answers, "more than there are: all of them"
     memory.learnt_but(3)
     assert memory.new == answers[-3:] and memory.old == answers[:-3]
     assert memory.num_new_positions == sum(each.num_positions for each in answers[-3:])
     memory.learnt_but(0)
-    assert memory.new == [] and len(memory.old) == len(answers)
+    assert memory.new == [] and len(memory.old) == memory.num_old_seen == len(answers)
+    memory.renew()
+    memory.learnt()
+    assert len(memory.old) == memory.num_old_seen == len(answers), "learnt from once more it is one answer"

@@ -218,8 +218,10 @@ def test_an_interrupted_round_leaves_what_was_drafted_with(draft: Path, monkeypa
 def test_a_round_stays_within_its_steps_and_seconds(draft: Path) -> None:
     adaptation = _learns(_taught(draft, num=8, steps=3))
     assert learn(adaptation).num_steps == 3
+    learnt = adaptation.domain("").candidate
     adaptation.plan = replace(adaptation.plan, round_s=1e-9)
     assert learn(adaptation).outcome == "dropped"
+    assert learnt is not None and adaptation.domain("").candidate is learnt, "nothing was done to it"
     assert "round_s (1e-09 s) was over before its first step" in learn(adaptation).why
     stands_still = learn(adaptation, clock=lambda: 7.0)
     assert stands_still.num_steps == 3, "seconds in which it was stopped are not of its budget"

@@ -49,7 +49,9 @@ def _stop(view: View, run_id: str, how: str) -> None:
             case "now":
                 view.say(f"asked process {children.interrupt(folder)} to stop; c continues the run")
             case "kill":
-                view.say(f"killed process {children.kill(folder)}; the run is lost, c continues it", style="warn")
+                pid = children.kill(folder)
+                view.main.end_is_known(pid)
+                view.say(f"killed process {pid}; the run is lost, c continues it", style="warn")
             case "pause":
                 pausing.ask(folder)
                 view.say("it waits when this answer has ended; c lets it go on", style="good")
@@ -129,6 +131,7 @@ def show_log(view: View, run_id: str) -> None:
     """The log as a screen to read; in a thread, since a long journal takes its time."""
 
     def show(found: list[Line]) -> None:
-        view.main.push_screen(Reading(f"Log of {run_id}", found, topic="log"))
+        if view.is_current:  # nobody else's screen is covered by it
+            view.main.push_screen(Reading(f"Log of {run_id}", found, topic="log"))
 
     view.in_background("log", lambda: log_lines(view, run_id), show)

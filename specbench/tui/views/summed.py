@@ -126,9 +126,12 @@ class SummedView(View):
         self._places += places
         if self._runs is None:
             # A listing may wait for the store: the keys must not wait with it.
-            self.in_background("runs", self._read_runs, self._go_on)
+            self.in_background("where to go on", self._read_runs, self._go_on, failed=self._stay)
         else:
             self._go_on(self._runs)
+
+    def _stay(self, _: SpecbenchError) -> None:
+        self._places = 0
 
     def _go_on(self, runs: list[str]) -> None:
         self._runs = runs

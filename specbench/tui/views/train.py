@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.containers import Grid
 from textual.widget import Widget
 
+from specbench.errors import SpecbenchError
 from specbench.tui import sharing
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.views.base import View
@@ -138,7 +139,10 @@ class TrainView(View):
     def _go(self, places: int) -> None:
         self._places += places
         # A listing may wait for the store: the keys must not wait with it.
-        self.in_background("trainings", self._read_runs, self._go_on)
+        self.in_background("where to go on", self._read_runs, self._go_on, failed=self._stay)
+
+    def _stay(self, _: SpecbenchError) -> None:
+        self._places = 0
 
     def _go_on(self, runs: list[str]) -> None:
         places, self._places = self._places, 0
