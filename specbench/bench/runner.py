@@ -30,7 +30,7 @@ from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, R
 from specbench.lm.taps import has_layers
 from specbench.manifest import GroupRecord, Manifest, write_manifest
 from specbench.store import pausing
-from specbench.store.attempts import finished_groups
+from specbench.store.attempts import attempt_of, finished_groups
 from specbench.store.files import cannot_write
 from specbench.store.invariants import check_counts
 from specbench.store.journal import Journal
@@ -238,7 +238,14 @@ class _Run:
                     self._session.generate(
                         contestant.drafter, self._cells(group), with_reference=contestant.wants_reference
                     )
-                except Exception as error:  # noqa: BLE001 - it failed when it was measured, and is recorded there
+                except Exception as error:
+                    attempt = attempt_of(self._folder, group.group)
+                    if attempt is None or not attempt.failed:
+                        raise EnvironmentFailed(
+                            f"{group.method} answered {_shown(group)} when it was measured and cannot now: what it "
+                            f"carried would be another stream's: {_text_of(error)}",
+                            try_=f"--resume {self._folder.name} once more, with what the first part of the run had",
+                        ) from error
                     self._progress.say(f"{group.method} failed again on {_shown(group)}: {_text_of(error)}")
                 self._learning.between(contestant, group.group, journal, is_regrown=True)
 

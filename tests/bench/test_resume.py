@@ -8,6 +8,7 @@ from specbench import paths
 from specbench.api import Silent
 from specbench.bench.request import GridAxis, RunRequest, Variant
 from specbench.bench.runner import run
+from specbench.bench.session import Session
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import GenerationFinished
 from specbench.store.db import open_store
@@ -46,6 +47,37 @@ def test_ctrl_c_keeps_what_was_finished_and_resume_completes_it(go, tmp_path, ti
             "acceptance_by_position",
         ):
             assert resumed[fact] == row[fact], (method, fact)
+
+
+def test_a_stream_that_cannot_be_grown_again_is_not_gone_on_with(tmp_path, tiny_suite, tiny_target, monkeypatch):
+    """An answer that was there when it was measured is part of what the later ones were to be drafted from."""
+
+    class Impatient(Silent):
+        count = 0
+
+        def group_done(self, **_):
+            self.count += 1
+            if self.count == 9:
+                raise KeyboardInterrupt
+
+    store = tmp_path / "results"
+    asked = request_for(tiny_suite, tiny_target, store, methods=("autoregressive", "suffix"), carry="stream")
+    cut = run(asked, Impatient())
+    generate = Session.generate
+
+    def full(self, drafter, cells, **given):
+        if drafter.carries == "stream" and [cell.question.question_id for cell in cells] == [failing]:
+            raise MemoryError("planted")
+        return generate(self, drafter, cells, **given)
+
+    done = events_of(store, cut.run_id, GenerationFinished)
+    failing = next(event.question_id for event in done if event.method == "suffix")
+    monkeypatch.setattr(Session, "generate", full)
+    with pytest.raises(EnvironmentFailed, match=r"suffix answered .* cannot now: .*planted"):
+        run(RunRequest(resume=cut.run_id, store=store), Silent())
+    assert len(events_of(store, cut.run_id, GenerationFinished)) == 9
+    monkeypatch.undo()
+    assert run(RunRequest(resume=cut.run_id, store=store), Silent()).state == "finished"
 
 
 def test_resume_refuses_a_suite_that_changed(tmp_path, tiny_suite, tiny_target):
