@@ -22,6 +22,7 @@ from textual.screen import Screen
 from specbench.errors import SpecbenchError
 from specbench.store.files import is_training
 from specbench.tui import actions, children, spawning
+from specbench.tui.aside import Aside
 from specbench.tui.reader import Asking
 from specbench.tui.remote import Stream
 from specbench.tui.theme import DARK, LIGHT, THEMES, first_mode, theme_for
@@ -122,6 +123,7 @@ class SpecbenchApp(App[None]):
         self.workspace = Workspace(store, reader=reader)
         self._launched: list[children.Child] = []
         self.giving_way = GivingWay()
+        self.aside = Aside()
         self._asked_at = 0.0
         self.shown_note = ""
         for each in THEMES:
@@ -264,6 +266,7 @@ class SpecbenchApp(App[None]):
         if self.giving_way.look(pids):
             self.set_timer(_LIFT_S, self._give_way_again)
         self.workspace.reader.give_way(bool(pids))
+        self.aside.look(pids, [os.getpid(), *self.workspace.reader.pids()])
         if self.viewer_note != self.shown_note and isinstance(self.screen, View):
             self.shown_note = self.viewer_note
             self.screen.refresh_words()

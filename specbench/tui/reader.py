@@ -39,6 +39,10 @@ class Asking(Protocol):
         """Called now and then: whether a run of this machine is live."""
         ...
 
+    def pids(self) -> list[int]:
+        """Processes that work for the viewer now."""
+        ...
+
     def close(self) -> None:
         """No more jobs."""
         ...
@@ -57,6 +61,9 @@ class HereReader:
 
     def give_way(self, is_beside: bool) -> None:
         pass
+
+    def pids(self) -> list[int]:
+        return []
 
     def close(self) -> None:
         pass
@@ -138,6 +145,11 @@ class Reader:
                 self.close()
             finally:
                 self._lock.release()
+
+    def pids(self) -> list[int]:
+        """One or none."""
+        process = self._process
+        return [process.pid] if process is not None and process.poll() is None else []
 
     def close(self) -> None:
         """Its input ends, and so does it."""

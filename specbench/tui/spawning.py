@@ -1,4 +1,4 @@
-"""Starts processes from a thread that keeps the niceness the viewer began with. No Textual.
+"""Starts processes from a thread that keeps the niceness and the processors the viewer began with. No Textual.
 
 Where the viewer gives way by its threads (yielding.py) that is for good, and what they start inherits it: a run
 started beside another would be measured behind everything else of the machine. On Linux niceness belongs to threads,
@@ -36,8 +36,13 @@ def _spawner() -> _Spawner:
 
 
 def prepare() -> None:
-    """Keep the niceness of now: to be called before anything gives way."""
+    """Keep what there is now: to be called before anything gives way."""
     _spawner()
+
+
+def thread_id() -> int:
+    """Of the thread that starts runs, as the system numbers it."""
+    return _spawner().thread_id
 
 
 def popen(words: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -51,7 +56,7 @@ def lower_threads(niceness: int) -> None:
     if not _TASKS.exists():
         _lower(0, niceness)
         return
-    kept = _spawner().thread_id
+    kept = thread_id()
     for task in [int(each.name) for each in _TASKS.iterdir()]:
         if task != kept:
             _lower(task, niceness)

@@ -8,6 +8,7 @@ import pytest
 
 from specbench.store.ingest import ingest
 from specbench.tui import app
+from specbench.tui.aside import Aside
 from specbench.tui.yielding import GivingWay
 from tests.store.synthetic import make_manifest, run_events, write_run
 from tests.tui.screens import RUN
@@ -15,8 +16,9 @@ from tests.tui.screens import RUN
 
 @pytest.fixture(autouse=True)
 def as_nice_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The viewer of the tests is pytest, which must not become nice for good, nor its terminal."""
+    """The viewer of the tests is pytest, which must not become nice for good, nor its terminal, nor be moved."""
     monkeypatch.setattr(app, "GivingWay", lambda: GivingWay(lower=lambda: None, set_session=lambda niceness: True))
+    monkeypatch.setattr(app, "Aside", lambda: Aside(keep_to=lambda pid, cpus: None))
 
 
 @pytest.fixture

@@ -110,7 +110,8 @@ class SystemView(View):
         return f"{run_id} and this machine" if run_id else "this machine; a run opened on Home adds its own record"
 
     def _now(self, width: int, height: int) -> Sequence[Line]:
-        return machine.now_lines(self.machine, width, self.cost, giving_way=self.main.giving_way.told())
+        told = "; ".join(filter(None, (self.main.giving_way.told(), self.main.aside.told())))
+        return machine.now_lines(self.machine, width, self.cost, giving_way=told)
 
     def _clean(self, width: int, height: int) -> Sequence[Line]:
         if self.summed is not None:
