@@ -17,7 +17,7 @@ from specbench.training.request import TrainRequest
 
 SHARE = "share"
 _NOT_AXES = {
-    *("method", "target", "seed", "settings", "out", "resume", "dry_run", "data", "store", "methods_dirs"),
+    *("method", "target", "seed", "data_seed", "settings", "out", "resume", "dry_run", "data", "store", "methods_dirs"),
     *("command", "trust_remote_code", "report_to", "quantisation", *BUDGETS),
 }
 TRAIN_OPTIONS = (SHARE, *(each.name for each in dataclasses.fields(TrainRequest) if each.name not in _NOT_AXES))
@@ -32,7 +32,11 @@ def check_names(experiment: ExperimentFile, cards: Mapping[str, Card]) -> None:
             method, dot, option = name.partition(".")
             if not dot and name not in known:
                 remedy = f"{did_you_mean(name, known)}; a method's own option is METHOD.OPTION"
-                elsewhere = {"seed": "seeds: [0, 1]", **{each: f"budget: {{{each}: …}}" for each in BUDGETS}}.get(name)
+                elsewhere = {
+                    "seed": "seeds: [0, 1]",
+                    "data_seed": "leave it out: all trainings of an experiment share one draw of documents",
+                    **{each: f"budget: {{{each}: …}}" for each in BUDGETS},
+                }.get(name)
                 raise UsageError(f"{section}.{name} is unknown", where=experiment.name, try_=elsewhere or remedy)
             if not dot:
                 continue

@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from specbench import registry
 from specbench.bench.request import Setting
@@ -33,6 +35,8 @@ _RESULT_BLIND = {
     "quantisation",
 }
 """Fields on which no result depends, and one that is the same in every experiment (none): cells are older than it."""
+
+_HINTS = get_type_hints(TrainRequest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,7 @@ def _settled(
     share = plain.pop(SHARE, 1.0)
     kinds = {"dataset": str, "columns": str}
     plain = {name: kinds[name](value) if name in kinds else value for name, value in plain.items()}
+    plain = {name: _number(name, value, experiment) for name, value in plain.items()}
     try:
         check_range(SHARE, float(share), above=0, most=1)
         budget: dict[str, Any] = dict(experiment.budget)
@@ -177,6 +182,20 @@ def _settled(
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"{name}: {value!r}" for name, value in {**point, **experiment.budget}.items())
         raise UsageError(f"a value is of the wrong kind: {error}", where=f"{experiment.name}: {shown}") from error
+
+
+def _number(name: str, value: Scalar, experiment: ExperimentFile) -> Scalar:
+    """YAML 1.1 reads 5e-3 as text, for want of a dot: where an option is a number, its text is read as one."""
+    kind = next((each for each in get_args(_HINTS[name]) if each in (int, float)), None)
+    if kind is None or not isinstance(value, str):
+        return value
+    try:
+        found: Scalar = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UsageError(
+            f"train.{name}: {value!r} is no {'whole number' if kind is int else 'number'}", where=experiment.name
+        ) from error
+    return found
 
 
 def _card_values(card: Card, settings: tuple[Setting, ...]) -> dict[str, dict[str, Any]]:

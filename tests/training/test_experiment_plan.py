@@ -99,7 +99,9 @@ def test_packaged_experiments_are_whole(name: str, trainings: int, measures: int
         ({"train": {"lstm.num_heads": 3}}, "lstm", ""),
         ({"train": {"learn": ["gt", "gt"]}}, "train.learn", ""),
         ({"train": {"learn": "kt"}}, "kt", "'kd'"),
-        ({"train": {"lr": "fast"}}, "wrong kind", ""),
+        ({"train": {"lr": "fast"}}, "train.lr: 'fast' is no number", ""),
+        ({"train": {"batch_size": "2.5"}}, "train.batch_size: '2.5' is no whole number", ""),
+        ({"train": {"data_seed": 3}}, "train.data_seed is unknown", "share one draw"),
         ({"train": {"share": 2}}, "share", ""),
         ({"evaluate": {"redrafter.num_layers": 2}}, "num_layers", ""),
         ({"evaluate": {"redrafter.weights": "x"}}, "weights", ""),
@@ -117,6 +119,18 @@ def test_a_wrong_key_is_named_with_the_nearest(
     with pytest.raises(UsageError) as caught:
         make_plan(read_experiment(str(file)).on(None), Machine())
     assert named in f"{caught.value.what} {caught.value.where}" and remedy in caught.value.try_
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
+    """`lr: 5e-3`, as anyone writes it, and its cell is that of `lr: 0.005`."""
+    plans = []
+    for written in ("5e-3", "0.005"):
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(_BODY).replace("learn:", f"lr: {written}\n  learn:"))
+        assert f"lr: {written}" in file.read_text()
+        plans.append(make_plan(read_experiment(str(file)).on(None), Machine()))
+    assert plans[0].trainings[0].request.lr == 0.005
+    assert [each.cell_id for each in plans[0].trainings] == [each.cell_id for each in plans[1].trainings]
 
 
 def test_an_unknown_name_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
