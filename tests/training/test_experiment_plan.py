@@ -130,7 +130,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
         assert f"lr: {written}" in file.read_text()
         plans.append(make_plan(read_experiment(str(file)).on(None), Machine()))
     assert plans[0].trainings[0].request.lr == 0.005
-    assert [each.cell_id for each in plans[0].trainings] == [each.cell_id for each in plans[1].trainings]
+    assert _ids(plans[0]) == _ids(plans[1])
 
 
 def test_an_unknown_name_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
