@@ -33,6 +33,7 @@ if __name__ == "__main__":
 
 from benchmarks.adaptive_stream import answer_all, begun, observe, prompts_of, steps_of, stream_parser
 from specbench.adapt.adaptation import Adaptation
+from specbench.adapt.domains import Domains
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.observed import Observed
 from specbench.adapt.plan import LearningPlan
@@ -43,7 +44,8 @@ from specbench.lm.load import load_lm
 from specbench.metrics import Bootstrap, percentile_interval
 from specbench.training.rounds import between_requests
 
-ARMS = ("one", "each")
+ARMS: dict[str, Domains] = {"one": "one", "each": "category"}
+"""Of an arm, what its adapters are split by."""
 """One adapter for all, or each domain its own."""
 
 
@@ -72,14 +74,14 @@ def run_arm(
     store = AdapterStore(arguments.out / f"{arm}-{seed}")
     adaptation = Adaptation(
         draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size,
-        temperature=arguments.temperature, collector=None, by_domain=arm == "each", capacity=options["capacity"],
+        temperature=arguments.temperature, collector=None, domains=ARMS[arm], capacity=options["capacity"],
         seed=seed, store=store,
     )  # fmt: skip
     found = []
     with store.writing():
         found += judged(arm, seed, 0, adaptation, held_out, arguments)
         for place, answer in enumerate(stream, start=1):
-            name = adaptation.name_of(answer.domain)
+            name = adaptation.domain_of(category=answer.domain)
             # What this prompt is drafted with here.
             adaptation.use(name)
             seen, steps = observe(draft, answer, arguments, per_answer=options["per_answer"])
@@ -109,7 +111,7 @@ def judged(
     """Counts of every held-out set under what its prompts are drafted with now."""
     found = []
     for name, answers in held_out.items():
-        own = adaptation.name_of(name)
+        own = adaptation.domain_of(category=name)
         adaptation.use(own)
         all_steps = [steps_of(adaptation.lm, answer, arguments)[0] for answer in answers]
         row = {

@@ -97,6 +97,8 @@ class Request:
     """The autoregressive answer, for methods whose card says `requires: [reference]` (oracle); None for all others."""
     domain: str = ""
     """What kind of prompt it is (a suite's category), for methods that keep an adapter per kind."""
+    system: str = ""
+    """The system prompt as the user wrote it, '' without one; its tokens are part of `prompt`."""
 
 
 class DraftNoise(Protocol):

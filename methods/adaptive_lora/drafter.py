@@ -16,6 +16,7 @@ from specbench.adapt import adapter as files
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.adapter import Adapter
 from specbench.adapt.collector import Collector
+from specbench.adapt.domains import SYSTEM, Domains, domain_of
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
@@ -58,7 +59,7 @@ class AdaptiveDrafter(ChainDrafter):
 
     def begin(self, requests: Sequence[Request]) -> None:
         learns = self._learns
-        self._domains = [learns.name_of(request.domain) for request in requests]
+        self._domains = [learns.domain_of(category=request.domain, system=request.system) for request in requests]
         # A batch of several kinds is drafted with what all began with.
         self._used = self._domains[0] if len(set(self._domains)) == 1 else ""
         learns.use(self._used)
@@ -150,16 +151,20 @@ class DomainDrafter(ChainDrafter):
         layers: LoraLayers,
         first: _First | None,
         own: Mapping[str, _First],
+        *,
+        domains: str,
         **chain: Any,
     ) -> None:
         super().__init__(lm, target, **chain)
+        self._by = domains
         self._layers = layers
         self._weights = {"": None if first is None else first.in_use.weights}
         self._weights |= {name: found.in_use.weights for name, found in own.items()}
         self._used = ""
 
     def begin(self, requests: Sequence[Request]) -> None:
-        domains = {request.domain if request.domain in self._weights else "" for request in requests}
+        names = [domain_of(self._by, category=request.domain, system=request.system) for request in requests]
+        domains = {name if name in self._weights else "" for name in names}
         wanted = domains.pop() if len(domains) == 1 else ""
         if wanted != self._used:
             # Written where captured steps read them; a group begins with nothing of the one before.
@@ -179,7 +184,8 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
     folder = str(options["store"])
     store = AdapterStore(Path(folder).expanduser(), max_bytes=int(options["max_mb"]) << 20) if folder else None
     first = _first_adapter(str(options["adapter"]), store, lm)
-    by_domain = options["domains"] == "category"
+    domains: Domains = options["domains"]
+    by_domain = domains != "one"
     own = _own_adapters(store, lm) if by_domain and store is not None and not options["adapter"] else {}
     learns = bool(options["adapt"]) and bool(options["collect"])
     if learns and options["adapter"]:
@@ -207,10 +213,14 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         named = ", ".join(f"{found.name} for {name}" for name, found in own.items())
         notes = (*notes, f"drafts with adapters of their own: {named}")
     if by_domain:
-        notes = (*notes, "a batch of several categories is drafted with what all begin with")
+        notes = (*notes, "a batch of several domains is drafted with what all begin with")
     weights_hash = _all_hashes(lm, first, own)
     if not learns:
-        fixed = ChainDrafter(lm, target, **chain) if not own else DomainDrafter(lm, target, layers, first, own, **chain)
+        fixed = (
+            ChainDrafter(lm, target, **chain)
+            if not own
+            else DomainDrafter(lm, target, layers, first, own, domains=domains, **chain)
+        )
         fixed.notes = notes
         fixed.weights_hash = weights_hash
         return fixed
@@ -223,7 +233,7 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         collector=Collector(
             top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=chain["num_shared"]
         ),
-        by_domain=by_domain,
+        domains=domains,
         capacity=int(options["capacity"]),
         seed=int(options["seed"]),
         store=store,
@@ -281,10 +291,11 @@ def _refuse_unread(store: AdapterStore) -> None:
     """Nobody names a store to draft with the draft model alone. Raises UsageError."""
     names = [name for name, numbers in store.history().items() if name and numbers and numbers[-1]]
     if names:
+        how = "system" if all(name.startswith(SYSTEM) for name in names) else "category"
         raise UsageError(
-            f"the store's adapters are of categories ({', '.join(sorted(names))}), and none is of all prompts",
+            f"the store's adapters are of domains ({', '.join(sorted(names))}), and none is of all prompts",
             where="adaptive_lora.store",
-            try_="--set adaptive_lora.domains=category, or specbench adapt activate VERSION for all prompts",
+            try_=f"--set adaptive_lora.domains={how}, or specbench adapt activate VERSION for all prompts",
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from specbench.adapt import candidate as candidates
 from specbench.adapt.candidate import Candidate
 from specbench.adapt.collector import Collector
+from specbench.adapt.domains import Domains, domain_of
 from specbench.adapt.lora import LoraLayers
 from specbench.adapt.memory import Memory
 from specbench.adapt.observed import Observed
@@ -91,7 +92,7 @@ class Domain:
 
 
 class Adaptation:
-    """Of one drafter. Without `by_domain` all prompts are one domain, ''."""
+    """Of one drafter. Under `domains=one` all prompts are one domain, ''."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Adaptation:
         num_shared: int,
         temperature: float,
         collector: Collector | None,
-        by_domain: bool = False,
+        domains: Domains = "one",
         capacity: int = 2000,
         seed: int = 0,
         store: AdapterStore | None = None,
@@ -116,7 +117,7 @@ class Adaptation:
         self.temperature = temperature
         self.collector = collector
         self.store = store
-        self.by_domain = by_domain
+        self.split_by = domains
         self.seed = seed
         self.swaps = 0
         """How often other weights came into use; a drafter that sees it change reads its texts again."""
@@ -133,9 +134,9 @@ class Adaptation:
 
     # --- domains -----------------------------------------------------------------------------------------------------
 
-    def name_of(self, domain: str) -> str:
-        """The domain a prompt of this kind belongs to here."""
-        return domain if self.by_domain else ""
+    def domain_of(self, *, category: str = "", system: str = "") -> str:
+        """The name of the domain that a prompt belongs to here."""
+        return domain_of(self.split_by, category=category, system=system)
 
     def domain(self, name: str) -> Domain:
         """Made at its first use, from the adapter that all domains begin with."""
@@ -199,7 +200,7 @@ class Adaptation:
         assert self.store is not None, "there is something to remember"
         num = 0
         for observed in self.store.rows.read():
-            num += self.domain(self.name_of(observed.domain)).memory.add(observed) is not None
+            num += self.domain(observed.domain if self.split_by != "one" else "").memory.add(observed) is not None
         for name, domain in self._domains.items():
             domain.memory.learnt()
             learnt = candidates.load(

@@ -61,7 +61,7 @@ def learn_between(talk: Conversation) -> Iterator[str]:
     from specbench.training.rounds import between_requests, due  # accelerate, only where something learns
 
     adaptation.gather()
-    why = due(adaptation, "")
+    why = due(adaptation, _here(talk, adaptation))
     if why:
         yield f"learning from the answers so far ({why}) …"
     for found in between_requests(adaptation):
@@ -87,7 +87,8 @@ def train(talk: Conversation) -> str:
 
     adaptation = _learning(talk)
     adaptation.gather()
-    memory = adaptation.domain("").memory
+    here = _here(talk, adaptation)
+    memory = adaptation.domain(here).memory
     if not memory.new and memory.old:
         memory.renew()  # by hand: those of earlier rounds and conversations once more
     if not memory.new:
@@ -95,7 +96,7 @@ def train(talk: Conversation) -> str:
         if memory.held_out and not memory.old:
             what += f", {count(len(memory.held_out), 'answer')} of them held out to judge by"
         raise UsageError(what, try_="ask something, then /train")
-    return "\n".join([words_of(learn(adaptation)), *_kept(adaptation)])
+    return "\n".join([words_of(learn(adaptation, here)), *_kept(adaptation)])
 
 
 def load(talk: Conversation, word: str) -> str:
@@ -119,8 +120,9 @@ def load(talk: Conversation, word: str) -> str:
             where="/load",
             try_=f"/set {talk.settings.method}.adapt=off, then /load {number}",
         )
-    store.activate(number)
-    _use(adaptation, InUse(number=number, weights=found.weights))
+    here = _here(talk, adaptation)
+    store.activate(number, here)
+    _use(adaptation, here, InUse(number=number, weights=found.weights))
     return f"version {number} is drafted with, and learnt on from"
 
 
@@ -134,11 +136,12 @@ def unload(talk: Conversation) -> str:
         talk.adapter_folder = talk.adapter_folder or str(_said(talk).get("store", ""))
         _set(talk, adapter="", store="")
         return "no adapter is drafted with"
-    if adaptation.domain("").in_use.weights is None:
+    here = _here(talk, adaptation)
+    if adaptation.domain(here).in_use.weights is None:
         raise UsageError("no adapter is drafted with", where="/unload", try_="/adapter-info")
     if adaptation.store is not None:
-        adaptation.store.activate(0)
-    _use(adaptation, InUse())
+        adaptation.store.activate(0, here)
+    _use(adaptation, here, InUse())
     return "no adapter is drafted with; what is observed from now on is learnt from the draft model itself"
 
 
@@ -147,7 +150,9 @@ def info(talk: Conversation) -> list[str]:
     _needs_adapter(talk)
     adaptation, found = talk.adaptation, [adapter_words(talk)]
     if adaptation is not None:
-        shape, domain = adaptation.layers.shape, adaptation.domain("")
+        here = _here(talk, adaptation)
+        shape, domain = adaptation.layers.shape, adaptation.domain(here)
+        found += [f"of prompts under this conversation's system prompt: {here}"] if here else []
         num = sum(tensor.numel() for tensor in adaptation.layers.weights().values())
         found.append(f"rank {shape.rank}, alpha {shape.alpha:g}, {num:,} numbers on {', '.join(shape.targets)}")
         memory, plan = domain.memory, adaptation.plan
@@ -172,7 +177,7 @@ def adapter_words(talk: Conversation) -> str:
     if adaptation is None:
         said = [note for note in talk.notes if note.startswith("drafts with adapter")]
         return f"adapter: {said[0] if said else 'none'}; it does not learn (/set {talk.settings.method}.adapt=on)"
-    domain = adaptation.domain("")
+    domain = adaptation.domain(_here(talk, adaptation))
     number = domain.in_use.number
     which = "none, the draft model itself" if domain.in_use.weights is None else f"version {number}"
     live = domain.live.acceptance
@@ -208,10 +213,15 @@ def _learning(talk: Conversation) -> Adaptation:
     return talk.adaptation
 
 
-def _use(adaptation: Adaptation, wanted: InUse) -> None:
+def _here(talk: Conversation, adaptation: Adaptation) -> str:
+    """The domain of what is said in this conversation."""
+    return adaptation.domain_of(system=talk.settings.system)
+
+
+def _use(adaptation: Adaptation, here: str, wanted: InUse) -> None:
     """Chosen by hand, so no way back is taken by itself, and no candidate of another line is learnt on."""
-    adaptation.swap("", wanted)
-    domain = adaptation.domain("")
+    adaptation.swap(here, wanted)
+    domain = adaptation.domain(here)
     domain.candidate = None
     domain.live = replace(domain.live, before=None)
 

@@ -213,6 +213,7 @@ class Conversation:
             key=sequence_key(seed=self.settings.seed, question_id="chat", turn=turn),
             prompt=prompt,
             max_new_tokens=self.settings.max_new_tokens,
+            system=self.settings.system,
         )
         self._state_before = self._drafter.snapshot()
         found = self._answer(request, told)

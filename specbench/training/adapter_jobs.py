@@ -114,7 +114,7 @@ def open_adaptation(
         num_shared=lm.vocab_size if num_shared is None else min(num_shared, lm.vocab_size),
         temperature=temperature,
         collector=None,
-        by_domain=True,
+        domains="category",
         capacity=int(options["capacity"]),
         seed=int(options["seed"]),
         store=store,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from specbench.adapt.domains import domain_of
 from specbench.adapt.versions import AdapterStore
 from tests.bench.conftest import save_tiny_target
 from tests.conftest import Ran
@@ -112,6 +113,32 @@ def test_a_conversation_learns_on_from_those_before_it(chat: Chat, tmp_path: Pat
         assert json.loads(file.metadata()["candidate"])["num_updates"] >= 2
     again = chat("/train", **given)
     assert "kept: " in again.err and "nothing new to learn from" not in again.err
+
+
+def test_under_another_system_prompt_another_adapter_is_learnt_and_chosen(
+    chat: Chat, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """What one conversation shows is nothing to the other, and a version is loaded for its own prompts alone."""
+    store = AdapterStore(tmp_path / "store")
+    store.add(an_adapter(models[1], seed=1))
+    given = {"adapt": "on", "store": store.folder, "domains": "system", "after_positions": 0}
+    terse = domain_of("system", system="Be terse.")
+    lines = (
+        '/set system="Be terse."',
+        QUESTIONS[0],
+        "/load 1",
+        "/adapter-info",
+        '/set system="Be kind."',
+        "/adapter-info",
+    )
+    told = chat(*lines, "/train", QUESTIONS[1], "/adapter-info", **given).err
+    own, other, after = (part for part in told.split("adapter: ")[1:])
+    assert own.startswith("version 1") and terse in own and "observed: 0 positions" not in own
+    assert other.startswith("none") and terse not in other and "observed: 0 positions" in other
+    assert "nothing new to learn from" in other, "what /train says: its own prompts showed nothing yet"
+    assert after.startswith("none") and "observed: 0 positions" not in after
+    assert store.active(terse) == 1 and store.active() == 0
+    assert {each.domain for each in store.rows.read()} == {terse, domain_of("system", system="Be kind.")}
 
 
 def test_another_process_at_the_store_is_refused_and_its_shape_as_well(

@@ -16,6 +16,7 @@ from specbench import registry
 from specbench.adapt import adapter as files
 from specbench.adapt.adaptation import InUse
 from specbench.adapt.adapter import Adapter, Lineage
+from specbench.adapt.domains import domain_of
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.versions import AdapterStore
 from specbench.conformance.targets import chi_square_p, enumerated_law, marginal, table_target
@@ -242,18 +243,22 @@ def test_a_domain_that_was_put_back_begins_with_the_draft_model_itself(draft: Pa
     assert adaptation.domain("math").in_use.weights is None
 
 
-def test_fixed_adapters_of_domains_draft_each_its_own(draft: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["category", "system"])
+def test_fixed_adapters_of_domains_draft_each_its_own(draft: Path, tmp_path: Path, by: str) -> None:
     """As many tokens are accepted as under that adapter alone, domain by domain, back and forth."""
+    names = {kind: domain_of(by, category=kind, system=f"You help with {kind}.") for kind in ("math", "code", "prose")}
+    assert len(set(names.values())) == 3 and "You" not in "".join(names.values())
     for number in (1, 2):
         _saved(draft, tmp_path / "versions" / f"000{number}", seed=number)
     store = AdapterStore(tmp_path)
-    store.activate(1, "math")
-    store.activate(2, "code")
+    store.activate(1, names["math"])
+    store.activate(2, names["code"])
     on = engine()
     wanted = _answers(on)
 
     def drafted(drafter: Drafter, domain: str) -> list[list[int]]:
-        requests = [replace(request, domain=domain) for request in requests_for(max_new_tokens=20)]
+        system = f"You help with {domain}." if domain else ""
+        requests = [replace(each, domain=domain, system=system) for each in requests_for(max_new_tokens=20)]
         generations = on.generate(drafter, requests).generations
         assert [each.tokens for each in generations] == [each.tokens for each in wanted]
         return [[step.num_accepted for step in each.steps] for each in generations]
@@ -263,12 +268,13 @@ def test_fixed_adapters_of_domains_draft_each_its_own(draft: Path, tmp_path: Pat
         "code": drafted(build(options(draft, adapter=str(store.path(2))), on.view()), ""),
         "prose": drafted(build(options(draft), on.view()), ""),
     }
-    drafter = build(options(draft, store=str(tmp_path), domains="category"), on.view())
+    drafter = build(options(draft, store=str(tmp_path), domains=by), on.view())
     for name in ("math", "prose", "code", "math"):
         assert drafted(drafter, name) == alone[name]
     assert alone["math"] != alone["prose"] != alone["code"]
-    with pytest.raises(UsageError, match=r"are of categories \(code, math\), and none is of all prompts"):
+    with pytest.raises(UsageError, match=r"are of domains \(.*, .*\), and none is of all prompts") as caught:
         build(options(draft, store=str(tmp_path)), on.view())
+    assert all(names[kind] in caught.value.what for kind in ("math", "code")) and f"domains={by}" in caught.value.try_
 
 
 def test_adapters_of_domains_must_have_one_shape_and_all_of_them_name_the_drafter(draft: Path, tmp_path: Path) -> None:
