@@ -29,7 +29,7 @@ _Store = Annotated[
 _Model = Annotated[
     str | None, typer.Option("--model", metavar="DRAFT", help="The draft model: hub id, folder, or demo-draft.")
 ]
-_Domain = Annotated[str, typer.Option("--domain", metavar="NAME", help="Of a store with an adapter per category or system prompt.")]
+_Domain = Annotated[str, typer.Option("--domain", metavar="NAME", help="Of a store with an adapter per domain.")]
 _Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
 _Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, help="See specbench adapt ls; 0 = no adapter.")]
 
