@@ -102,7 +102,7 @@ class GivingWay:
     def look(self, pids: Sequence[int]) -> bool:
         """Give way to these processes, all that are live -> whether `again` has to be called in a while."""
         if not pids:
-            self.end()
+            self.is_on = not self._restore(tries=1) and self.is_on
             return False
         own, others = self._session_of("self"), [self._session_of(pid) for pid in pids]
         # A run in the viewer's own session would be lowered with it.
@@ -114,24 +114,27 @@ class GivingWay:
                 self._before, self.is_lifted, self._num_refused = own[1], True, 0
                 return True
             self._lower_threads()
-        elif not may_lower and self._before is not None:
-            self._restore()
+        elif not may_lower and self._before is not None and self._restore(tries=1):
             self._lower_threads()
         return False
 
     def end(self) -> None:
-        """The last run is over, or the viewer: the shell that started it lives in the same session."""
-        self._restore()
-        self.is_on = False
+        """The viewer is over: the shell that started it lives in the same session. Blocks, half a second at most."""
+        self._restore(tries=_MOST_TRIES)
+        self._before, self.is_lifted, self.is_on = None, False, False
 
-    def _restore(self) -> None:
-        """The session as it was. The kernel takes one change in 100 ms from all sessions together."""
+    def _restore(self, *, tries: int) -> bool:
+        """The session as it was -> whether it is. The kernel takes one change in 100 ms from all sessions together: where
+        a screen would wait for it, the next look asks again."""
         if self._before is not None and not self.is_lifted:
-            for _ in range(_MOST_TRIES):
+            for left in reversed(range(tries)):
                 if self._set(self._before):
                     break
+                if not left:
+                    return False
                 self._wait(_BETWEEN_S)
         self._before, self.is_lifted = None, False
+        return True
 
     def _lower_threads(self) -> None:
         self.is_lowered = True

@@ -15,6 +15,10 @@ class _Kernel:
     def __init__(self, sessions: dict[int | str, tuple[str, int]], *, weighs: bool = True, refuses: int = 0) -> None:
         self.sessions, self.weighs, self.refuses = sessions, weighs, refuses
         self.is_lowered = False
+        self.num_waits = 0
+
+    def wait(self, seconds: float) -> None:
+        self.num_waits += 1
 
     def set_session(self, niceness: int) -> bool:
         if self.refuses:
@@ -32,7 +36,7 @@ class _Kernel:
             set_session=self.set_session,
             session_of=self.sessions.get,
             weighs_sessions=lambda: self.weighs,
-            wait=lambda seconds: None,
+            wait=self.wait,
         )
 
     @property
@@ -82,12 +86,32 @@ def test_a_run_of_the_viewers_own_session_is_not_lowered_though_another_was_live
 
 
 def test_the_session_is_given_back_though_the_kernel_refuses_at_first() -> None:
-    kernel = _Kernel({"self": ("/autogroup-1", 0), 7: ("/autogroup-2", 0)})
+    """At the viewer's end it waits for the kernel, with a screen it asks again at the next look."""
+    for is_over in (True, False):
+        kernel = _Kernel({"self": ("/autogroup-1", 0), 7: ("/autogroup-2", 0)})
+        way = kernel.way()
+        assert way.look([7]) and way.again()
+        kernel.refuses = 3
+        if is_over:
+            way.end()
+        else:
+            for _ in range(3):
+                assert not way.look([])
+                assert kernel.niceness == SESSION_NICENESS and way.is_on and not kernel.num_waits
+            way.look([])
+        assert kernel.niceness == 0 and way.told() == "no run of this machine is live"
+        assert kernel.num_waits == (3 if is_over else 0)
+
+
+def test_a_run_of_the_viewers_session_waits_for_a_look_that_is_not_refused() -> None:
+    kernel = _Kernel({"self": ("/autogroup-1", 0), 7: ("/autogroup-2", 0), 8: ("/autogroup-1", 0)})
     way = kernel.way()
     assert way.look([7]) and way.again()
-    kernel.refuses = 3
-    way.look([])
-    assert kernel.niceness == 0 and way.told() == "no run of this machine is live"
+    kernel.refuses = 1
+    way.look([7, 8])
+    assert kernel.niceness == SESSION_NICENESS and not kernel.is_lowered
+    way.look([7, 8])
+    assert kernel.niceness == 0 and kernel.is_lowered
 
 
 def test_a_key_lifts_it_and_it_comes_back_once_the_kernel_takes_it() -> None:
