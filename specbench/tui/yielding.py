@@ -124,8 +124,8 @@ class GivingWay:
         self._before, self.is_lifted, self.is_on = None, False, False
 
     def _restore(self, *, tries: int) -> bool:
-        """The session as it was -> whether it is. The kernel takes one change in 100 ms from all sessions together: where
-        a screen would wait for it, the next look asks again."""
+        """The session as it was -> whether it is. The kernel takes one change in 100 ms from all sessions together:
+        where a screen would wait for it, the next look asks again."""
         if self._before is not None and not self.is_lifted:
             for left in reversed(range(tries)):
                 if self._set(self._before):
