@@ -2,9 +2,9 @@
 
     python benchmarks/batches.py --sizes 1,2,4,8,16 --out results/benchmarks --store DIR -- gsm8k --limit 48 --repeats 2
 
-What stands behind `--` is said to `specbench run`, once for every size. Each run is paired and interleaved in itself; runs
-stand one after the other, so that speed-ups may be compared between sizes, tokens a second with care. A method pays as
-long as the lower end of its interval lies above 1; a run whose A/A control failed is said to, and decides nothing.
+What stands behind `--` is said to `specbench run`, once for every size. Each run is paired and interleaved in itself;
+runs stand one after the other, so that speed-ups may be compared between sizes, tokens a second with care. A method
+pays as long as the lower end of its interval lies above 1; a run whose A/A control failed decides nothing.
 Resumable: a size whose finished run lies in the store is not run again.
 """
 

@@ -20,9 +20,13 @@ def _row(
     name: str, interval: tuple[float, float] | None, *, kind: str = "chain", control: bool = False
 ) -> dict[str, Any]:
     return {
-        "name": name, "kind": kind, "is_control": control, "tokens_per_s": 100.0,
-        "speedup": 1.0 if interval is None else sum(interval) / 2, "speedup_ci": None if interval is None else list(interval),
-    }  # fmt: skip
+        "name": name,
+        "kind": kind,
+        "is_control": control,
+        "tokens_per_s": 100.0,
+        "speedup": 1.0 if interval is None else sum(interval) / 2,
+        "speedup_ci": None if interval is None else list(interval),
+    }
 
 
 def _body(size: int, control: tuple[float, float], **methods: tuple[float, float]) -> dict[str, Any]:
