@@ -25,6 +25,7 @@ from specbench.manifest import read_manifest
 from specbench.report.table import to_text
 from specbench.store.device import metrics_file, read_device
 from tests.bench.runs import request_for
+from tests.helpers import has_ended
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -44,14 +45,6 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
 
 def wait_for(folder: Path, text: str) -> None:
     wait_until(lambda: metrics_file(folder).exists() and text in metrics_file(folder).read_text(), text)
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Nothing of it runs; whoever inherited it may have yet to take its exit code."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_it_writes_what_it_watches_once_a_second_and_stops_with_the_run(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ async def main():
     async with app.run_test(size=(120, 36)) as pilot:
         for action in actions.SCREENS:
             await pilot.press(action.keys[0])
-            await pilot.pause(0.5)
+            await pilot.pause(0.1)
+            await app.workers.wait_for_complete()
         await pilot.press("n")
-        await pilot.pause(0.5)
+        await pilot.pause(0.1)
+        await app.workers.wait_for_complete()
 
 asyncio.run(main())
 print(" ".join(name for name in sys.argv[3:] if name in sys.modules))
