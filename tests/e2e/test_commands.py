@@ -172,8 +172,9 @@ def test_the_table_fits_a_real_terminal(tmp_path):
     tmux = lambda *words: subprocess.run(["tmux", *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
     program = f"PYTHONPATH={Path(__file__).resolve().parents[2]} {sys.executable} -m specbench"
     command = (
-        f"cd {tmp_path} && {program} run demo --methods prompt_lookup,draft_model --limit 2 {' '.join(QUICK)}; "
-        f"echo done-$?; read; clear; {program} results show $(ls results/runs); echo shown-$?; sleep 60"
+        f"cd {tmp_path} && {program} run demo --methods prompt_lookup,draft_model --limit 2 --store results "
+        f"{' '.join(QUICK)}; "
+        f"echo done-$?; read line; {program} results show --store results $(ls results/runs); echo shown-$?; sleep 60"
     )
 
     def wait_for(words):
