@@ -317,7 +317,10 @@ class Work:
         if time.monotonic() > self.end:
             raise TimeIsUp
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # A script that a shell put into the background ignores Ctrl-C, and so would what it starts: it would never end.
+        was = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": path})
+        signal.signal(signal.SIGINT, was)
         try:
             code = process.wait(timeout=max(1.0, self.end - time.monotonic()))
         except subprocess.TimeoutExpired:

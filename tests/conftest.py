@@ -6,10 +6,11 @@ it is absent, and the last line of the session names what was skipped and how to
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if counts:
         parts = [f"{number} need {need} ({_REMEDY[need]})" for need, number in sorted(counts.items())]
         print("tests not run here: " + "; ".join(parts))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loaded_stays() -> Iterator[None]:
+    """Full garbage collections look at what has come since: torch and what is loaded with it are a million objects,
+    0.3 s each time, and a run, and a race that is opened, collect before they begin. Both let go of everything at
+    their end; here every tenth time."""
+    unfreeze, asked = gc.unfreeze, 0
+
+    def seldom() -> None:
+        nonlocal asked
+        asked += 1
+        if asked % 10 == 0:
+            unfreeze()
+
+    gc.collect()
+    gc.freeze()
+    gc.unfreeze = seldom
+    yield
+    gc.unfreeze = unfreeze
 
 
 @pytest.fixture(autouse=True)

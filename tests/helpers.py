@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from torch import Tensor
@@ -86,6 +87,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """name -> (config class of transformers, what differs from a small Llama). The 16 families of the architecture page,
 and gpt_oss."""
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Nothing of it runs; whoever inherited it may have yet to take its exit code."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def tiny_config(family: str, **overrides: Any) -> PretrainedConfig:

@@ -9,23 +9,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NamedTuple
+
+from specbench.training.command import Ran
 
 _BREAKING_OFF_S = 10.0
 """Seconds a child has between the second Ctrl-C and its end by force."""
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    """What it printed on stdout, where that was asked for."""
-    was_interrupted: bool
-    """Somebody pressed Ctrl-C; the command may have finished all the same."""
-
-
-def run_specbench(words: Sequence[str], *, captured: bool = False) -> Ended:
+def run_specbench(words: Sequence[str], *, captured: bool = False) -> Ran:
     """Run `specbench WORDS` and wait for its end. captured: its stdout comes back instead of being printed.
 
     A terminal's Ctrl-C reaches the child as well as us: it stops behind its step and saves, and we wait for that
@@ -47,7 +38,7 @@ def run_specbench(words: Sequence[str], *, captured: bool = False) -> Ended:
             if child.poll() is None:
                 child.kill()
                 child.wait()
-    return Ended(child.returncode, out or "", was_interrupted=told.is_set())
+    return Ran(child.returncode, out or "", was_interrupted=told.is_set())
 
 
 def _let_break_off(child: subprocess.Popen[str]) -> None:

@@ -21,6 +21,7 @@ from specbench.errors import UsageError
 
 if TYPE_CHECKING:
     from specbench.store.cells import Cell
+    from specbench.training.command import Ran
     from specbench.training.experiment_plan import Plan
 
 app = new_app()
@@ -115,12 +116,10 @@ def _carry_out(plan: Plan, out: Path | None, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _run(words: Sequence[str]) -> Any:
+def _run(words: Sequence[str]) -> Ran:
     """A timed run in a process of its own; its narration goes to our stderr."""
-    from specbench.training.experiment import Ran
-
     note(visible(shlex.join(["specbench", *words])))
-    return Ran(*run_specbench(words, captured=True))
+    return run_specbench(words, captured=True)
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:

@@ -12,10 +12,10 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from specbench import paths
 from specbench.bench.request import Setting
@@ -23,6 +23,7 @@ from specbench.errors import CheckFailed, SpecbenchError, UsageError
 from specbench.store.cells import Cell, CellLog, read_cells
 from specbench.store.files import TRAIN_JSON
 from specbench.store.journal import run_state
+from specbench.training.command import Ran, RunCommand
 from specbench.training.experiment_plan import Bench, Evaluation, Plan, Training
 from specbench.training.recipe_file import is_resumable, newest_run, words_of
 from specbench.training.request import TrainProgress, TrainRequest
@@ -32,18 +33,6 @@ if TYPE_CHECKING:
     from specbench.training.experiment_data import Library
 
 _INTERRUPTED = (130, -2)
-
-
-class Ran(NamedTuple):
-    """A command's exit code, what it printed on stdout, and whether Ctrl-C was pressed while it ran."""
-
-    code: int
-    out: str
-    was_interrupted: bool = False
-
-
-RunCommand = Callable[[Sequence[str]], Ran]
-"""Runs `specbench` with these words in a process of its own: what is timed shares none with a training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,4 +284,4 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-__all__ = ["Outcome", "Ran", "RunCommand", "carry_out", "describe", "folder_of", "known_cells"]
+__all__ = ["Outcome", "carry_out", "describe", "folder_of", "known_cells"]

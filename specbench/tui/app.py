@@ -175,6 +175,12 @@ class SpecbenchApp(App[None]):
         self._launched.append(child)
         return child
 
+    def disturbed(self) -> str:
+        """What of this machine a start would disturb: a live run or training, else a command that was started here and
+        has no journal yet. Empty without one."""
+        beginning = (f"process {child.process.pid}" for child in self._launched if child.process.poll() is None)
+        return self.workspace.live_here() or next(beginning, "")
+
     def end_is_known(self, pid: int) -> None:
         """It was ended on request: no failure to be told of."""
         self._launched = [child for child in self._launched if child.process.pid != pid]

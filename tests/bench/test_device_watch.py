@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from specbench.manifest import read_manifest
 from specbench.report.table import to_text
 from specbench.store.device import metrics_file, read_device
 from tests.bench.runs import request_for
+from tests.helpers import has_ended
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,13 +34,17 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in metrics_file(folder).read_text().splitlines()]
 
 
-def wait_for(folder: Path, text: str) -> None:
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if metrics_file(folder).exists() and text in metrics_file(folder).read_text():
+        if is_so():
             return
         time.sleep(0.02)
-    raise AssertionError(f"no {text} within 20 s")
+    raise AssertionError(f"no {what} within 20 s")
+
+
+def wait_for(folder: Path, text: str) -> None:
+    wait_until(lambda: metrics_file(folder).exists() and text in metrics_file(folder).read_text(), text)
 
 
 def test_it_writes_what_it_watches_once_a_second_and_stops_with_the_run(tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ with DeviceWatch(Path(sys.argv[1]), gpu_uuid="", say=print) as watch:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_run_takes_its_sampler_along(tmp_path: Path, sent: signal.Signals) -> None:
-    """Killed outright, or stopped and then killed: two seconds later nothing is left."""
+    """Killed outright, or stopped and then killed: it ends by itself, at its next look."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -133,8 +139,10 @@ def test_a_killed_run_takes_its_sampler_along(tmp_path: Path, sent: signal.Signa
         assert sampler.is_running()
         parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs([sampler], timeout=2)
-    assert not alive
+    before = len(lines_of(tmp_path))
+    # As long as a loaded machine may take to let it run, at niceness 15; its own looks are what is counted.
+    wait_until(lambda: has_ended(sampler), "its end")
+    assert len(lines_of(tmp_path)) <= before + 2
 
 
 def test_a_resumed_run_appends_behind_the_last_whole_line(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from specbench.cli.children import Ended, run_specbench
+from specbench.cli.children import run_specbench
+from specbench.training.command import Ran
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -20,7 +21,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
 
 def test_a_command_that_is_saving_itself_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch, "kill -INT $PPID; sleep 0.8; echo saved; exit 130")
-    assert run_specbench(["train"], captured=True) == Ended(130, "saved\n", was_interrupted=True)
+    assert run_specbench(["train"], captured=True) == Ran(130, "saved\n", was_interrupted=True)
 
 
 def test_the_second_ctrl_c_is_passed_on_and_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,4 +36,4 @@ def test_the_second_ctrl_c_is_passed_on_and_leaves_no_child(tmp_path: Path, monk
 def test_what_a_command_prints_and_how_it_ends_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch, "echo $*; exit 3")
     found = run_specbench(["run", "demo"], captured=True)
-    assert found == Ended(3, "-m specbench run demo\n", was_interrupted=False)
+    assert found == Ran(3, "-m specbench run demo\n", was_interrupted=False)

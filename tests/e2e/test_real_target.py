@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -66,9 +67,14 @@ def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Work:
 def test_a_command_is_stopped_when_time_is_up_and_not_begun_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the background as well, where a shell has Ctrl-C ignored."""
     work = _work(tmp_path, monkeypatch, "--minutes", "0.01")
-    with pytest.raises(TimeIsUp):
-        work.command("run", "demo", "--store", tmp_path / "store", "--repeats", 50)
+    was = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(TimeIsUp):
+            work.command("run", "demo", "--store", tmp_path / "store", "--repeats", 50)
+    finally:
+        signal.signal(signal.SIGINT, was)
     with pytest.raises(TimeIsUp):
         work.command("no such command, and nobody asks")
 

@@ -60,7 +60,7 @@ def test_two_processes_write_what_one_does(
     """Trees, a draft model and the plain step; ragged rows that leave; sampled with one seed."""
     words = (
         *("run", "q.jsonl", "--target", "target", "--methods", "autoregressive,prompt_lookup,draft_model"),
-        *("--set", "prompt_lookup.continuations=2", "--set", "draft_model.model=draft", "--max-new-tokens", "16"),
+        *("--set", "prompt_lookup.continuations=2", "--set", "draft_model.model=draft", "--max-new-tokens", "10"),
         *("--repeats", "1", "--threads", "1", "--dtype", "float64", "--device", "cpu", "--json"),
         *("--temperature", "1", "--batch-size", "3"),
     )

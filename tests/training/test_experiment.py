@@ -19,7 +19,8 @@ from specbench.store.journal import run_state
 from specbench.store.training import read_training
 from specbench.training import experiment as experiment_module
 from specbench.training import experiment_data
-from specbench.training.experiment import Outcome, Ran, carry_out, folder_of, known_cells
+from specbench.training.command import Ran
+from specbench.training.experiment import Outcome, carry_out, folder_of, known_cells
 from specbench.training.experiment_file import ExperimentFile
 from specbench.training.experiment_plan import Machine, Plan, make_plan
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from specbench.cli.children import Ended
 from specbench.errors import UsageError
+from specbench.training import command
 from specbench.training.recipe_file import Kitchen, RecipeFile, read_recipe
 from tests.conftest import Ran
 
@@ -114,9 +114,9 @@ def test_ctrl_c_in_a_stage_that_finishes_all_the_same_keeps_it_and_begins_no_oth
     (tmp_path / "recipe.yaml").write_text(_TEXT)
     asked: list[Sequence[str]] = []
 
-    def run(words: Sequence[str]) -> Ended:
+    def run(words: Sequence[str]) -> command.Ran:
         asked.append(words)
-        return Ended(0, "", was_interrupted=len(asked) == 2)
+        return command.Ran(0, "", was_interrupted=len(asked) == 2)
 
     monkeypatch.setattr("specbench.cli.train.run_specbench", run)
     line = ("train", "--recipe", str(tmp_path / "recipe.yaml"), "--store", str(tmp_path))

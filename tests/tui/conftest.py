@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,17 @@ def as_nice_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "Aside", lambda: Aside(keep_to=lambda pid, cpus: None))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """One finished run, ingested."""
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run, ingested: made once, copied for every test."""
+    folder = tmp_path_factory.mktemp("recorded")
     manifest = make_manifest(run_id=RUN, num_questions=6, num_turns=2, repeats=2)
-    folder = write_run(tmp_path / "runs" / manifest.run_id, manifest, run_events(manifest))
-    ingest(tmp_path / "specbench.duckdb", folder)
+    ingest(folder / "specbench.duckdb", write_run(folder / "runs" / RUN, manifest, run_events(manifest)))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path, recorded: Path) -> Path:
+    """One finished run, ingested; the test's own to change."""
+    shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
     return tmp_path

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
+import pickle
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from specbench.events import GenerationStarted, RunFinished, RunStarted, Steps, to_line
@@ -39,6 +44,13 @@ def write_live(store: Path, *, pid: int, run_id: str = "20260103-demo-live") -> 
     return write_run(store / "runs" / run_id, manifest, iter([started, *events[1 : start + 1], steps]))
 
 
+def hold(folder: Path, *, pid: int | None = None, host: str = "") -> None:
+    """The run's lock, as if this process or `pid` wrote it, here or on `host`."""
+    process = psutil.Process(pid)
+    body = {"pid": process.pid, "host": host or socket.gethostname(), "started": process.create_time()}
+    (folder / "run.lock").write_text(json.dumps(body), encoding="utf-8")
+
+
 def append(folder: Path, *events: Any) -> None:
     """What the run writes next."""
     with (folder / "events.jsonl").open("a", encoding="ascii") as file:
@@ -50,9 +62,39 @@ def finish(folder: Path) -> None:
     append(folder, RunFinished(state="finished", time="2026-01-03T00:01:00+00:00"))
 
 
+class Remembering(HereReader):
+    """Asked again for figures of the same files, byte for byte, it gives those of before: most tests look at the same
+    run, and its intervals are ten thousand resamples every time."""
+
+    _known: ClassVar[dict[tuple[object, ...], bytes]] = {}
+
+    def ask(self, job: str, *values: Any) -> Any:
+        if job not in ("summed", "board"):
+            return super().ask(job, *values)
+        store, *rest = values
+        key = (job, *map(str, rest), _contents(store))
+        if key not in self._known:
+            found = super().ask(job, *values)
+            # As it goes through the reader's pipe: every asker gets its own.
+            kept = pickle.dumps(found)
+            if str(store).encode() in kept or key[-1] != _contents(store):
+                return found
+            self._known[key] = kept
+        return pickle.loads(self._known[key])  # noqa: S301 - from just above
+
+
+def _contents(store: Path) -> bytes:
+    """A digest of the store and of everything that its runs have written."""
+    found = hashlib.blake2b()
+    for path in sorted([store / "specbench.duckdb", *(store / "runs").rglob("*")]):
+        if path.is_file():
+            found.update(f"{path.relative_to(store)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return found.digest()
+
+
 def an_app(store: Path, run: str = "", *, theme: str = "dark") -> SpecbenchApp:
     """The app without a process beside it."""
-    return SpecbenchApp(store, run, theme=theme, reader=HereReader())
+    return SpecbenchApp(store, run, theme=theme, reader=Remembering())
 
 
 def drive(body: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -174,5 +174,9 @@ def test_the_machine_the_library_and_a_new_run_look_as_they_did(
             await settled(pilot, lambda: "ctrl+r runs" in screen_text(app))
             await pilot.pause(0.2)
             _compare(app, "launch")
+            monkeypatch.setattr(app.workspace, "live_here", lambda: "20260103-demo-live")
+            await pilot.press("ctrl+r")
+            await settled(pilot, lambda: "⚠" in screen_text(app))
+            _compare(app, "launch-beside")
 
     drive(body)

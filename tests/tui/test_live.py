@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -39,6 +38,7 @@ from tests.tui.screens import (
     append,
     drive,
     finish,
+    hold,
     raced,
     screen_text,
     settled,
@@ -59,17 +59,11 @@ def writer() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def _hold(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    started = psutil.Process(process.pid).create_time()
-    body = {"pid": process.pid, "host": socket.gethostname(), "started": started}
-    (folder / "run.lock").write_text(json.dumps(body), encoding="utf-8")
-
-
 @pytest.fixture
 def live(store: Path, writer: subprocess.Popen[bytes]) -> Path:
     """A live run's folder."""
     folder = write_live(store, pid=writer.pid, run_id=LIVE)
-    _hold(folder, writer)
+    hold(folder, pid=writer.pid)
     return folder
 
 
@@ -357,7 +351,7 @@ def test_a_reader_that_dies_is_said_and_replaced(store: Path) -> None:
 def test_a_run_of_this_machine_is_told_from_one_that_is_elsewhere(store: Path, writer: subprocess.Popen[bytes]) -> None:
     folder = write_live(store, pid=writer.pid, run_id=LIVE)
     assert not live_here(folder)
-    _hold(folder, writer)
+    hold(folder, pid=writer.pid)
     assert live_here(folder) == writer.pid
     (folder / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 0.0}), encoding="utf-8")
     assert not live_here(folder)

@@ -19,14 +19,19 @@ from pathlib import Path
 from specbench.tui import actions
 from specbench.tui.app import SpecbenchApp
 
+async def answered(app, pilot):
+    await pilot.pause(0.1)
+    while any(not worker.is_finished for worker in app.workers):
+        await pilot.pause(0.05)
+
 async def main():
     app = SpecbenchApp(Path(sys.argv[1]), sys.argv[2], theme="dark")
     async with app.run_test(size=(120, 36)) as pilot:
         for action in actions.SCREENS:
             await pilot.press(action.keys[0])
-            await pilot.pause(0.5)
+            await answered(app, pilot)
         await pilot.press("n")
-        await pilot.pause(0.5)
+        await answered(app, pilot)
 
 asyncio.run(main())
 print(" ".join(name for name in sys.argv[3:] if name in sys.modules))

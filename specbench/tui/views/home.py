@@ -15,7 +15,7 @@ from specbench import paths
 from specbench.errors import SpecbenchError
 from specbench.store import pausing
 from specbench.store.words import count
-from specbench.tui import sharing
+from specbench.tui import beside, sharing
 from specbench.tui.index import RunIndex
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.views.base import View
@@ -274,10 +274,12 @@ class HomeView(View):
 
     def action_bench(self) -> None:
         """The demo, as a process that outlives this one."""
-        self.launch(["run", "demo"])
+        self.launch(["run", "demo"], key="b")
 
-    def launch(self, words: Sequence[str]) -> None:
-        """Start `specbench WORDS` into this store."""
+    def launch(self, words: Sequence[str], *, key: str) -> None:
+        """Start `specbench WORDS` into this store. key: was pressed; beside a live run it has to be pressed again."""
+        if self._is_warned(self.main.disturbed(), f"starts {shlex.join(['specbench', *words])}", key=key):
+            return
         store = self.workspace.store
         where = [] if store is None else ["--store", str(store)]
         try:
@@ -287,12 +289,22 @@ class HomeView(View):
             return
         self.say(f"started {shlex.join(['specbench', *words])} as process {child.process.pid}; log {child.log}")
 
+    def _is_warned(self, live: str, does: str, *, key: str) -> bool:
+        """True where this is the first that is said of it."""
+        told = beside.warning(live, does, key=key)
+        if not told or told == self.said:
+            return False
+        self.say(told, style="warn")
+        return True
+
     def action_resume(self) -> None:
         entry = self._chosen()
         if entry is None:
             return
         folder = self.workspace.folder(entry.run_id)
         if entry.state == "running" and pausing.is_asked(folder):
+            if self._is_warned(self.workspace.live_here(but=entry.run_id), f"lets {entry.run_id} go on", key="c"):
+                return
             try:
                 pausing.let_go(folder)
             except SpecbenchError as error:
@@ -303,7 +315,7 @@ class HomeView(View):
         if entry.state not in ("lost", "interrupted"):
             self.say(f"{entry.run_id} is {entry.state}: only a stopped or lost run can be continued", style="warn")
             return
-        self.launch([entry.kind, "--resume", entry.run_id])
+        self.launch([entry.kind, "--resume", entry.run_id], key="c")
 
     def action_stop(self) -> None:
         entry = self._chosen()

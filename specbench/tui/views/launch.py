@@ -16,7 +16,7 @@ from textual.widgets import Input, Label
 from textual.worker import Worker, WorkerState
 
 from specbench.errors import SpecbenchError
-from specbench.tui import form
+from specbench.tui import beside, form
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _HELP = (
     "ctrl+r starts the command on the right as a process of its own: it outlives this viewer, and Home shows it.",
+    "Beside a live run of this machine ctrl+r says first what that would spoil, and starts when it is pressed again.",
     "enter, tab and the arrows go from field to field; what is typed is checked as the command line would check it.",
     "A field that is left empty takes the suite's own default, else specbench's; the command shows all of them.",
     "The YAML is what a suite's file would say instead; what no suite can say is listed below it as options.",
@@ -69,6 +70,8 @@ class LaunchForm(ModalScreen[None]):
         self._values = {"suite": "demo"} | (values or {})
         self.checked = form.check(self._values, store=workspace.store)
         self._due: Timer | None = None
+        self.warned = ""
+        """That a live run would be disturbed, as long as it stands there."""
 
     @property
     def _main(self) -> SpecbenchApp:
@@ -102,6 +105,7 @@ class LaunchForm(ModalScreen[None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self._values[(event.input.id or "").removeprefix("field-")] = event.value
+        self.warned = ""  # of another command
         # A check reads every method's card, a tenth of a second: done for each letter it would hold back the keys
         # behind it, and what is typed after a tab would land in the field before.
         if self._due is not None:
@@ -129,7 +133,7 @@ class LaunchForm(ModalScreen[None]):
             found.append(line(Span(f"✗ {self.checked.wrong_field.replace('_', ' ') or 'not yet'}", "bad")))
             found += wrap(self.checked.problem, width)
             return found
-        found.append(line(Span("✓ ctrl+r runs", "good")))
+        found += wrap(f"⚠ {self.warned}", width, "warn") if self.warned else [line(Span("✓ ctrl+r runs", "good"))]
         found += wrap(self.checked.command, width)
         found += [(), line(Span("the same in a suite's YAML", "bold"))]
         found += [line(row) for row in self.checked.yaml.splitlines()]
@@ -165,6 +169,13 @@ class LaunchForm(ModalScreen[None]):
             self.query_one("#becomes", Canvas).redraw()
             self.app.bell()
             return
+        told = beside.warning(self._main.disturbed(), "starts it", key="ctrl+r")
+        if told != self.warned:
+            self.warned = told
+            self.query_one("#becomes", Canvas).redraw()
+            if told:
+                self.app.bell()
+                return
         beneath = self._main.shown_view
         try:
             child = self._main.launch(self.checked.words)

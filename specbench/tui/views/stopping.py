@@ -31,7 +31,10 @@ def ask_how_to_stop(view: View, run_id: str) -> None:
     options = [Option("", "Let it run")]
     if not is_training(folder):
         if pausing.is_asked(folder):
-            options.append(Option("go", "Go on", help="it waits between two answers, or is about to"))
+            other = view.workspace.live_here(but=run_id)
+            beside = f"beside {other}, which runs on this machine: both would be slower"
+            waits = "it waits between two answers, or is about to"
+            options.append(Option("go", "Go on", help=beside if other else waits))
         else:
             options.append(Option("pause", "Pause", help="after this answer the process waits; c lets it go on"))
         options.append(Option("after", "End after this answer", help="c continues it; nothing is measured twice"))
