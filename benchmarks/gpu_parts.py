@@ -17,6 +17,7 @@ from benchmarks.gpu_timing import (
     engine_for,
     fastest_steps,
     held_bytes,
+    outside,
     peak_bytes,
     phase_s,
     repeated_s,
@@ -183,15 +184,15 @@ def autoregressive(bench: Bench, found: Found) -> dict[str, Any]:
     with target(bench, BIG) as lm:
         asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
         results = timed(engine_for(bench, lm, prompt=prompt, new=new), Plain(bench.device), asked)
-        seconds, verify = step_s(results), phase_s(results, "verify_s")
+        seconds, rest = step_s(results), outside(results, "verify_s")
         num_bytes = lm.weight_bytes_per_token() + lm.cache_bytes_per_token() * (prompt + new // 2)
         share = num_bytes / seconds / found["copy"]["bytes_per_s"]
     rows = [
         row("8B, B = 1, 1k: tokens/s", f"{1 / seconds:.1f}", "about 240"),
         row("share of the copy's bandwidth", f"{share:.1%}", ">= 85 %"),
-        row("step outside the target's forward", f"{1 - verify / seconds:.1%}", "<= 3 %"),
+        row("step outside the target's forward", f"{rest:.1%}", "<= 3 %"),
     ]
-    return {"rows": rows, "step_s": seconds, "share": share, "verify_s": verify}
+    return {"rows": rows, "step_s": seconds, "share": share, "outside": rest}
 
 
 def verify(bench: Bench, found: Found) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def verify(bench: Bench, found: Found) -> dict[str, Any]:
         for num in (0, 4, 8, 16, 32, 64):
             drafter = Guess(bench.device, num=num) if num else Plain(bench.device)
             results = timed(engine_for(bench, lm, prompt=prompt, new=new, nodes=num), drafter, asked)
-            seconds[num] = {"verify_s": phase_s(results, "verify_s"), "step_s": step_s(results)}
+            seconds[num] = {"verify_s": phase_s(results, "verify_s"), "outside": outside(results, "verify_s")}
     asked_for = {16: "<= 1.05", 64: "<= 1.15"}
     rows = [
         row(
@@ -212,8 +213,7 @@ def verify(bench: Bench, found: Found) -> dict[str, Any]:
         for num, each in seconds.items()
         if num
     ]
-    outside = 1 - seconds[16]["verify_s"] / seconds[16]["step_s"]
-    rows.append(row("step outside the forward, 16 nodes", f"{outside:.1%}", "<= 3 %"))
+    rows.append(row("step outside the forward, 16 nodes", f"{seconds[16]['outside']:.1%}", "<= 3 %"))
     return {"rows": rows, "raw": seconds}
 
 

@@ -83,6 +83,17 @@ def phase_s(results: list[GroupResult], name: str) -> float:
     return statistics.median(getattr(step, name) for result in results for step in result.generations[0].steps)
 
 
+def outside(results: list[GroupResult], *forwards: str) -> float:
+    """Share of the steps' time, from the end of the first step to the end of the last, that lies outside the phases
+    named; median over rounds. A step that is thrown away behind the last one is no step."""
+    shares = []
+    for result in results:
+        first, *rest = result.generations[0].steps
+        inside = sum(getattr(step, name) for step in rest for name in forwards)
+        shares.append(1 - inside / (rest[-1].end_s - first.end_s))
+    return statistics.median(shares)
+
+
 def fastest_steps(results: list[GroupResult]) -> list[float]:
     """Device seconds of every step, phases added up, each the fastest of the rounds: what the machine did meanwhile
     hits a step once, what is slow about a step itself hits it in every round."""

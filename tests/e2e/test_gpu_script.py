@@ -153,6 +153,15 @@ def test_the_skipped_layers_are_scaled_until_acceptance_is_where_it_is_asked_for
         gpu_pair.calibrate(model, 2, acceptance=lambda: 0.95)
 
 
+def test_what_lies_outside_the_forwards_is_the_share_of_the_steps_own_time() -> None:
+    """By hand: three steps that end at 1, 3 and 5 s, of which the last two spent 1.5 and 1.7 s in their forwards."""
+    parts = ((1.0, 0.1, 0.1), (3.0, 0.5, 1.0), (5.0, 0.7, 1.0))
+    steps = [SimpleNamespace(end_s=end, draft_s=draft, verify_s=verify) for end, draft, verify in parts]
+    result: Any = SimpleNamespace(generations=[SimpleNamespace(steps=steps)])
+    assert gpu_timing.outside([result], "draft_s", "verify_s") == pytest.approx(0.2)
+    assert gpu_timing.outside([result], "verify_s") == pytest.approx(0.5)
+
+
 def test_when_its_time_is_over_the_script_stops_and_says_what_it_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
