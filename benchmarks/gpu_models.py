@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from specbench.lm import attention
@@ -43,6 +43,11 @@ PUBLISHED: dict[str, PretrainedConfig] = {
 }  # fmt: skip
 
 
+BIG = "llama-3.1-8b"
+NEW = 256
+"""Tokens that most parts decode."""
+
+
 def small_copy(config: PretrainedConfig) -> PretrainedConfig:
     """The same family at toy size, to rehearse on a CPU."""
     small = copy.deepcopy(config)
@@ -68,10 +73,11 @@ class Bench:
     is_small: bool
     attention_name: str
     backend: Any
-    seconds: float
-    """Given for the whole script."""
+    """Makes what captures steps; `why_phased` is its one option."""
     attention_note: str = ""
     """Why it is not the one that would have been taken."""
+    why_no_timer: str = ""
+    """Why phases are timed by events, one graph each; '' where a kernel reads the device's timer."""
 
     def finish(self) -> None:
         """Wait for the device."""
@@ -179,26 +185,3 @@ class Guess(Plain):
         if not self._is_tree:
             return chain(tokens_BN)
         return Tree(tokens_BN=tokens_BN, parents_BN=self._roots_N.expand(self._num_rows, -1), max_depth=1)
-
-
-def cut_after(model: PreTrainedModel, num_layers: int, *, scale: float) -> PreTrainedModel:
-    """A draft model of the target's first layers, its final norm and its head, all shared; the skipped layers' output
-    projections are scaled down in the target, so that the two agree more often. Changes `model`."""
-    decoder: Any = model.get_decoder()
-    layers = decoder.layers
-    with torch.no_grad():
-        for layer in layers[num_layers:]:
-            layer.self_attn.o_proj.weight.mul_(scale)
-            layer.mlp.down_proj.weight.mul_(scale)
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
-    with torch.device("meta"):
-        draft: PreTrainedModel = type(model)(config)
-    shared: Any = draft.get_decoder()
-    shared.embed_tokens, shared.norm = decoder.embed_tokens, decoder.norm
-    shared.layers = nn.ModuleList(layers[:num_layers])
-    shared.rotary_emb = decoder.rotary_emb
-    draft.set_output_embeddings(model.get_output_embeddings())
-    return draft.eval()

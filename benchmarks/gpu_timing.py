@@ -83,6 +83,37 @@ def phase_s(results: list[GroupResult], name: str) -> float:
     return statistics.median(getattr(step, name) for result in results for step in result.generations[0].steps)
 
 
+def outside(results: list[GroupResult], *forwards: str) -> float:
+    """Share of the steps' time, from the end of the first step to the end of the last, that lies outside the phases
+    named; median over rounds. A step that is thrown away behind the last one is no step."""
+    shares = []
+    for result in results:
+        first, *rest = result.generations[0].steps
+        inside = sum(getattr(step, name) for step in rest for name in forwards)
+        shares.append(1 - inside / (rest[-1].end_s - first.end_s))
+    return statistics.median(shares)
+
+
+def fastest_steps(results: list[GroupResult]) -> list[float]:
+    """Device seconds of every step, phases added up, each the fastest of the rounds: what the machine did meanwhile
+    hits a step once, what is slow about a step itself hits it in every round."""
+    rounds = [
+        [step.draft_s + step.verify_s + step.accept_s + step.commit_s for step in result.generations[0].steps]
+        for result in results
+    ]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def held_bytes(lm: CachedLM) -> int:
+    """Weights and cache."""
+    return sum(each.numel() * each.element_size() for each in lm.model.parameters()) + lm.cache.num_bytes()
+
+
+def peak_bytes(bench: Bench) -> int:
+    """Most that was allocated since the count was reset; 0 where nothing counts it."""
+    return torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
+
+
 def tau(results: list[GroupResult]) -> float:
     """Tokens committed per step, pooled."""
     steps = [step for result in results for step in result.generations[0].steps]

@@ -60,7 +60,7 @@ class DeviceRecord(_Frozen):
     threads: int
     attention: str
     execution: str = "operators"
-    """How steps were run: operators one by one, or graphs; `, compiled` where the target's forward was."""
+    """How steps were run: operators, graphs or `graphs, one per phase`; `, compiled` where the target's forward was."""
     copy_bandwidth: float | None = None
     """Bytes/s of a plain copy measured in this run (read + write counted); None where it was not measured."""
 

@@ -61,6 +61,8 @@ class TargetView:
     vocab_size: int
     device: torch.device
     dtype: torch.dtype
+    attention: str
+    """`--attention` as it was given. A model that a method loads follows it, `auto` by its own type and shapes."""
     max_batch: int
     max_len: int
     """Most tokens a sequence may hold, prompt and draft nodes included."""

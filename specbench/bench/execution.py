@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from specbench.engine.graphs import Backend, CudaGraphs, Graphs, why_not
+from specbench.engine.graphs import Backend, Graphs, cuda_graphs, why_not
 from specbench.engine.pinned_run import span_of
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import Measured
@@ -36,7 +36,7 @@ def pick_graphs(switch: str, lm: CachedLM) -> Backend | None:
     if not missing and not lm.is_capturable:
         missing = f"weights quantised as {lm.quantisation} run eagerly"
     if not missing:
-        return CudaGraphs(lm.device)
+        return cuda_graphs(lm.device)
     if switch == "on":
         raise EnvironmentFailed(f"steps cannot be captured: {missing}", where="--graphs on", try_="--graphs auto")
     return None
@@ -133,7 +133,7 @@ def _now(device: torch.device) -> float:
 def tell_of_graphs(
     journal: Journal, label: str, drafter: Drafter, graphs: Graphs, *, say: Callable[[str], None]
 ) -> None:
-    """After a method's warm-up: how many graphs it has, or why it has none."""
+    """After a method's warm-up: how many steps it has as graphs, or why it has none."""
     refusal = graphs.refusal(drafter)
     num_graphs = graphs.num_graphs(drafter)
     journal.write(Measured(name="num_graphs", value=num_graphs, unit="graphs", method=label, detail=refusal))
@@ -143,5 +143,5 @@ def tell_of_graphs(
 
 def describe(lm: CachedLM, backend: Backend | None) -> str:
     """For the manifest: rows are compared with rows that were run alike."""
-    steps = "operators" if backend is None else "graphs"
+    steps = "operators" if backend is None else "graphs, one per phase" if backend.why_phased else "graphs"
     return f"{steps}, compiled" if lm.is_compiled else steps

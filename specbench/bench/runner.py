@@ -206,6 +206,8 @@ class _Run:
         sizes = sorted({len(group.question_ids) for group in groups}, reverse=True)
         cell = session.cell(first, 0)
         self._progress.say("warm-up")
+        if session.graphs is not None and session.graphs.why_phased:
+            self._progress.say(f"a step is one graph per phase, timed by events: {session.graphs.why_phased}")
         for label, contestant in self._contestants.items():
             try:
                 seconds = sum(

@@ -90,6 +90,7 @@ class Engine:
             vocab_size=lm.vocab_size,
             device=lm.device,
             dtype=lm.dtype,
+            attention=lm.attention_asked,
             max_batch=self.max_batch,
             max_len=self.max_len,
             sampling=self.sampling,

@@ -6,6 +6,7 @@ never move (`pins`), and nothing of a step may depend on a value the host would 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Literal, Protocol
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specbench.engine import stamps
+from specbench.engine.phase_events import PhaseEvents, cuda_event
 from specbench.method import Drafter
 
 MOST_GRAPHS = 256
@@ -33,14 +35,23 @@ class Graph(Protocol):
 
 
 class Backend(Protocol):
-    """How steps are captured on one kind of device."""
+    """How steps are captured on one kind of device, and how their phases are timed."""
+
+    why_phased: str
+    """Why a step is one graph per phase and not one; '' where it is one."""
 
     def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
         """Runs `step` exactly once -> (what it returned, its graph or None, why there is none)."""
         ...
 
+    def mark(self, out: Tensor, slot: int) -> None:
+        """A phase of a step ends here, captured or not: whoever reads the numbers that `send` brings finds the time at
+        this slot, in nanoseconds."""
+        ...
+
     def send(self, out: Tensor) -> Callable[[], list[int]]:
-        """Start copying int64 `out` to the host; the call that comes back waits and returns the numbers."""
+        """Start copying int64 `out` to the host; the call that comes back waits and returns the numbers. out: from the
+        first slot on."""
         ...
 
     def forget(self) -> None:
@@ -60,7 +71,11 @@ class CudaGraphs:
     NUM_BUFFERS = 4
     """Copies to the host that may be under way; a step's is read before the second one after it starts."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, why_phased: str = "") -> None:
+        """why_phased: why the device's timer cannot be read, where it cannot; phases are then timed by events."""
+        self.why_phased = why_phased
+        self._phases = PhaseEvents(cuda_event) if why_phased else None
+        self._capturing: _Parts | None = None
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
@@ -77,37 +92,48 @@ class CudaGraphs:
         if self._keeper is None:
             self._open_pool()
         try:
-            graph, kept = self._capture(step)
+            graph = self._capture(step)
         except RuntimeError as error:
             # The first capture into a fresh pool also takes the random generator out of the failed one.
             self._open_pool()
             return returned, None, (str(error).strip() or type(error).__name__).splitlines()[0]
-        return returned, _CudaGraph(graph, kept), ""
+        return returned, graph, ""
 
     def forget(self) -> None:
         self._pool = self._keeper = None
 
     def _open_pool(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._keeper, _ = self._capture(lambda: torch.zeros(1, device=self._device))
+        self._keeper = self._capture(lambda: torch.zeros(1, device=self._device)).last
 
-    def _capture(self, step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A step's graph and what it returned. Raises what the step raised, or what its capture did; the device is then
-        as it was before."""
+    def _capture(self, step: Step) -> _CudaGraph:
+        """A step's graphs and what it returned. Raises what the step raised, or what its capture did; the device is
+        then as it was before."""
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()  # a pool cannot use what is cached outside it
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
-        graph = torch.cuda.CUDAGraph()
+        parts = _Parts(self._pool)
         with torch.cuda.stream(self._stream):
             try:
-                graph.capture_begin(pool=self._pool)
+                parts.begin()
+                self._capturing = parts
                 kept = step()
-                graph.capture_end()
+                parts.end()
             except BaseException:
-                self._abandon(graph)
+                self._abandon(parts.graph)
                 raise
-        return graph, kept
+            finally:
+                self._capturing = None
+        return _CudaGraph(parts, kept, self._phases)
+
+    def mark(self, out: Tensor, slot: int) -> None:
+        if self._phases is None:
+            stamps.stamp(out, slot)
+        elif self._capturing is None:
+            self._phases.mark(slot)
+        else:
+            self._capturing.cut(slot)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a capture that failed, in whatever state it is, on the stream and in the allocator.
@@ -133,22 +159,58 @@ class CudaGraphs:
         buffer.copy_(out, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
+        put_times = None if self._phases is None else self._phases.reader()
 
         def wait() -> list[int]:
             copied.synchronize()
             numbers: list[int] = buffer.tolist()
+            if put_times is not None:
+                put_times(numbers)
             return numbers
 
         return wait
 
 
+class _Parts:
+    """The graphs of one capture: where phases are timed by events it is cut at every mark, into graphs of one pool that
+    are only ever replayed one behind the other."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.graph = torch.cuda.CUDAGraph()
+        """Being captured."""
+        self.cuts: list[tuple[torch.cuda.CUDAGraph, int]] = []
+        """Graphs that have ended, and the slot of the mark behind each."""
+
+    def begin(self) -> None:
+        self.graph.capture_begin(pool=self._pool)
+
+    def cut(self, slot: int) -> None:
+        self.end()
+        self.cuts.append((self.graph, slot))
+        self.graph = torch.cuda.CUDAGraph()
+        self.begin()
+
+    def end(self) -> None:
+        with warnings.catch_warnings():
+            # Plain decoding has a phase without a draft, and nothing stands behind the last mark.
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            self.graph.capture_end()
+
+
 class _CudaGraph:
-    def __init__(self, graph: torch.cuda.CUDAGraph, kept: Any) -> None:
-        self._graph = graph
+    def __init__(self, parts: _Parts, kept: Any, phases: PhaseEvents | None) -> None:
+        self._cuts = parts.cuts
+        self.last = parts.graph
         self._kept = kept
+        self._phases = phases
 
     def replay(self) -> Any:
-        self._graph.replay()
+        for graph, slot in self._cuts:
+            graph.replay()
+            assert self._phases is not None, "captures are cut for the sake of events alone"
+            self._phases.mark(slot)
+        self.last.replay()
         return self._kept
 
 
@@ -205,6 +267,9 @@ class Graphs:
 
 def why_not(device: torch.device) -> str:
     """Why no steps can be captured on this device; '' where they can."""
-    if device.type != "cuda":
-        return f"CUDA graphs need a CUDA device, this is {device.type}"
-    return stamps.why_missing(device)
+    return "" if device.type == "cuda" else f"CUDA graphs need a CUDA device, this is {device.type}"
+
+
+def cuda_graphs(device: torch.device) -> CudaGraphs:
+    """One graph per step where the device's timer can be read from inside it, otherwise one per phase."""
+    return CudaGraphs(device, why_phased=stamps.why_missing(device))

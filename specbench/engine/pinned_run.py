@@ -19,7 +19,7 @@ from specbench.engine.pins import FIRST_STAMP, TABLE, DrafterPins, EnginePins
 from specbench.engine.readback import committed_states, step_table
 from specbench.engine.recorder import Recorder
 from specbench.engine.run import Row, Run, Setting
-from specbench.engine.stamps import StampClock, stamp
+from specbench.engine.stamps import StampClock
 from specbench.method import Drafter, Request, TargetStats
 from specbench.sampling import PinnedNoise
 from specbench.tree import DraftTree
@@ -80,7 +80,7 @@ class PinnedRun(Run):
 
     def _stamp(self, index: int) -> None:
         if self._setting.has_stamps:
-            stamp(self._pins.out, index)
+            self._capture.graphs.backend.mark(self._pins.out, index)
 
     def _put_rows(self, root_B: Tensor, rows: Sequence[Row]) -> None:
         """Rows that are about to be decoded take their places."""

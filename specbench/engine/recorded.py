@@ -3,12 +3,14 @@
 The operators of one step are written down with their tensors while it runs. A replay calls the same operators on the
 same memory, and puts what they make where the first run put it: no Python of the step runs again, and whatever it kept
 in Python is as frozen as it would be on a GPU. CUDA's graphs share one pool of memory: what a step returned is void as
-soon as another graph runs, and here it is made void.
+soon as another graph runs, and here it is made void. Cut into one graph per phase, times are taken between them by
+events of the host's clock.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import ReferenceType, ref
@@ -17,7 +19,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from specbench.engine import stamps
 from specbench.engine.graphs import Graph, Step
+from specbench.engine.phase_events import PhaseEvents
 
 _NOT_CAPTURED = frozenset(
     {
@@ -32,6 +36,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.cuts: list[tuple[int, int]] = []
+        """Before which call a graph ends, and the slot of the mark there."""
         self.refused = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -49,6 +55,7 @@ class RecordedGraph:
 
     def __init__(self, recorder: _Recorder, returned: Any, backend: RecordedGraphs) -> None:
         self._calls = recorder.calls
+        self._cuts = recorder.cuts
         self._returned = returned
         self._backend = backend
 
@@ -59,14 +66,22 @@ class RecordedGraph:
 
     def replay(self) -> Any:
         self._backend.runs(self)
-        for func, args, kwargs, out in self._calls:
+        begin = 0
+        for end, slot in self._cuts:
+            self._repeat(begin, end)
+            self._backend.passes(slot)
+            begin = end
+        self._repeat(begin, len(self._calls))
+        return self._returned
+
+    def _repeat(self, begin: int, end: int) -> None:
+        for func, args, kwargs, out in self._calls[begin:end]:
             made = func(*args, **kwargs)
             inputs = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
             for old, new in zip(tree_leaves(out), tree_leaves(made), strict=True):
                 # What shares an input's memory is there already: a view, or the operand of an in-place operator.
                 if isinstance(old, Tensor) and _storage(old) not in inputs:
                     old.copy_(new)
-        return self._returned
 
 
 def _tensors(returned: Any) -> Iterator[Tensor]:
@@ -81,10 +96,21 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+class _HostEvent:
+    def record(self) -> None:
+        self._ns = time.perf_counter_ns()
+
+    def elapsed_time(self, end_event: _HostEvent) -> float:
+        return (end_event._ns - self._ns) / 1e6
+
+
 class RecordedGraphs:
     """`graphs.Backend` for the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, why_phased: str = "") -> None:
+        self.why_phased = why_phased
+        self._phases = PhaseEvents(_HostEvent) if why_phased else None
+        self._capturing: _Recorder | None = None
         self._last: ReferenceType[RecordedGraph] | None = None
 
     def runs(self, graph: RecordedGraph) -> None:
@@ -94,19 +120,44 @@ class RecordedGraphs:
             last.spoil()
         self._last = ref(graph)
 
+    def passes(self, slot: int) -> None:
+        """A replay comes by the end of one of its graphs."""
+        assert self._phases is not None, "captures are cut for the sake of events alone"
+        self._phases.mark(slot)
+
     def run_and_capture(self, step: Step) -> tuple[Any, Graph | None, str]:
         recorder = _Recorder()
-        with recorder:
-            returned = step()
+        self._capturing = recorder
+        try:
+            with recorder:
+                returned = step()
+        finally:
+            self._capturing = None
         if recorder.refused:
             return returned, None, recorder.refused
         graph = RecordedGraph(recorder, returned, self)
         self.runs(graph)
         return returned, graph, ""
 
+    def mark(self, out: Tensor, slot: int) -> None:
+        if self._phases is None:
+            stamps.stamp(out, slot)
+            return
+        # What is captured here runs at the same time.
+        self._phases.mark(slot)
+        if self._capturing is not None:
+            self._capturing.cuts.append((len(self._capturing.calls), slot))
+
     def send(self, out: Tensor) -> Callable[[], list[int]]:
         numbers: list[int] = out.tolist()
-        return lambda: numbers
+        put_times = None if self._phases is None else self._phases.reader()
+
+        def wait() -> list[int]:
+            if put_times is not None:
+                put_times(numbers)
+            return numbers
+
+        return wait
 
     def forget(self) -> None:
         return

@@ -45,9 +45,22 @@ class StampClock:
 
 
 def why_missing(device: torch.device) -> str:
-    """Why phases of captured steps cannot be timed on this device; '' where they can."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+    """Why no kernel reads this device's timer; '' where one does, which is tried."""
+    if device.type != "cuda":
+        return ""
+    if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, and without it no kernel reads the device's timer"
+    try:
+        slots = torch.zeros(2, dtype=torch.int64, device=device)
+        for index in range(2):
+            stamp(slots, index)
+        first, second = slots.tolist()
+    # A compiler, a driver and a card that no test has seen: whatever they raise, there is no timer then.
+    except Exception as fault:  # noqa: BLE001
+        said = str(fault).strip().splitlines()
+        return f"the device's timer cannot be read: {type(fault).__name__}: {said[0] if said else 'no message'}"
+    if not 0 < first <= second:
+        return f"the device's timer does not go forward: {first} ns, then {second} ns"
     return ""
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from specbench.errors import UsageError
-from specbench.lm import attention, visibility
+from specbench.lm import attention, visibility, weight_counts
 from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
-from specbench.lm.quantised import full_precision_copy, is_quantised, num_values, quantised_layers, stored_bytes
+from specbench.lm.quantised import full_precision_copy
 from specbench.lm.shortcut import Shortcut
 from specbench.lm.taps import TapRecorder, decoder_of
 from specbench.tree import DraftTree, Topology, chain, topology
@@ -46,9 +46,11 @@ class CachedLM:
         quantisation: str = "none",
         notes: tuple[str, ...] = (),
         is_capturable: bool = True,
+        attention_asked: str = "auto",
     ) -> None:
         """quantisation: as recorded, 'none' where the weights are plain. notes: what every row of this target says.
-        is_capturable: fit for CUDA graphs, as far as its weights are concerned."""
+        is_capturable: fit for CUDA graphs, as far as its weights are concerned. attention_asked: the choice it was
+        loaded under, which a draft model follows."""
         self.model: PreTrainedModel = model.eval()
         self.name = name
         self.tokenizer = tokenizer
@@ -56,6 +58,7 @@ class CachedLM:
         self.quantisation = quantisation
         self.notes = notes
         self.is_capturable = is_capturable
+        self.attention_asked = attention_asked
         self.config = model.config.get_text_config()
         self.device = model.device
         self.dtype = model.dtype
@@ -323,37 +326,11 @@ class CachedLM:
 
     def num_parameters(self) -> int:
         """Distinct parameters (tied weights once), those of quantised layers as if they were not."""
-        layers = quantised_layers(self.model)
-        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        plain = (parameter.numel() for parameter in self.model.parameters() if id(parameter) not in inside)
-        return sum(plain) + sum(map(num_values, layers))
+        return weight_counts.num_parameters(self.model)
 
     def weight_bytes_per_token(self) -> int:
-        """Bytes one decode step at batch 1 reads of the weights: all, less the rows of embedding tables that are not
-        looked up and the experts that are not chosen. A table tied to the head is read whole, and counted once; of a
-        quantised layer all it holds is read: data, scales, zero points."""
-        head = self.model.get_output_embeddings().weight
-        tables = {id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)} - {id(head)}
-        names = ("num_local_experts", "num_experts", "n_routed_experts")
-        num_experts = next((number for name in names if (number := getattr(self.config, name, None))), 0)
-        num_chosen = getattr(self.config, "num_experts_per_tok", num_experts)
-        layers = quantised_layers(self.model)
-        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        total = 0
-        for name, module in self.model.named_modules():
-            if is_quantised(module):
-                is_expert = bool(num_experts) and ".experts." in name
-                total += stored_bytes(module) * (num_chosen if is_expert else 1) // (num_experts if is_expert else 1)
-        for name, parameter in self.model.named_parameters():
-            if id(parameter) in inside:
-                continue
-            num_bytes = parameter.numel() * parameter.element_size()
-            if id(parameter) in tables:
-                num_bytes //= parameter.shape[0]
-            elif num_experts and ".experts." in name and parameter.shape[0] == num_experts:
-                num_bytes = num_bytes * num_chosen // num_experts
-            total += num_bytes
-        return total
+        """Bytes of the weights that one decode step at batch 1 reads (`weight_counts.bytes_per_token`)."""
+        return weight_counts.bytes_per_token(self.model)
 
     def cache_bytes_per_token(self) -> int:
         """Key and value bytes of one cached token, all layers; 0 before the first forward."""

@@ -34,8 +34,10 @@ class DraftModel:
 
 
 def load_draft(options: Options, target: TargetView, *, method: str) -> DraftModel:
-    """Loads option `model` on the target's device and reads num_tokens, draft, adaptive, max_tokens, cost_ratio, dtype
-    and quantisation. method: whose options they are, for errors.
+    """Loads option `model` on the target's device, under the run's choice of attention, and reads num_tokens, draft,
+    adaptive, max_tokens, cost_ratio, dtype and quantisation. method: whose options they are, for errors.
+
+    `auto` attention is decided for the draft by itself: its model type, its heads and its dtype are not the target's.
 
     Raises UsageError (another vocabulary, a quantisation that the device or dtype cannot do), EnvironmentFailed (no
     weights, no library).
@@ -45,6 +47,7 @@ def load_draft(options: Options, target: TargetView, *, method: str) -> DraftMod
         cast("str", options["model"]),
         device=target.device,
         dtype=dtype,
+        attention_name=target.attention,
         quantisation=cast("str", options["quantisation"]),
         quantisation_said_by=f"{method}.quantisation",
     )

@@ -318,6 +318,7 @@ def load_lm(
         "quantisation": scheme.name,
         "notes": (*scheme.notes, *([picked.note] if picked.note else [])),
         "is_capturable": scheme.is_capturable,
+        "attention_asked": attention_name,
     }
     if is_split:
         from specbench.lm.parallel import lead_or_follow  # torch.distributed comes with it

@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS runs (
     device VARCHAR NOT NULL,
     threads INTEGER NOT NULL,
     attention VARCHAR NOT NULL,
-    execution VARCHAR NOT NULL DEFAULT 'operators', -- or graphs; ', compiled'
+    execution VARCHAR NOT NULL DEFAULT 'operators', -- or 'graphs', 'graphs, one per phase'; ', compiled'
     copy_bandwidth DOUBLE,               -- bytes/s, read + write; NULL where not measured
     temperature DOUBLE NOT NULL,
     top_k INTEGER NOT NULL,

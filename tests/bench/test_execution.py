@@ -129,12 +129,27 @@ def test_a_split_target_is_not_compiled() -> None:
         compile_target("on", lm, say=lambda text: None, max_len=32)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+class Noted(Silent):
+    """Keeps what a run narrates."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(("batch_size", "why_phased"), [(1, ""), (3, "Triton is not installed")])
 def test_a_run_with_captured_steps_measures_the_same_text_and_says_so(
-    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+    tiny_suite: Path,
+    tiny_target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    why_phased: str,
 ) -> None:
-    """Whole runs, with graphs that replay operators in place of CUDA's."""
-    monkeypatch.setattr(session, "pick_graphs", lambda switch, lm: RecordedGraphs())
+    """Whole runs, with graphs that replay operators in place of CUDA's; one per step, and one per phase."""
+    monkeypatch.setattr(session, "pick_graphs", lambda switch, lm: RecordedGraphs(why_phased=why_phased))
     asked = request_for(
         tiny_suite,
         tiny_target,
@@ -145,9 +160,12 @@ def test_a_run_with_captured_steps_measures_the_same_text_and_says_so(
         batch_size=batch_size,
         repeats=1,
     )
-    outcome = run(asked, Silent())
+    noted = Noted()
+    outcome = run(asked, noted)
     assert outcome.state == "finished" and not outcome.failed_checks and outcome.summary is not None
-    assert outcome.summary.execution == "graphs"
+    assert outcome.summary.execution == ("graphs, one per phase" if why_phased else "graphs")
+    told = "a step is one graph per phase, timed by events: Triton is not installed"
+    assert (told in noted.said) == bool(why_phased)
     for row in outcome.summary.rows:
         assert row.num_failed == 0 and row.equality is not None
         assert (row.equality.identical, row.equality.bug) == (5, 0), row.method

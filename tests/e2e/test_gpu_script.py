@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_timing
-from benchmarks.gpu_models import Bench, Plain, make_decisive, make_model
+from benchmarks import gpu, gpu_pair, gpu_peers, gpu_timing
+from benchmarks.gpu_models import BIG, Bench, Plain, make_decisive, make_model
 from specbench.engine import graphs
 from specbench.engine.answer import GroupResult
 from specbench.engine.graphs import Graph, Step
@@ -23,6 +25,17 @@ from specbench.lm import attention
 from tests.helpers import CPU, tiny_lm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+ISSUED = (
+    "| about 240 |", "share of the copy's bandwidth", "| >= 85 % |", "verify 16 nodes / decode 1", "| <= 1.05 |",
+    "verify 64 nodes / decode 1", "| <= 1.15 |", "step outside the target's forward", "step outside both forwards",
+    "| <= 3 % |", "depth 4, rate 0.6", "depth 8, rate 0.9", "| >= 0.95 |", "against generate, eager", "| >= 4 |",
+    "against generate, compiled with a static cache", "| >= 1.2 |", "against assisted generation", "| >= 3 |",
+    "0.6 to 0.9, within 0.02", "B = 1: slowest step / (bytes / bandwidth)", "B = 16: slowest step", "| <= 1.3 |",
+    "peak memory / (weights + cache + drafter)", "| <= 1.10 |", "times taken by stamps against not | ", "| <= 1 % |",
+)  # fmt: skip
+"""What the engine is asked for, and the limits beside it."""
 
 
 def _run(out: Path) -> subprocess.CompletedProcess[str]:
@@ -46,7 +59,10 @@ def test_every_part_of_the_script_runs_with_toy_shapes(
     assert all(prefix == [32, 32] for prefix in found["parity"]["same"].values())
     taus = {name: each["tau"] for name, each in found["oracle"]["raw"].items()}
     assert taus["8, 0.6"] < taus["8, 0.9"], "forced acceptance decides how many tokens a step commits"
-    assert "no measurement" in (tmp_path / "rehearsal.md").read_text(encoding="utf-8")
+    printed = (tmp_path / "rehearsal.md").read_text(encoding="utf-8")
+    assert "no measurement" in printed
+    for asked in ISSUED:
+        assert any(asked in line for line in printed.splitlines()), f"asked for and not in the table: {asked}"
 
 
 class _Refusing(RecordedGraphs):
@@ -56,7 +72,7 @@ class _Refusing(RecordedGraphs):
 
 def _bench(backend: Any = RecordedGraphs, dtype: torch.dtype = torch.float32) -> Bench:
     return Bench(
-        device=CPU, dtype=dtype, is_small=True, attention_name=attention.SDPA, backend=backend, seconds=1.0
+        device=CPU, dtype=dtype, is_small=True, attention_name=attention.SDPA, backend=backend
     )  # fmt: skip
 
 
@@ -99,6 +115,79 @@ def test_no_rounding_decides_what_a_decisive_target_writes() -> None:
         top = model(input_ids=ids).logits[0].float().topk(2).values
     gap = (top[:, 0] - top[:, 1]) / top[:, 0]
     assert float(gap.min()) > 0.2, "rounding moves a bf16 logit by a hundredth"
+
+
+def test_no_rounding_decides_where_target_and_draft_disagree() -> None:
+    """In bf16: each level of tokens changes the target's mind or leaves it, at every scale, with room to spare."""
+    model, ids = make_model(_bench(dtype=torch.bfloat16), BIG), torch.arange(512)[None]
+    gpu_pair.give_second_thoughts(model, num_layers=2)
+    draft = gpu_pair.cut_after(model, 2)
+    for each in (model, draft):
+        each.set_attn_implementation("eager")
+    shares = []
+    # At the first scale too many disagree: nothing is measured there.
+    for allowed in (0.01, 0.05, 0.05):
+        with torch.no_grad():
+            tops = [each(input_ids=ids).logits[0].float().topk(2) for each in (model, draft)]
+        for top in tops:
+            gap = (top.values[:, 0] - top.values[:, 1]) / top.values[:, 0]
+            assert float(gap.min()) > allowed, "rounding moves a bf16 logit by half a hundredth"
+        shares.append(int((tops[0].indices[:, 0] != tops[1].indices[:, 0]).sum()))
+        gpu_pair.scale_skipped(model, 2, 1 / gpu_pair.STEP)
+    assert shares == [102, 51, 0], "of 512 tokens: both levels, the higher one, none"
+
+
+def test_both_programs_accept_the_same_of_the_same_text_in_bf16() -> None:
+    found = gpu_peers.assisted(_bench(dtype=torch.bfloat16), {})
+    ours, theirs = found["acceptance"]
+    assert abs(ours - theirs) <= 0.02 and 0.6 <= ours <= 0.9 and 0.6 <= theirs <= 0.9
+    assert found["num_same"] == 96 and found["tau"] > 3.5
+
+
+def test_the_skipped_layers_are_scaled_until_acceptance_is_where_it_is_asked_for() -> None:
+    model = make_model(_bench(), BIG)
+    before = model.get_decoder().layers[3].mlp.down_proj.weight.clone()
+    kept = model.get_decoder().layers[1].mlp.down_proj.weight.clone()
+    found = iter([0.45, 0.55, 0.7])
+    assert gpu_pair.calibrate(model, 2, acceptance=lambda: next(found)) == 1 / 16
+    assert torch.equal(model.get_decoder().layers[3].mlp.down_proj.weight, before / 16)
+    assert torch.equal(model.get_decoder().layers[1].mlp.down_proj.weight, kept)
+    with pytest.raises(RuntimeError, match="no scale of the skipped layers"):
+        gpu_pair.calibrate(model, 2, acceptance=lambda: 0.95)
+
+
+def test_what_lies_outside_the_forwards_is_the_share_of_the_steps_own_time() -> None:
+    """By hand: three steps that end at 1, 3 and 5 s, of which the last two spent 1.5 and 1.7 s in their forwards."""
+    parts = ((1.0, 0.1, 0.1), (3.0, 0.5, 1.0), (5.0, 0.7, 1.0))
+    steps = [SimpleNamespace(end_s=end, draft_s=draft, verify_s=verify) for end, draft, verify in parts]
+    result: Any = SimpleNamespace(generations=[SimpleNamespace(steps=steps)])
+    assert gpu_timing.outside([result], "draft_s", "verify_s") == pytest.approx(0.2)
+    assert gpu_timing.outside([result], "verify_s") == pytest.approx(0.5)
+
+
+def test_when_its_time_is_over_the_script_stops_and_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part that would swallow exceptions does not swallow the end of the time."""
+
+    def sleeps(bench: Bench, found: dict[str, Any]) -> dict[str, Any]:
+        while True:
+            with suppress(Exception):
+                time.sleep(30)
+
+    monkeypatch.setattr(
+        gpu, "PARTS", {"quick": lambda *_: {"rows": [gpu_timing.row("it", "ran")]}, "endless": sleeps, "never": sleeps}
+    )
+    monkeypatch.setattr(gpu, "LEAST_S", 0.1)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path), "--seconds", "6"])
+    start = time.perf_counter()
+    assert gpu.main() == 0
+    assert time.perf_counter() - start < 20
+    printed = capsys.readouterr().out
+    assert "| quick: it | ran | |" in printed.replace("|  |", "| |")
+    assert "| endless | left out: cut off" in printed
+    assert "| never | left out: " in printed and "were spent before it" in printed
+    assert "left_out" in json.loads((tmp_path / "rehearsal.json").read_text(encoding="utf-8"))["never"]
 
 
 def test_forced_acceptance_that_was_not_forced_is_no_figure() -> None:

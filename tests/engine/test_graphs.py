@@ -35,6 +35,8 @@ class Books:
         self.num_users: dict[tuple[int, int], int] = {}
         self.underway: set[tuple[int, int]] = set()
         self.is_generator_waiting = False
+        self.replayed: list[FakeGraph | FakeEvent] = []
+        """Graphs and the events recorded between them."""
 
     def handle(self) -> tuple[int, int]:
         return (0, len(self.num_users) + 1)
@@ -109,9 +111,19 @@ class FakeGraph:
 
     def replay(self) -> None:
         assert self.has_ended
+        self.books.replayed.append(self)
 
     def __del__(self) -> None:
         self.reset()
+
+
+class FakeEvent:
+    def __init__(self, books: Books) -> None:
+        self.books = books
+
+    def record(self) -> None:
+        assert self.books.capturing is None, "an event of a capture has no time"
+        self.books.replayed.append(self)
 
 
 @pytest.fixture(params=[False, True], ids=["torch 2.8", "torch 2.12"])
@@ -124,6 +136,7 @@ def books(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bo
         "Stream": lambda device=None: "side",
         "stream": kept.on,
         "CUDAGraph": lambda: FakeGraph(kept),
+        "Event": lambda enable_timing: FakeEvent(kept),
         "graph_pool_handle": kept.handle,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -196,6 +209,45 @@ def test_a_pool_whose_graphs_are_gone_can_be_captured_into_or_is_replaced(books:
     graphs.forget("third")
     gc.collect()
     assert all(num == 0 for num in books.num_users.values()), "memory of graphs that are forgotten is given back"
+
+
+def _phases(backend: CudaGraphs, books: Books, *, reads_in: int = 0) -> Callable[[], int]:
+    """A step of two phases; while it is captured it reads a value in the phase asked for."""
+
+    def step() -> int:
+        for phase in (1, 2):
+            if phase == reads_in:
+                books.read()
+            backend.mark(torch.zeros(3), phase)
+        return 5
+
+    return step
+
+
+def test_where_events_time_the_phases_a_replay_records_one_behind_each_graph(books: Books) -> None:
+    backend = CudaGraphs(CUDA, why_phased="Triton is not installed")
+    returned, graph, why = backend.run_and_capture(_phases(backend, books))
+    assert (returned, why) == (5, "") and graph is not None
+    assert [type(each) for each in books.replayed] == [FakeEvent, FakeEvent], "the step itself, before its capture"
+    books.replayed.clear()
+    assert graph.replay() == 5
+    assert [type(each) for each in books.replayed] == [FakeGraph, FakeEvent, FakeGraph, FakeEvent, FakeGraph]
+    assert len({each.of for each in books.replayed if isinstance(each, FakeGraph)}) == 1, "of one pool"
+    assert not books.underway and books.stream == "default"
+
+
+@pytest.mark.parametrize("reads_in", [1, 2])
+def test_a_capture_that_fails_in_a_later_phase_leaves_nothing_behind_either(books: Books, reads_in: int) -> None:
+    backend = CudaGraphs(CUDA, why_phased="Triton is not installed")
+    returned, graph, why = backend.run_and_capture(_phases(backend, books, reads_in=reads_in))
+    assert (returned, graph) == (5, None) and why == "operation not permitted when stream is capturing"
+    assert books.stream == "default" and books.capturing is None and not books.underway
+    books.draw()
+    _, graph, why = backend.run_and_capture(_phases(backend, books))
+    assert graph is not None and graph.replay() == 5 and why == ""
+    del graph
+    backend.forget()
+    gc.collect()
 
 
 def test_an_engine_lets_go_of_a_drafter_that_nobody_else_holds() -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import NoDrafter, plain_logits, requests_for, tiny_lm, tiny_model
+from helpers import CPU, VOCAB, NoDrafter, plain_logits, requests_for, tiny_lm, tiny_model
 from scipy.stats import chisquare
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from methods.draft_model.drafter import build
 from specbench import registry
 from specbench.engine.decode import Engine
 from specbench.errors import UsageError
+from specbench.lm import attention, load
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
 from specbench.lm.load import load_lm
@@ -83,6 +85,67 @@ def test_a_folder_is_loaded_in_the_targets_dtype_and_keeps_the_text(tmp_path: Pa
     requests = requests_for()
     expected = [engine.generate(NoDrafter(), [request]).generations[0].tokens for request in requests]
     assert [answer.tokens for answer in engine.generate(drafter, requests).generations] == expected
+
+
+def _built(name: str, folder: Path, lm: CachedLM) -> ChainDrafter:
+    engine = Engine(lm, sampling=Sampling(), max_len=64, max_nodes=8)
+    options = registry.check_options(registry.card(name), {"model": str(folder)})
+    drafter = registry.load(name)(options, engine.view())
+    assert isinstance(drafter, ChainDrafter)
+    return drafter
+
+
+def _attention_of(drafter: ChainDrafter) -> str:
+    return str(drafter._lm.model.config._attn_implementation)
+
+
+@pytest.mark.parametrize("name", ["draft_model", "adaptive_lora"])
+def test_a_draft_model_attends_as_the_run_asks_its_target_to(name: str, tmp_path: Path) -> None:
+    """One side through the reference and the other through a kernel would be a comparison of attentions."""
+    for part, family in (("target", "llama"), ("draft", "qwen2")):
+        model = tiny_model(family, attention_name="eager")
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(tmp_path / part)
+    for asked, used in (("plain", attention.PLAIN), ("sdpa", attention.SDPA), ("auto", attention.SDPA)):
+        lm = load_lm(str(tmp_path / "target"), device=CPU, dtype=torch.float64, attention_name=asked)
+        assert _attention_of(_built(name, tmp_path / "draft", lm)) == used
+
+
+@pytest.mark.parametrize("name", ["draft_model", "adaptive_lora"])
+def test_automatic_attention_is_decided_for_the_draft_model_by_itself(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may be right in the target's shapes and wrong in the draft's; the row says so."""
+
+    def why_wrong(config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype) -> str:
+        return "the Triton kernel is wrong here: 0.3 off" if config.model_type == "qwen2" else ""
+
+    def as_on_a_card(asked: str, *, device: torch.device, **shape: Any) -> load.PickedAttention:
+        return picked(asked, device=torch.device("cuda", 0), **shape)
+
+    picked = load.pick_attention
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("specbench.lm.kernel_check.why_wrong", why_wrong)
+    monkeypatch.setattr(load, "pick_attention", as_on_a_card)
+    spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "triton" else spec(name))
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": VOCAB}
+    for model, used, said in (
+        (tiny_model("llama"), attention.TRITON, ""),
+        (tiny_model("qwen2"), attention.SDPA, "the Triton kernel is wrong here: 0.3 off"),
+        (
+            tiny_model(config=CONFIG_MAPPING["stablelm"](**shape, num_attention_heads=4, num_key_value_heads=2)),
+            attention.SDPA,
+            "the kernel was never tested with stablelm",
+        ),
+    ):
+        folder = tmp_path / model.config.model_type
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(folder)
+        drafter = _built(name, folder, tiny_lm(dtype=torch.float32))
+        assert _attention_of(drafter) == used
+        notes = [note.partition("its draft model: attends through torch's SDPA: ") for note in drafter.notes]
+        assert "".join(said_of for _, _, said_of in notes).startswith(said) and len(notes) == bool(said)
 
 
 def test_a_draft_model_of_another_size_without_tokenizers_is_refused(tmp_path: Path) -> None:
