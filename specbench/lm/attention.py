@@ -158,12 +158,13 @@ def triton_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """`plain_attention` in Triton (`tree_kernel`), every layer alike. A prompt's chunk, which has more slots than a
-    draft may have, and a forward that is learnt from, of which the kernel has no gradient, go through
-    `sdpa_attention`."""
+    draft may have, a forward that is learnt from, of which the kernel has no gradient, and a level read behind others,
+    of which it has no ancestors, go through `sdpa_attention`."""
     from specbench.lm.tree_kernel import MOST_SLOTS
 
     is_learnt_from = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
-    if query.shape[2] > MOST_SLOTS or is_learnt_from:
+    is_level = _current is not None and _current.topology.is_level
+    if query.shape[2] > MOST_SLOTS or is_learnt_from or is_level:
         return sdpa_attention(module, query, key, value, attention_mask, **options)
     return _in_triton(query, key, value, attention_mask, **options)
 
