@@ -322,6 +322,25 @@ def test_captured_steps_accept_what_single_steps_accept(family: str, rule: Rule)
     assert found[0] == found[1] and max(count for steps in found[0] for count in steps) >= 3
 
 
+def test_a_captured_draft_reads_more_nodes_than_the_engine_has_room_for() -> None:
+    """The span ends where the drafted nodes do: those that were read and not drafted stand behind it."""
+    request, read = requests_for(PROMPTS[:1])[0], []
+    for span in (None, len(PROMPTS[0]) + 1 + 6):
+        engine = _engine(Sampling())
+        shape = TreeShape(beam_width=5, max_nodes=6)
+        drafter = TreeDrafter(_draft_lm(), engine.view(), tree=shape, num_tokens=4, num_shared=64)
+        drafter.begin([request])
+        drafter.prefill(0, torch.tensor(request.prompt), None, 0)
+        drafter.start([len(request.prompt) + 1], torch.tensor([4]))
+        drafter.hold(span)
+        read.append(list[Tensor]())
+        drafter._tell = read[-1].append
+        drafter.draft(None)
+    assert len(read[0]) == 4
+    for mine, wanted in zip(*read, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-6)
+
+
 def test_captured_rows_that_move_up_take_all_of_the_draft_s_cache_along() -> None:
     """The target as its own draft, across growing spans: a slot left behind would be a rejection more."""
     prompts = [tokens_of(seed, 236) for seed in range(3)]
