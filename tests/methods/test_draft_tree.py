@@ -259,9 +259,9 @@ def test_after_a_step_the_cache_holds_the_text_and_nothing_else(num_rows: int) -
                     torch.testing.assert_close(mine[row, :, :length], wanted[0, :, :length], rtol=0, atol=1e-6)
                 num_read += 1
 
-    drafter = Looked(lm, engine.view(), tree=TreeShape(beam_width=4, max_nodes=9), num_tokens=3, num_shared=64)
+    drafter = Looked(lm, engine.view(), tree=TreeShape(beam_width=4, max_nodes=5), num_tokens=3, num_shared=64)
     steps = engine.generate(drafter, requests_for(max_new_tokens=24)[:num_rows]).generations[0].steps
-    assert num_read > 3 and {0, 3} <= {step.num_accepted for step in steps}, "none, and whole paths, were accepted"
+    assert num_read > 3 and {0, 2} <= {step.num_accepted for step in steps}, "none, and paths to be moved"
 
 
 def test_a_step_costs_one_forward_a_depth_and_no_more() -> None:
