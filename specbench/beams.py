@@ -72,6 +72,14 @@ def _starts(widths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.cat(starts)
 
 
+class Grown(NamedTuple):
+    """A search's tree. index_BN: of each of its nodes, which of the searched ones it is (they are numbered level by
+    level); None: they are the same."""
+
+    tree: DraftTree
+    index_BN: Tensor | None
+
+
 def grown_tree(
     tokens: list[Tensor],
     parents: list[Tensor],
@@ -81,6 +89,19 @@ def grown_tree(
     max_nodes: int,
     all_live: bool = False,
 ) -> DraftTree:
+    """`grow`'s tree alone, for who keeps nothing of the searched nodes."""
+    return grow(tokens, parents, priorities, logq, max_nodes=max_nodes, all_live=all_live).tree
+
+
+def grow(
+    tokens: list[Tensor],
+    parents: list[Tensor],
+    priorities: list[Tensor],
+    logq: list[Tensor],
+    *,
+    max_nodes: int,
+    all_live: bool = False,
+) -> Grown:
     """Levels of a search -> the tree of its `max_nodes` best nodes (all when 0 or enough).
 
     tokens[d], parents[d] (beam of level d - 1; those of level 0 are 0), priorities[d], logq[d]: (B, W_d).
@@ -92,10 +113,11 @@ def grown_tree(
     is_cut = 0 < max_nodes < num_all
     tokens_BN, logq_BN = torch.cat(tokens, 1), torch.cat(logq, 1)
     if num_all == len(widths) and not is_cut:
-        return chain(tokens_BN, score_BN=logq_BN)
+        return Grown(chain(tokens_BN, score_BN=logq_BN), None)
     device = tokens_BN.device
     parents_BN = torch.cat(parents, 1) + _starts(widths, device)
     priority_BN = torch.cat(priorities, 1) if is_cut or not all_live else None
+    kept_BN = None
     if is_cut:
         assert priority_BN is not None
         # Stable, because a child whose term is 0 ties with its parent, which stands before it and must be kept first.
@@ -108,10 +130,11 @@ def grown_tree(
         tokens_BN, logq_BN = tokens_BN.gather(1, kept_BN), logq_BN.gather(1, kept_BN)
         priority_BN = None if all_live else priority_BN.gather(1, kept_BN)
     valid_BN = None if priority_BN is None else priority_BN > DEAD
-    return DraftTree(
+    tree = DraftTree(
         tokens_BN=tokens_BN,
         parents_BN=parents_BN if valid_BN is None else torch.where(valid_BN, parents_BN, -1),
         max_depth=len(widths) if not is_cut else min(len(widths), max_nodes),
         valid_BN=valid_BN,
         score_BN=logq_BN,
     )
+    return Grown(tree, kept_BN)

@@ -44,10 +44,18 @@ class DraftTree:
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """Shape facts of a tree's slots. depth_BM: int64, root = 0. sees_BMM: bool, slot i attends slot j: itself and its
-    ancestors."""
+    ancestors.
+
+    Of a tree that is read level by level, only the last level's slots are rows of sees_BMM: (B, W, M).
+    """
 
     depth_BM: Tensor
     sees_BMM: Tensor
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the slots before the rows of `sees_BMM` stand in the cache already."""
+        return self.sees_BMM.shape[1] < self.sees_BMM.shape[2]
 
 
 @lru_cache(maxsize=256)

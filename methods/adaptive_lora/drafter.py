@@ -1,4 +1,5 @@
-"""A draft model that learns from the target's verdicts: the chain of `specbench.lm.chain` under a LoRA adapter.
+"""A draft model that learns from the target's verdicts: the chain or tree of `specbench.lm.draft_model` under a LoRA
+adapter.
 
 Without an adapter and with `adapt` off it is the draft model itself, layer for layer. An adapter is trained between
 requests, never here (`specbench.training.rounds`).
@@ -10,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from specbench.adapt import adapter as files
 from specbench.adapt.adaptation import Adaptation, InUse
 from specbench.adapt.adapter import Adapter
-from specbench.adapt.collector import Collector
+from specbench.adapt.collector import Collector, Reached
 from specbench.adapt.domains import SYSTEM, Domains, domain_of
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.plan import LearningPlan
@@ -24,6 +26,7 @@ from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
 from specbench.lm.draft_model import load_draft
+from specbench.lm.draft_tree import TreeDrafter
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
 
 
@@ -35,8 +38,8 @@ class _Snapshot(NamedTuple):
 class AdaptiveDrafter(ChainDrafter):
     """A chain drafter that observes while it works. Only made where something is adapted."""
 
-    def __init__(self, lm: CachedLM, target: TargetView, *, learns: Adaptation, **chain: Any) -> None:
-        super().__init__(lm, target, **chain)
+    def __init__(self, lm: CachedLM, target: TargetView, *, learns: Adaptation, **draft: Any) -> None:
+        super().__init__(lm, target, **draft)
         self.adaptation = learns
         self._learns = learns
         self.carries = "stream"
@@ -48,9 +51,9 @@ class AdaptiveDrafter(ChainDrafter):
         self._used = ""
         """The domain whose adapter drafts now."""
         self._logits: list[Tensor] = []
-        self._drafted_BN: Tensor | None = None
-        self._num_B: list[int] = []
-        """Drafted tokens of each row that may be accepted."""
+        self._drafted: DraftTree | None = None
+        self._room_B: list[int] = []
+        """How deep each row's draft may be accepted."""
         self._num_swaps = learns.swaps
         if learns.collector is not None:
             self._tell = self._logits.append
@@ -89,15 +92,13 @@ class AdaptiveDrafter(ChainDrafter):
             self._num_swaps = self._learns.swaps
             self.reread(self._texts)
         self._logits.clear()
-        rooms = [self._room(row) for row in range(len(self._texts))]
-        tree = super().draft(noise)
-        self._drafted_BN = tree.tokens_BN
-        self._num_B = [min(tree.num_nodes, room) for room in rooms]
-        return tree
+        self._room_B = [self._room(row) for row in range(len(self._texts))]
+        self._drafted = super().draft(noise)
+        return self._drafted
 
     def commit(self, commit: Commit) -> None:
-        if self._drafted_BN is not None:
-            self._observe(commit, self._drafted_BN)
+        if self._drafted is not None:
+            self._observe(commit, self._drafted)
         super().commit(commit)
 
     def follow(self, commit: Commit, is_own: list[bool]) -> None:
@@ -105,19 +106,30 @@ class AdaptiveDrafter(ChainDrafter):
         self._logits.clear()
         self._extend(commit)
         if self._learns.collector is not None:
-            self._learns.collector.step(commit, commit.tokens_BC, [0] * len(self._texts), ())
+            self._learns.collector.step(commit, [0] * len(self._texts), self._reached)
         super().follow(commit, is_own)
 
-    def _observe(self, commit: Commit, drafted_BN: Tensor) -> None:
-        rows = zip(self._domains, commit.tokens, commit.finished, self._num_B, strict=True)
+    def _observe(self, commit: Commit, tree: DraftTree) -> None:
+        num_B = self._tried(commit, tree)
+        rows = zip(self._domains, commit.tokens, commit.finished, num_B, strict=True)
         for domain, tokens, ends, num in rows:
             # A row that ends is cut at its stop: what was accepted behind it is not known here. Drafts of another
             # adapter say nothing about a domain's own.
             if num and not ends and domain == self._used:
                 self._learns.saw(domain, tried=min(len(tokens), num), accepted=len(tokens) - 1)
         if self._learns.collector is not None:
-            self._learns.collector.step(commit, drafted_BN, self._num_B, self._logits)
+            self._learns.collector.step(commit, num_B, self._reached)
         self._extend(commit)
+
+    def _tried(self, commit: Commit, tree: DraftTree) -> list[int]:
+        """Of each row, positions with a drafted token of which the target's verdict is known, the first rejection
+        included; those behind an answer's end may be among them."""
+        return [min(tree.num_nodes, room) for room in self._room_B]
+
+    def _reached(self, row: int, num: int) -> Reached:
+        """The first `num` of them."""
+        assert self._drafted is not None, "a draft comes first"
+        return Reached(slice(0, num), [each[row] for each in self._logits[:num]], self._drafted.tokens_BN[row, :num])
 
     def _extend(self, commit: Commit) -> None:
         for text, tokens in zip(self._texts, commit.tokens, strict=True):
@@ -141,8 +153,39 @@ class AdaptiveDrafter(ChainDrafter):
         self._learns.restore(snapshot.learnt)
 
 
+class AdaptiveTreeDrafter(AdaptiveDrafter, TreeDrafter):
+    """The same over a tree: of all its nodes those behind the text's own tokens are observed, the accepted path and the
+    first child that stood where it ended. Siblings share one context and so one law; nodes beside the path stand behind
+    other texts."""
+
+    _walked: list[tuple[list[int], int]]
+    """Of each row: accepted nodes, the first node drafted behind the last of them (-1: none)."""
+
+    def _tried(self, commit: Commit, tree: DraftTree) -> list[int]:
+        parents, paths = tree.parents_BN.tolist(), commit.path_BP.tolist()
+        valid = [[True] * tree.num_nodes] * len(paths) if tree.valid_BN is None else tree.valid_BN.tolist()
+        self._walked = []
+        for row, padded in enumerate(paths):
+            path = [node for node in padded if node >= 0]
+            last = path[-1] if path else -1
+            behind = (node for node, of in enumerate(parents[row]) if of == last and valid[row][node])
+            self._walked.append((path, next(behind, -1)))
+        self._beam_BP = self._beams(commit.path_BP)
+        return [len(path) + (child >= 0) for path, child in self._walked]
+
+    def _reached(self, row: int, num: int) -> Reached:
+        assert self._drafted is not None, "a draft comes first"
+        path, child = self._walked[row]
+        slots = torch.tensor([0, *(node + 1 for node in path)][:num], device=self._target.device)
+        beams = [0, *self._beam_BP[row].tolist()][:num]
+        # Copies: a depth holds the laws of all its beams.
+        logits = [each[row, beam].clone() for each, beam in zip(self._logits, beams, strict=False)]
+        nodes = torch.tensor([*path, child][:num], device=self._target.device)
+        return Reached(slots, logits, self._drafted.tokens_BN[row].index_select(0, nodes))
+
+
 class DomainDrafter(ChainDrafter):
-    """A chain under fixed adapters, one per domain; nothing is observed."""
+    """Drafts under fixed adapters, one per domain; nothing is observed."""
 
     def __init__(
         self,
@@ -153,9 +196,9 @@ class DomainDrafter(ChainDrafter):
         own: Mapping[str, _First],
         *,
         domains: str,
-        **chain: Any,
+        **draft: Any,
     ) -> None:
-        super().__init__(lm, target, **chain)
+        super().__init__(lm, target, **draft)
         self._by = domains
         self._layers = layers
         self._weights = {"": None if first is None else first.in_use.weights}
@@ -173,14 +216,18 @@ class DomainDrafter(ChainDrafter):
         super().begin(requests)
 
 
+class DomainTreeDrafter(DomainDrafter, TreeDrafter):
+    """The same over a tree."""
+
+
 def build(options: Options, target: TargetView, inner: Drafter | None = None) -> Drafter:
     """Loads `model` on the target's device, and an adapter where one is named or the store has an active one.
 
-    Raises UsageError (another vocabulary, an adapter of another base, a layer that is not there), EnvironmentFailed (no
-    weights, a damaged adapter).
+    Raises UsageError (another vocabulary, a chain's option beside a tree, an adapter of another base, a layer that is
+    not there), EnvironmentFailed (no weights, a damaged adapter).
     """
     draft = load_draft(options, target, method="adaptive_lora")
-    lm, chain, notes = draft.lm, draft.chain, draft.notes
+    lm, notes = draft.lm, draft.notes
     folder = str(options["store"])
     store = AdapterStore(Path(folder).expanduser(), max_bytes=int(options["max_mb"]) << 20) if folder else None
     first = _first_adapter(str(options["adapter"]), store, lm)
@@ -198,9 +245,7 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         _refuse_unread(store)
     adapters = [found.adapter for found in (first, *own.values()) if found is not None and found.adapter is not None]
     if not learns and not adapters:
-        plain = ChainDrafter(lm, target, **chain)
-        plain.notes = notes
-        return plain
+        return draft.drafter(target)
     # An adapter that is there has its own shape; options that say otherwise are not for it.
     shape = adapters[0].shape if adapters else LoraShape.from_options(options)
     _refuse_another(shape, first, own)
@@ -216,11 +261,11 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         notes = (*notes, "a batch of several domains is drafted with what all begin with")
     weights_hash = _all_hashes(lm, first, own)
     if not learns:
-        fixed = (
-            ChainDrafter(lm, target, **chain)
-            if not own
-            else DomainDrafter(lm, target, layers, first, own, domains=domains, **chain)
-        )
+        if own:
+            kind = DomainDrafter if draft.tree is None else DomainTreeDrafter
+            fixed: ChainDrafter = kind(lm, target, layers, first, own, domains=domains, **draft.arguments())
+        else:
+            fixed = draft.drafter(target)
         fixed.notes = notes
         fixed.weights_hash = weights_hash
         return fixed
@@ -228,10 +273,10 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         lm,
         layers,
         LearningPlan.from_options(options),
-        num_shared=chain["num_shared"],
+        num_shared=draft.chain["num_shared"],
         temperature=target.sampling.temperature,
         collector=Collector(
-            top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=chain["num_shared"]
+            top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=draft.chain["num_shared"]
         ),
         domains=domains,
         capacity=int(options["capacity"]),
@@ -242,7 +287,8 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         adaptation.swap("", first.in_use)
     for name, found in own.items():
         adaptation.swap(name, found.in_use)
-    drafter = AdaptiveDrafter(lm, target, learns=adaptation, **chain)
+    learner = AdaptiveDrafter if draft.tree is None else AdaptiveTreeDrafter
+    drafter = learner(lm, target, learns=adaptation, **draft.arguments())
     how = (
         "in a process beside its answers, on the same cores: what that takes is in their times"
         if options["learning"] == "concurrent"

@@ -8,8 +8,9 @@ B rows, M = n + 1 slots of a verification, n drafted tokens, V vocabulary, S the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,17 @@ _MOST_WAITING = 64
 """Answers that wait for `settle`; where nobody calls it the oldest are forgotten."""
 _SETTLE = 256
 """Positions whose laws are computed at one time."""
+
+
+class Reached(NamedTuple):
+    """The first n positions of a row's step at which something drafted stood behind the text's own tokens."""
+
+    slots: slice | Tensor
+    """Of the verification: whose law is that of each position's token."""
+    logits: list[Tensor]
+    """The draft's own there, (V,) each."""
+    drafted_n: Tensor
+    """The token drafted there; of several the accepted one, or else the first."""
 
 
 @dataclass
@@ -70,9 +82,9 @@ class Collector:
         for answer, root in zip(self._live, roots, strict=True):
             answer.tokens.append(root)
 
-    def step(self, commit: Commit, drafted_BN: Tensor, num_B: Sequence[int], logits: Sequence[Tensor]) -> None:
-        """One step's verdict. num_B: drafted tokens of each row that stood to be verified. logits: of the draft, (B, V)
-        per depth."""
+    def step(self, commit: Commit, num_B: Sequence[int], reached: Callable[[int, int], Reached]) -> None:
+        """One step's verdict. num_B: positions of each row at which something drafted stood to be verified, up to and
+        including the first rejection. reached: (row, n) -> the first n of them; asked for steps that are kept."""
         self._phase += 1.0
         is_kept = self._phase >= self._every and commit.target is not None
         if is_kept:
@@ -83,9 +95,10 @@ class Collector:
             if num > 0:
                 assert commit.target is not None
                 first = len(answer.prompt) + len(answer.tokens)
+                found = reached(row, num)
                 # A copy: the engine writes its logits anew in every step.
-                target_nV = commit.target.logits_BMV[row, :num].clone()
-                answer.steps.append((first, target_nV, [each[row] for each in logits[:num]], drafted_BN[row, :num]))
+                target_nV = commit.target.logits_BMV[row, found.slots].clone()
+                answer.steps.append((first, target_nV, found.logits, found.drafted_n))
                 answer.num_kept += num
             answer.tokens += tokens
 

@@ -158,12 +158,13 @@ def triton_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """`plain_attention` in Triton (`tree_kernel`), every layer alike. A prompt's chunk, which has more slots than a
-    draft may have, and a forward that is learnt from, of which the kernel has no gradient, go through
-    `sdpa_attention`."""
+    draft may have, a forward that is learnt from, of which the kernel has no gradient, and a level read behind others,
+    of which it has no ancestors, go through `sdpa_attention`."""
     from specbench.lm.tree_kernel import MOST_SLOTS
 
     is_learnt_from = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
-    if query.shape[2] > MOST_SLOTS or is_learnt_from:
+    is_level = _current is not None and _current.topology.is_level
+    if query.shape[2] > MOST_SLOTS or is_learnt_from or is_level:
         return sdpa_attention(module, query, key, value, attention_mask, **options)
     return _in_triton(query, key, value, attention_mask, **options)
 
@@ -258,3 +259,11 @@ def register() -> None:
     """Make all implementations known to transformers; idempotent."""
     for name in _FUNCTIONS:
         AttentionInterface.register(name, _entry(name))
+
+
+def silence_padding_warning(model: PreTrainedModel) -> None:
+    """Some families (gpt2) look for padding in every input to warn of it: a value read on the host in every step.
+    There is none here, and a mask of our own."""
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            object.__setattr__(module, "warn_if_padding_and_no_attention_mask", lambda *_, **__: None)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specbench.errors import UsageError
-from specbench.lm import attention, visibility, weight_counts
+from specbench.lm import attention, facts, visibility
 from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
 from specbench.lm.quantised import full_precision_copy
 from specbench.lm.shortcut import Shortcut
-from specbench.lm.taps import TapRecorder, decoder_of
+from specbench.lm.taps import TapRecorder
 from specbench.tree import DraftTree, Topology, chain, topology
 
 
@@ -68,13 +68,13 @@ class CachedLM:
         self.attention_used: set[str] = set()
         self.known_head: Callable[[Tensor], Tensor] | None = None
         """Final states -> logits, once `packed.head_logits` has found it out."""
-        _silence_padding_warning(model)
+        attention.silence_padding_warning(model)
         self._taps = TapRecorder(model)
         self._shortcut = Shortcut(model)
         self._compiled: CompiledDecoder | None = None
         self._cache: KVCache | None = None
         self._fp32: PreTrainedModel | None = None
-        self._max_position = _num_positions(self.config)
+        self._max_position = facts.num_positions(self.config)
 
     # --- room ------------------------------------------------------------------------------------------------------
 
@@ -214,6 +214,31 @@ class CachedLM:
         logits, _ = self._behind(tokens_BM, chain(tokens_BM[:, 1:]), length_B, span=span, keep=1)
         return logits[:, -1]
 
+    @torch.inference_mode()
+    def read_level(self, tokens_BW: Tensor, levels: Topology, *, max_depth: int) -> Tensor:
+        """One more level of a tree whose earlier levels were read before -> logits (B, W, V) after each of its nodes.
+
+        levels: of all nodes read so far, this level's last; depth 0 is that of the root's children, whose root is
+        committed. Nothing is committed: `commit_levels` decides.
+        """
+        num_before = levels.depth_BM.shape[1] - tokens_BW.shape[1]
+        self.cache.open_all(tokens_BW.shape[1], self.device, behind=num_before)
+        logits, _ = self._forward(tokens_BW, levels, self.cache.lengths, is_chain=False, max_depth=max_depth, keep=0)
+        return logits
+
+    @torch.inference_mode()
+    def read_level_behind(
+        self, tokens_BW: Tensor, levels: Topology, length_B: Tensor, *, span: int, max_depth: int
+    ) -> Tensor:
+        """`read_level` behind rows whose lengths (root included) only the device knows."""
+        num_before = levels.depth_BM.shape[1] - tokens_BW.shape[1]
+        self.cache.open_behind(length_B + num_before, tokens_BW.shape[1], span=span)
+        forward = visibility.DeviceForward(
+            levels, length_B, span=span, is_chain=False, max_depth=max_depth, dtype=self.dtype
+        )
+        logits, _ = self._run(tokens_BW, self._positions_behind(levels, length_B, tokens_BW, span), forward, keep=0)
+        return logits
+
     def _behind(
         self, tokens_BM: Tensor, tree: DraftTree, length_B: Tensor, *, span: int, keep: int
     ) -> tuple[Tensor, Tensor | None]:
@@ -222,19 +247,23 @@ class CachedLM:
         forward = visibility.DeviceForward(
             shape, length_B, span=span, is_chain=tree.is_chain, max_depth=tree.max_depth, dtype=self.dtype
         )
-        positions_BM = shape.depth_BM + length_B[:, None]
+        return self._run(tokens_BM, self._positions_behind(shape, length_B, tokens_BM, span), forward, keep=keep)
+
+    def _positions_behind(self, shape: Topology, length_B: Tensor, tokens_BM: Tensor, span: int) -> Tensor:
+        positions_BM = shape.depth_BM[:, -tokens_BM.shape[1] :] + length_B[:, None]
         if self._max_position and span >= self._max_position:
             positions_BM = positions_BM.clamp(max=self._max_position - 1)
-        return self._run(tokens_BM, positions_BM, forward, keep=keep)
+        return positions_BM
 
     def _forward(
         self, tokens_BM: Tensor, shape: Topology, lengths: list[int], *, is_chain: bool, max_depth: int, keep: int
     ) -> tuple[Tensor, Tensor | None]:
         forward = visibility.HostForward(shape, lengths, is_chain=is_chain, max_depth=max_depth, dtype=self.dtype)
+        depth_BM = shape.depth_BM[:, -tokens_BM.shape[1] :]
         if len(lengths) == 1:
-            positions_BM = shape.depth_BM + lengths[0]
+            positions_BM = depth_BM + lengths[0]
         else:
-            positions_BM = shape.depth_BM + torch.tensor(lengths, device=self.device)[:, None]
+            positions_BM = depth_BM + torch.tensor(lengths, device=self.device)[:, None]
         if self._max_position and max(lengths) + max_depth >= self._max_position:
             # Nodes past the model's last position can never be committed (the engine stops before), but learned
             # position tables must not be read out of range for them.
@@ -288,6 +317,17 @@ class CachedLM:
         for row, count in enumerate(num_accepted):
             self.cache.advance(row, count + 1)
 
+    def commit_levels(self, num_kept: list[int], path_BP: Tensor) -> None:
+        """Keep this path of nodes that `read_level` read, forget the others. path_BP: as those are numbered, level by
+        level; -1 padded. num_kept: how many of it each row keeps."""
+        self.cache.compact(_path_slots(path_BP), torch.tensor(self.lengths, device=self.device) - 1)
+        for row, count in enumerate(num_kept):
+            self.cache.advance(row, count)
+
+    def commit_levels_behind(self, path_BP: Tensor, length_B: Tensor) -> None:
+        """`commit_levels` where the device alone knows the lengths (root included)."""
+        self.cache.compact(_path_slots(path_BP), length_B - 1)
+
     def truncate(self, row: int, length: int) -> None:
         """Forget everything of a row after its first `length` tokens."""
         assert 0 <= length <= self.cache.lengths[row], f"cannot truncate {self.cache.lengths[row]} tokens to {length}"
@@ -317,20 +357,15 @@ class CachedLM:
     @property
     def final_norm(self) -> nn.Module | None:
         """The norm whose output the head reads, where the decoder exposes one under a usual name."""
-        decoder = decoder_of(self.model)
-        for name in ("norm", "final_layer_norm", "ln_f", "final_norm"):
-            found = getattr(decoder, name, None)
-            if isinstance(found, nn.Module):
-                return found
-        return None
+        return facts.final_norm(self.model)
 
     def num_parameters(self) -> int:
-        """Distinct parameters (tied weights once), those of quantised layers as if they were not."""
-        return weight_counts.num_parameters(self.model)
+        """`facts.num_parameters`."""
+        return facts.num_parameters(self.model)
 
     def weight_bytes_per_token(self) -> int:
-        """Bytes of the weights that one decode step at batch 1 reads (`weight_counts.bytes_per_token`)."""
-        return weight_counts.bytes_per_token(self.model)
+        """`facts.weight_bytes_per_token`."""
+        return facts.weight_bytes_per_token(self.model, self.config)
 
     def cache_bytes_per_token(self) -> int:
         """Key and value bytes of one cached token, all layers; 0 before the first forward."""
@@ -356,27 +391,6 @@ class CachedLM:
                 )
 
 
-def _silence_padding_warning(model: PreTrainedModel) -> None:
-    """Some families (gpt2) look for padding in every input to warn of it: a value read on the host in every step.
-    There is none here, and a mask of our own."""
-    for module in model.modules():
-        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            object.__setattr__(module, "warn_if_padding_and_no_attention_mask", lambda *_, **__: None)
-
-
 def _path_slots(path_BP: Tensor) -> Tensor:
     """(B, C) slots behind a row's length: the root's, the accepted nodes', padding 0."""
     return torch.cat([path_BP.new_zeros(path_BP.shape[0], 1), (path_BP + 1).clamp(min=0)], dim=1)
-
-
-def _num_positions(config: PretrainedConfig) -> int:
-    """Positions the model serves; 0 where its config does not say.
-
-    LongRoPE swaps the frequencies of every position once one token passes the original length, but not those of the
-    keys already cached: the text would depend on where drafts reach. So its context ends at the original length.
-    """
-    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
-    rope = getattr(config, "rope_parameters", None) or {}
-    layers = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    original = [each["original_max_position_embeddings"] for each in layers if each.get("rope_type") == "longrope"]
-    return int(min([positions, *original]))

@@ -170,8 +170,11 @@ class ChainDrafter(Drafter):
         if self._held is None:
             pair_B2 = torch.stack([self._last_B, self._pending_BM[:, 0]], dim=1)
             length_B = torch.tensor(self._len_B, device=self._target.device)
-            self._held = HeldChain(self._lm, pair_B2, length_B, num_tokens=self._num_tokens)
+            self._held = self._hold(pair_B2, length_B)
         self._held.hold(span)
+
+    def _hold(self, pair_B2: Tensor, length_B: Tensor) -> HeldChain:
+        return HeldChain(self._lm, pair_B2, length_B, num_tokens=self._num_tokens)
 
     def draft(self, noise: DraftNoise | None) -> DraftTree:
         if self._held is not None:
@@ -186,6 +189,11 @@ class ChainDrafter(Drafter):
             self._own_noise.seek(self._len_B)
             noise = self._own_noise
         self._catch_up()
+        return self._grow(noise, num, room_B)
+
+    def _grow(self, noise: DraftNoise | None, num: int, room_B: list[int]) -> DraftTree:
+        """`num` tokens deep behind the pending ones, which are read first. room_B: those a row has use for."""
+        num_rows = len(room_B)
         pick = self._picker(noise)
         tokens_BM, num_B, drafted = self._pending_BM, self._num_pending, []
         for depth in range(1, num + 1):
@@ -231,9 +239,7 @@ class ChainDrafter(Drafter):
         if num == 0:
             # No row can ever draft again: each is past the draft's context, or one token from its end.
             return
-        for row, count in enumerate(accepted):
-            if count < num - 1:
-                self._lm.truncate(row, self._lm.lengths[row] - (num - 1 - count))
+        self._keep_read(commit, [min(count, num - 1) for count in accepted], num)
         self._num_pending = [2 if count == num else 1 for count in accepted]
         self._pending_BM = self._last_tokens(commit.tokens_BC, accepted)
         self._see(commit)
@@ -246,21 +252,27 @@ class ChainDrafter(Drafter):
         """What was committed without a draft of ours stays pending; the next draft's first forward reads it."""
         num, self._num_drafted = self._num_drafted, 0
         was_pending = self._pending_BM.tolist()
+        counts = zip(commit.tokens, is_own, strict=True)
+        kept = [min(len(tokens) - 1, num - 1) if own else 0 for tokens, own in counts]
+        if num > 0:
+            self._keep_read(commit, kept, num)
         pending: list[list[int]] = []
         for row, tokens in enumerate(commit.tokens):
-            count = len(tokens) - 1
-            self._len_B[row] += count + 1
-            if num == 0:
-                pending.append(was_pending[row][: self._num_pending[row]] + tokens)
-                continue
-            kept = min(count, num - 1) if is_own[row] else 0
-            self._lm.truncate(row, self._lm.lengths[row] - (num - 1 - kept))
-            pending.append(tokens[kept:])
+            self._len_B[row] += len(tokens)
+            still = was_pending[row][: self._num_pending[row]] if num == 0 else []
+            pending.append(still + (tokens if num == 0 else tokens[kept[row] :]))
         self._set_pending(pending)
         self._see(commit)
         if self._adaptive is not None and num > 0:
             learnt_from = zip(commit.tokens, commit.finished, is_own, strict=True)
             self._adaptive.learn([len(tokens) - 1 for tokens, ends, own in learnt_from if own and not ends], num)
+
+    def _keep_read(self, commit: Commit, kept: list[int], num: int) -> None:
+        """Of the tokens drafted `num` deep all but the deepest were read; each row keeps the first `kept` in its
+        cache."""
+        for row, count in enumerate(kept):
+            if count < num - 1:
+                self._lm.truncate(row, self._lm.lengths[row] - (num - 1 - count))
 
     def _see(self, commit: Commit) -> None:
         if self._seen_BV is not None:

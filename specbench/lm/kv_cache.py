@@ -124,9 +124,9 @@ class KVCache(Cache):
         self.window = Window(row=row, num_rows=1, start=start, end=start + num_tokens)
         self._check_room()
 
-    def open_all(self, num_slots: int, device: torch.device) -> None:
-        """The next forward writes num_slots nodes behind every live row."""
-        start, longest = min(self.lengths), max(self.lengths)
+    def open_all(self, num_slots: int, device: torch.device, *, behind: int = 0) -> None:
+        """The next forward writes num_slots nodes behind every live row, `behind` slots further than its length."""
+        start, longest = min(self.lengths) + behind, max(self.lengths) + behind
         num_rows = len(self.lengths)
         if start == longest:
             self.window = Window(row=0, num_rows=num_rows, start=start, end=start + num_slots)
@@ -137,7 +137,7 @@ class KVCache(Cache):
                 num_rows=num_rows,
                 start=start,
                 end=longest + num_slots,
-                slots_BM=lengths_B1 + torch.arange(num_slots, device=device),
+                slots_BM=lengths_B1 + torch.arange(behind, behind + num_slots, device=device),
                 rows_B1=torch.arange(num_rows, device=device)[:, None],
             )
         self._check_room()

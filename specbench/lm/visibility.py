@@ -62,8 +62,7 @@ class Forward(ABC):
         key = (window, group)
         if key not in self._bias:
             bias = self._make_bias(window)
-            num_slots = self.topology.depth_BM.shape[1]
-            needs_copies = bias is not None and group > 1 and num_slots > 1
+            needs_copies = bias is not None and group > 1 and bias.shape[2] > 1
             self._bias[key] = bias.repeat(1, 1, group, 1) if bias is not None and needs_copies else bias
         return self._bias[key]
 
@@ -138,17 +137,19 @@ class DeviceForward(Forward):
 
 def visible(topology: Topology, length_B: Tensor, *, span: int, window: int | None = None) -> Tensor:
     """The definition: bool (B, M, S) over the first `span` slots. Slot i of row b sees every committed token and its
-    own ancestors; with a sliding window only those fewer than `window` positions back."""
+    own ancestors; with a sliding window only those fewer than `window` positions back. Of a tree read level by level
+    the last level's slots alone: (B, W, S)."""
     num_rows, num_slots = topology.depth_BM.shape
+    num_queries = topology.sees_BMM.shape[1]
     length_B1 = length_B[:, None]
     slot_BS = torch.arange(span, device=length_B.device)[None] - length_B1
     inside_BS = (slot_BS >= 0) & (slot_BS < num_slots)
     index_BS = slot_BS.clamp(0, num_slots - 1)
-    sees = topology.sees_BMM.gather(2, index_BS[:, None].expand(num_rows, num_slots, span))
+    sees = topology.sees_BMM.gather(2, index_BS[:, None].expand(num_rows, num_queries, span))
     seen_BMS = (slot_BS < 0)[:, None] | (sees & inside_BS[:, None])
     if window is not None:
         position_BS = torch.where(slot_BS < 0, slot_BS + length_B1, length_B1 + topology.depth_BM.gather(1, index_BS))
-        query_BM = length_B1 + topology.depth_BM
+        query_BM = length_B1 + topology.depth_BM[:, num_slots - num_queries :]
         seen_BMS = seen_BMS & (query_BM[:, :, None] - position_BS[:, None] < window)
     return seen_BMS
 

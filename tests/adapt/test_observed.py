@@ -19,7 +19,7 @@ from specbench.engine.graphs import Backend
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed
 from specbench.losses import Law
-from specbench.method import Rule
+from specbench.method import DraftNoise, DraftTree, Rule
 from tests.adapt.adapted import engine, learning_drafter, save_draft
 
 TOP_K = 8
@@ -39,17 +39,21 @@ def _observe(draft: Path, on: Engine, *, num: int = 4, **given: object) -> list[
     return collector.settle()
 
 
+TREE = {"beam_width": 3, "max_nodes": 7}
+
+
+@pytest.mark.parametrize("given", [{}, TREE], ids=["chain", "tree"])
 @pytest.mark.parametrize(
     ("temperature", "rule", "graphs"),
     [(0.0, "coupled", None), (1.0, "coupled", None), (1.0, "rejection", None), (0.0, "coupled", RecordedGraphs())],
 )
 def test_every_law_is_that_of_a_plain_forward(
-    draft: Path, temperature: float, rule: Rule, graphs: Backend | None
+    draft: Path, temperature: float, rule: Rule, graphs: Backend | None, given: dict[str, int]
 ) -> None:
     """Both models' laws against transformers' own forward over the text, at every position; steps as graphs too."""
     plain = engine(temperature=temperature, rule=rule)
     on = Engine(plain.lm, sampling=plain.sampling, rule=rule, max_batch=4, max_len=110, max_nodes=8, graphs=graphs)
-    drafter = learning_drafter(draft, on)
+    drafter = learning_drafter(draft, on, **given)
     on.reserve(drafter.max_nodes)
     generations = on.generate(drafter, requests_for(max_new_tokens=16)).generations
     found = drafter.adaptation.collector.settle()  # type: ignore[union-attr]
@@ -75,6 +79,48 @@ def test_every_law_is_that_of_a_plain_forward(
             min(step.num_accepted, step.num_committed - step.num_truncated) for step in generation.steps
         )
         assert int(positions.max()) < len(text) and int(positions.min()) > observed.num_prompt
+
+
+def test_a_tree_is_observed_along_the_text_and_once_where_it_left_it(draft: Path) -> None:
+    """Walked here by hand: at each position the accepted child or, where none was, the first that stood there; where
+    nothing stood there nothing was tried. The live acceptance counts the same positions."""
+    on = engine()
+    drafter = learning_drafter(draft, on, **TREE)
+    on.reserve(drafter.max_nodes)
+    trees: list[DraftTree] = []
+    drafted = drafter.draft
+
+    def kept(noise: DraftNoise | None) -> DraftTree:
+        trees.append(drafted(noise))
+        return trees[-1]
+
+    drafter.draft = kept  # type: ignore[method-assign]
+    request = requests_for(max_new_tokens=40)[0]
+    [generation] = on.generate(drafter, [request]).generations
+    [observed] = drafter.adaptation.collector.settle()  # type: ignore[union-attr]
+    text, at = [*request.prompt, *generation.tokens], len(request.prompt) + 1
+    rows: list[tuple[int, int, int, bool]] = []
+    tried = accepted = 0
+    for step, tree in zip(generation.steps, trees, strict=True):
+        tokens, parents, node = tree.tokens_BN[0].tolist(), tree.parents_BN[0].tolist(), -1
+        assert tree.valid_BN is None
+        for depth in range(1, 9):
+            children = [child for child, parent in enumerate(parents) if parent == node]
+            if not children or at + depth - 1 >= len(text):
+                break
+            own = [child for child in children if tokens[child] == text[at + depth - 1]]
+            rows.append((at + depth - 1, depth, tokens[(own or children)[0]], bool(own)))
+            if step is not generation.steps[-1]:
+                tried, accepted = tried + 1, accepted + bool(own)
+            if not own:
+                break
+            node = own[0]
+        at += step.num_committed - step.num_truncated
+    columns = (observed.position_N, observed.depth_N, observed.drafted_N, observed.accepted_N)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == rows
+    assert {True, False} == {row[3] for row in rows}
+    live = drafter.adaptation.domain("").live  # type: ignore[union-attr]
+    assert live.since_swap == tried and 0 < accepted < tried
 
 
 def test_positions_are_capped_per_answer_and_spread_over_it(draft: Path) -> None:

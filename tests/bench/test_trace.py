@@ -158,6 +158,21 @@ def test_a_draft_that_is_the_target_has_q_equal_to_p_and_everything_accepted(tra
         assert [node.q for node in nodes] == pytest.approx([node.p for node in nodes], abs=1e-6)
 
 
+def test_a_draft_models_tree_is_shown_as_a_tree_with_q_at_every_node(traced, tiny_target):
+    """The target is its own draft: each node's q is the target's law there, beside its siblings, below its parent."""
+    chosen = {"model": str(tiny_target), "beam_width": "3", "max_nodes": "7"}
+    settings = tuple(Setting("draft_model", name, value) for name, value in chosen.items())
+    for changes in ({}, {"temperature": 0.8, "top_p": 0.9}):
+        _, _, replay = traced(settings=settings, methods=("autoregressive", "draft_model"), **changes)
+        steps = [step for step in replay("draft_model").steps if step.nodes]
+        nodes = [node for step in steps for node in step.nodes]
+        assert [node.q for node in nodes] == pytest.approx([node.p for node in nodes], abs=1e-6)
+        assert any(len({node.parent for node in step.nodes}) < len(step.nodes) for step in steps), (
+            "siblings stand there"
+        )
+        assert {"accepted", "rejected"} <= {node.verdict for node in nodes}
+
+
 def test_a_method_without_a_law_has_no_q(traced):
     _, _, replay = traced()
     nodes = [node for step in replay("prompt_lookup").steps for node in step.nodes]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import NoDrafter, requests_for
 
-from methods.adaptive_lora.drafter import AdaptiveDrafter, build
+from methods.adaptive_lora.drafter import AdaptiveDrafter, AdaptiveTreeDrafter, build
 from methods.draft_model.drafter import build as build_draft_model
 from specbench import registry
 from specbench.adapt import adapter as files
@@ -25,6 +25,7 @@ from specbench.engine.decode import Engine
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import UsageError
 from specbench.lm.chain import ChainDrafter
+from specbench.lm.draft_tree import TreeDrafter
 from specbench.lm.load import load_lm
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request
 from specbench.sampling import Sampling, sequence_key
@@ -52,9 +53,16 @@ class _Swapping(AdaptiveDrafter):
         self.num_swaps += 1
 
 
-def _swapping(draft: Path, on: Engine) -> _Swapping:
-    drafter = learning_drafter(draft, on, adapt=True)
-    drafter.__class__ = _Swapping
+class _SwappingTree(_Swapping, AdaptiveTreeDrafter):
+    """The same over a tree."""
+
+
+TREE = {"beam_width": 3, "max_nodes": 6}
+
+
+def _swapping(draft: Path, on: Engine, **given: int) -> _Swapping:
+    drafter = learning_drafter(draft, on, adapt=True, **given)
+    drafter.__class__ = _SwappingTree if isinstance(drafter, AdaptiveTreeDrafter) else _Swapping
     assert isinstance(drafter, _Swapping)
     drafter.prepare()
     on.reserve(drafter.max_nodes)
@@ -65,42 +73,45 @@ def _answers(on: Engine) -> tuple[Generation, ...]:
     return on.generate(NoDrafter(), requests_for(max_new_tokens=20)).generations
 
 
-def test_without_an_adapter_it_is_the_draft_model(draft: Path) -> None:
+@pytest.mark.parametrize(("shape", "kind"), [({}, ChainDrafter), (TREE, TreeDrafter)], ids=["chain", "tree"])
+def test_without_an_adapter_it_is_the_draft_model(draft: Path, shape: dict[str, int], kind: type) -> None:
     """The same drafts accepted step by step, by the same class; learning that has not begun changes nothing either."""
     for temperature in (0.0, 1.0):
         on = engine(temperature=temperature)
-        given = {"model": str(draft), "num_tokens": 3}
+        given = {"model": str(draft), "num_tokens": 3, **shape}
         theirs = build_draft_model(registry.check_options(registry.card("draft_model"), given), on.view())
-        ours = build(options(draft), on.view())
-        assert type(ours) is type(theirs) is ChainDrafter and ours.adaptation is None
+        ours = build(options(draft, **shape), on.view())
+        assert type(ours) is type(theirs) is kind and ours.adaptation is None
         found = [
             on.generate(drafter, requests_for(max_new_tokens=20)).generations
-            for drafter in (theirs, ours, learning_drafter(draft, on))
+            for drafter in (theirs, ours, learning_drafter(draft, on, **shape))
         ]
         accepted = [[[step.num_accepted for step in g.steps] for g in generations] for generations in found]
         assert accepted[0] == accepted[1] == accepted[2]
 
 
+@pytest.mark.parametrize("given", [{}, TREE], ids=["chain", "tree"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_swap_in_mid_sequence_changes_no_token(draft: Path, temperature: float) -> None:
+def test_a_swap_in_mid_sequence_changes_no_token(draft: Path, temperature: float, given: dict[str, int]) -> None:
     """Greedy and coupled, float64, alone and in a ragged batch: seeded autoregression, whatever is drafted with."""
     on = engine(temperature=temperature)
     wanted = _answers(on)
-    drafter = _swapping(draft, on)
+    drafter = _swapping(draft, on, **given)
     for rows in (range(4), [0], [2]):
         found = on.generate(drafter, [requests_for(max_new_tokens=20)[row] for row in rows]).generations
         assert [each.tokens for each in found] == [wanted[row].tokens for row in rows]
     assert drafter.num_swaps > 10 and drafter.adaptation.swaps >= drafter.num_swaps
 
 
-def test_after_a_swap_a_draft_is_that_of_the_new_weights_alone(draft: Path) -> None:
+@pytest.mark.parametrize("given", [{}, TREE], ids=["chain", "tree"])
+def test_after_a_swap_a_draft_is_that_of_the_new_weights_alone(draft: Path, given: dict[str, int]) -> None:
     """Keys and values of the old weights are gone: the drafts in mid-sequence are those of a drafter that has read the
     whole text with the new ones."""
     on = engine()
-    drafter = learning_drafter(draft, on)
+    drafter = learning_drafter(draft, on, **given)
     on.reserve(drafter.max_nodes)
     weights = noisy_weights(drafter.adaptation.layers)  # type: ignore[union-attr]
-    other = learning_drafter(draft, on)
+    other = learning_drafter(draft, on, **given)
     other.adaptation.swap("", InUse(number=1, weights=weights))  # type: ignore[union-attr]
     learns = drafter.adaptation
     assert learns is not None
@@ -243,8 +254,10 @@ def test_a_domain_that_was_put_back_begins_with_the_draft_model_itself(draft: Pa
     assert adaptation.domain("math").in_use.weights is None
 
 
-@pytest.mark.parametrize("by", ["category", "system"])
-def test_fixed_adapters_of_domains_draft_each_its_own(draft: Path, tmp_path: Path, by: str) -> None:
+@pytest.mark.parametrize(("by", "given"), [("category", {}), ("system", {}), ("category", TREE)], ids=str)
+def test_fixed_adapters_of_domains_draft_each_its_own(
+    draft: Path, tmp_path: Path, by: str, given: dict[str, int]
+) -> None:
     """As many tokens are accepted as under that adapter alone, domain by domain, back and forth."""
     names = {kind: domain_of(by, category=kind, system=f"You help with {kind}.") for kind in ("math", "code", "prose")}
     assert len(set(names.values())) == 3 and "You" not in "".join(names.values())
@@ -264,11 +277,12 @@ def test_fixed_adapters_of_domains_draft_each_its_own(draft: Path, tmp_path: Pat
         return [[step.num_accepted for step in each.steps] for each in generations]
 
     alone = {
-        "math": drafted(build(options(draft, adapter=str(store.path(1))), on.view()), ""),
-        "code": drafted(build(options(draft, adapter=str(store.path(2))), on.view()), ""),
-        "prose": drafted(build(options(draft), on.view()), ""),
+        "math": drafted(build(options(draft, adapter=str(store.path(1)), **given), on.view()), ""),
+        "code": drafted(build(options(draft, adapter=str(store.path(2)), **given), on.view()), ""),
+        "prose": drafted(build(options(draft, **given), on.view()), ""),
     }
-    drafter = build(options(draft, store=str(tmp_path), domains=by), on.view())
+    drafter = build(options(draft, store=str(tmp_path), domains=by, **given), on.view())
+    assert isinstance(drafter, TreeDrafter) == bool(given)
     for name in ("math", "prose", "code", "math"):
         assert drafted(drafter, name) == alone[name]
     assert alone["math"] != alone["prose"] != alone["code"]

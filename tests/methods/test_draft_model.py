@@ -22,6 +22,7 @@ from specbench.errors import UsageError
 from specbench.lm import attention, load
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
+from specbench.lm.draft_tree import TreeDrafter
 from specbench.lm.load import load_lm
 from specbench.lm.vocabulary import SharedVocabulary, Vocabulary, compare
 from specbench.method import Request, Rule
@@ -160,6 +161,41 @@ def test_adaptive_reserves_room_for_its_longest_chain(tmp_path: Path) -> None:
     engine = Engine(tiny_lm(), sampling=Sampling(), max_len=64, max_nodes=8)
     drafter = build(_options(model=str(tmp_path), adaptive="true", max_tokens=7), engine.view())
     assert (drafter.max_nodes, drafter.carries) == (7, "stream")
+
+
+def _built(folder: Path, **given: Any) -> ChainDrafter:
+    tiny_model(seed=1).save_pretrained(folder)
+    engine = Engine(tiny_lm(), sampling=Sampling(temperature=1.0), max_len=64, max_nodes=8)
+    drafter = build(_options(model=str(folder), **given), engine.view())
+    assert isinstance(drafter, ChainDrafter)
+    return drafter
+
+
+def test_one_beam_is_a_chain_and_several_are_a_tree_within_the_budget(tmp_path: Path) -> None:
+    plain = _built(tmp_path)
+    assert type(plain) is ChainDrafter and plain.max_nodes == 4, "the default drafts what it always did"
+    assert type(_built(tmp_path, branch=3)) is ChainDrafter
+    assert _built(tmp_path, max_nodes=3).max_nodes == 3, "a chain's best nodes are its first ones"
+    assert _built(tmp_path, adaptive=True, max_nodes=3).max_nodes == 3
+    shapes = {(3, 0, 0): 12, (3, 2, 0): 2 + 3 + 3 + 3, (3, 0, 7): 7, (2, 0, 99): 8}
+    for (width, branch, budget), nodes in shapes.items():
+        drafter = _built(tmp_path, beam_width=width, branch=branch, max_nodes=budget)
+        assert type(drafter) is TreeDrafter and drafter.max_nodes == nodes and drafter.capturable
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "words"),
+    [
+        ({"adaptive": True}, "draft_model.adaptive", "the length of a chain"),
+        ({"draft": "sampled"}, "draft_model.draft", "picked, not drawn"),
+    ],
+)
+def test_what_only_a_chain_can_do_is_refused_with_what_to_type(
+    tmp_path: Path, given: dict[str, Any], where: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        _built(tmp_path, beam_width=3, **given)
+    assert caught.value.where == where and "--set draft_model.beam_width=1" in caught.value.try_
 
 
 def _alpha(target: CachedLM, draft: CachedLM, *, picks: str, rule: Rule, prompts: list[tuple[int, ...]]) -> float:

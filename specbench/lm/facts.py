@@ -1,11 +1,35 @@
-"""A model's weights, counted: how many there are, and how many bytes of them a token costs."""
+"""What is known of a model without running it: its final norm, its positions, its parameters, the bytes of a step."""
 
 from __future__ import annotations
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from specbench.lm.quantised import is_quantised, num_values, quantised_layers, stored_bytes
+from specbench.lm.taps import decoder_of
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module | None:
+    """The norm whose output the head reads, where the decoder exposes one under a usual name."""
+    decoder = decoder_of(model)
+    for name in ("norm", "final_layer_norm", "ln_f", "final_norm"):
+        found = getattr(decoder, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    return None
+
+
+def num_positions(config: PretrainedConfig) -> int:
+    """Positions the model serves; 0 where its config does not say.
+
+    LongRoPE swaps the frequencies of every position once one token passes the original length, but not those of the
+    keys already cached: the text would depend on where drafts reach. So its context ends at the original length.
+    """
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    rope = getattr(config, "rope_parameters", None) or {}
+    layers = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    original = [each["original_max_position_embeddings"] for each in layers if each.get("rope_type") == "longrope"]
+    return int(min([positions, *original]))
 
 
 def num_parameters(model: PreTrainedModel) -> int:
@@ -16,13 +40,13 @@ def num_parameters(model: PreTrainedModel) -> int:
     return sum(plain) + sum(map(num_values, layers))
 
 
-def bytes_per_token(model: PreTrainedModel) -> int:
+def weight_bytes_per_token(model: PreTrainedModel, config: PretrainedConfig) -> int:
     """Bytes one decode step at batch 1 reads of the weights: all, less the rows of embedding tables that are not looked
     up and the experts that are not chosen. A table tied to the head is read whole, and counted once; of a quantised
     layer all it holds is read: data, scales, zero points."""
     head = model.get_output_embeddings().weight
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} - {id(head)}
-    names, config = ("num_local_experts", "num_experts", "n_routed_experts"), model.config.get_text_config()
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
     num_experts = next((number for name in names if (number := getattr(config, name, None))), 0)
     num_chosen = getattr(config, "num_experts_per_tok", num_experts)
     layers = quantised_layers(model)
