@@ -53,8 +53,8 @@ class DraftModel:
 
 def load_draft(options: Options, target: TargetView, *, method: str) -> DraftModel:
     """Loads option `model` on the target's device, under the run's choice of attention, and reads num_tokens,
-    beam_width, branch, max_nodes, draft, adaptive, max_tokens, cost_ratio, dtype and quantisation. method: whose options
-    they are, for errors.
+    beam_width, branch, max_nodes, draft, adaptive, max_tokens, cost_ratio, dtype and quantisation. method: whose
+    options they are, for errors.
 
     `auto` attention is decided for the draft by itself: its model type, its heads and its dtype are not the target's.
 
