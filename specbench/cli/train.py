@@ -104,7 +104,12 @@ def train(
     ] = False,
     teacher_top_k: Annotated[
         int | None,
-        option("--teacher-top-k", HOW, "K", "Laws in the cache: K entries and the tail; 0 = recomputed."),
+        option(
+            "--teacher-top-k",
+            HOW,
+            "K",
+            "With --cache-states and kd, tv or lk: laws kept as K entries and the tail; 0 = remade.",
+        ),
     ] = None,
     eval_every: Annotated[int | None, option("--eval-every", EVALUATION, "N", "Steps.")] = None,
     eval_documents: Annotated[int | None, option("--eval-documents", EVALUATION, "N", "Held out.")] = None,

@@ -107,7 +107,8 @@ class TrainRequest:
     """Steps between resumable states."""
     cache_states: bool = False
     teacher_top_k: int | None = None
-    """Entries of a law kept on disk under `cache_states`; 0 = the final states are kept and laws recomputed."""
+    """Entries of a law kept on disk under `cache_states`, beside one for the tail; 0 = the final states are kept and
+    laws recomputed. Refused where no law is kept: without `cache_states`, and under loss `ce`."""
     report_to: tuple[str, ...] = ()
     threads: int | None = None
     device: str | None = None
