@@ -162,8 +162,8 @@ def _learning(row: MethodRow, *, learns_beside: bool) -> list[str]:
     ratio = f"the ratio of totals is {row.speedup_serial:.2f} instead of {row.speedup_total:.2f}"
     if learns_beside:
         return [
-            "learnt beside its answers (concurrent): what rounds took of the cores is in its own times; handing over to "
-            f"them took {row.learn_s:.1f} s between answers, with which on its clock {ratio}"
+            "learnt beside its answers (concurrent): what rounds took of the cores is in its own times; handing over "
+            f"to them took {row.learn_s:.1f} s between answers, with which on its clock {ratio}"
         ]
     return [f"learnt for {row.learn_s:.1f} s between answers; with that on its clock (serial) {ratio}"]
 
