@@ -18,6 +18,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, option
 from specbench.cli.progress import duration
+from specbench.cli.stages import check_words
 from specbench.cli.text import show, show_json, visible
 from specbench.cli.train_progress import open_train_progress
 from specbench.errors import UsageError
@@ -242,6 +243,8 @@ def _cook(file: Path, *, skip: tuple[str, ...], store: Path | None, dry_run: boo
     for each in planned:
         if each.note:
             note(visible(each.note))
+        if not each.is_done:
+            check_words(each.argv, where=f"{each.stage}: in {file}")
     if dry_run:
         for each in planned:
             show(
