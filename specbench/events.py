@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of manifest.json and events.jsonl; a reader refuses a newer one. In 1 generations did not say when they
-began, in 2 rounds of learning were readings without a lineage."""
+began, in 2 rounds of learning were readings without a lineage, in 3 their figures had no width."""
 
 
 class StepRow(NamedTuple):
@@ -213,6 +213,10 @@ class AdapterRound(Event):
     """In a process beside the method's answers."""
     is_regrown: bool = False
     """Of a resumed run: the stream until its interruption, decoded again untimed."""
+    width_before: float | None = None
+    """acceptance_before is an upper bound and lies at most so far above: what the laws' tails, of which only the mass
+    is kept, may have in common. 0 at temperature 0; None where nothing was judged, and before schema 4."""
+    width_after: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

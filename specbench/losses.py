@@ -178,16 +178,24 @@ class _WholeKL(torch.autograd.Function):
 def overlap(logits_NV: Tensor, law: Law) -> Tensor:
     """sum min(p, q) per position (N,): the chance that one draft token is accepted (Leviathan 2023, Theorem 3.5). With
     a tail an upper bound: the two tails are taken to overlap wholly."""
+    kept_N, tails_N = overlap_parts(logits_NV, law)
+    return kept_N + tails_N
+
+
+def overlap_parts(logits_NV: Tensor, law: Law) -> tuple[Tensor, Tensor]:
+    """What `overlap` adds up, each (N,): over the entries that the law names, and the most that the two tails may have
+    in common (0 for a law without one). sum min(p, q) lies between the first and their sum."""
     law = law.spread()
     logq_NV = logits_NV.log_softmax(-1)
     p = law.logp_RK.to(logq_NV.dtype).exp()
     if law.ids_RK is None:
-        return torch.minimum(p, logq_NV.exp()).sum(-1)
+        shared = torch.minimum(p, logq_NV.exp()).sum(-1)
+        return shared, torch.zeros_like(shared)
     shared = torch.minimum(p, logq_NV.gather(-1, law.ids_RK).exp()).sum(-1)
     if law.log_tail_R is None:
-        return shared
+        return shared, torch.zeros_like(shared)
     rest = _log_rest(logq_NV, law.ids_RK, law.logp_RK).exp()
-    return shared + torch.minimum(law.log_tail_R.to(logq_NV.dtype).exp(), rest)
+    return shared, torch.minimum(law.log_tail_R.to(logq_NV.dtype).exp(), rest)
 
 
 def _cross_entropy(logits_NV: Tensor, label_N: Tensor) -> Tensor:

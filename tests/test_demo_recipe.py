@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from specbench import paths
 from specbench.demo.recipe.evaluation import agreement, cut, distinct_4grams, pick
 from specbench.demo.recipe.examples import Example, gpteacher_example, gsm8k_example, split
 from specbench.demo.recipe.models import draft_config, language_loss, load, matmul_attention, new_model, save
@@ -23,6 +24,12 @@ def _rows(count: int) -> list[Row]:
         length, start = rng.randint(8, 30), rng.randint(2, 6)
         made.append(Row("gsm8k", tuple(rng.randrange(4096) for _ in range(length)), start, length - 1 - number % 2))
     return made
+
+
+def test_the_shipped_drafters_stay_below_four_megabytes_together() -> None:
+    files = [file for file in (paths.DEMO / "drafters").rglob("*") if file.is_file()]
+    assert {"ctc", "lstm", "redrafter"} <= {file.parent.name for file in files}
+    assert sum(file.stat().st_size for file in files) < 4_000_000
 
 
 def test_the_held_out_part_never_depends_on_the_order_of_the_examples() -> None:

@@ -87,7 +87,7 @@ class Domain:
     candidate: Candidate | None = None
     """What the rounds so far came to; the next one goes on from it, drafted with or not."""
     num_rounds: int = 0
-    judged: dict[Observed, float] = field(default_factory=dict)
+    judged: dict[Observed, tuple[float, float]] = field(default_factory=dict)
     """Expected acceptances of held-out answers under the adapter in use, summed over their positions."""
 
 

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 Domains = Literal["one", "category", "system"]
 DOMAINS: tuple[Domains, ...] = get_args(Domains)
 SYSTEM = "system-"
+NO_DOMAIN = "none (--domain left out)"
+"""How '' is told among names."""
 _DIGITS = 12
 
 

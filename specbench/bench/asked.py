@@ -5,6 +5,7 @@ No torch: whatever is refused here is refused at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench import suite
@@ -46,6 +47,22 @@ def ask(request: RunRequest, progress: Progress) -> Asked:
     for note in (*loaded.notes, *filled.left_out):
         progress.say(note)
     chosen = competitors(request)
-    if resumed is not None:
+    if resumed is None:
+        refuse_system_domains(chosen)
+    else:
         chosen = resume.as_named(chosen, resumed)
     return Asked(request=request, suite=loaded, competitors=chosen, resumed=resumed)
+
+
+def refuse_system_domains(chosen: Sequence[Competitor]) -> None:
+    """Raises UsageError where an adapter per system prompt is asked for: a suite's questions have none, so that all of
+    them would share one without a word."""
+    for competitor in chosen:
+        for name, value in competitor.options.items():
+            if value == "system" and name.rpartition(".")[2] == "domains":
+                method = name.rpartition(".")[0] or competitor.card.name
+                raise UsageError(
+                    f"{method}.domains=system keeps an adapter per system prompt, and no question of a suite has one",
+                    where=f"--set {method}.domains=system",
+                    try_=f"--set {method}.domains=category; system prompts are those of `specbench chat`",
+                )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from specbench import suite
 from specbench.adapt.observed import prompt_digest
 from specbench.adapt.versions import AdapterStore
+from specbench.bench.asked import refuse_system_domains
 from specbench.bench.competitors import competitors
 from specbench.bench.contestants import make_contestant
 from specbench.bench.defaults import with_defaults
@@ -25,6 +26,8 @@ class Collected:
     num_skipped: int
     """Questions whose prompt the store holds already: an interrupted collection goes on where it stopped."""
     num_positions: int
+    domains: tuple[str, ...]
+    """Of all answers of the store, '' where they are not told apart: a round learns from those of one."""
     warning: str
     """Why it stopped keeping; empty where it kept everything."""
 
@@ -41,6 +44,7 @@ def collect(request: RunRequest, store: AdapterStore, progress: Progress) -> Col
         assert filled.seed is not None
         loaded = loaded.limited(filled.limit, seed=filled.seed)
     chosen = next(each for each in competitors(filled) if each.card.name == METHOD)
+    refuse_system_domains([chosen])
     with store.writing():
         session = Session(filled, loaded)
         drafter = make_contestant(session, chosen).drafter
@@ -48,7 +52,11 @@ def collect(request: RunRequest, store: AdapterStore, progress: Progress) -> Col
         if adaptation is None:
             raise UsageError("nothing is collected with collect=false", where=f"{METHOD}.collect", try_="leave it out")
         adaptation.store = store
-        known = {observed.prompt_digest() for observed in store.rows.read()}
+        known: set[bytes] = set()
+        domains: set[str] = set()
+        for observed in store.rows.read():
+            known.add(observed.prompt_digest())
+            domains.add(observed.domain)
         num_answers = num_skipped = num_positions = 0
         progress.plan(num_groups=len(loaded.questions), num_done=0, title=f"collect {loaded.name}")
         for question in loaded.questions:
@@ -58,6 +66,7 @@ def collect(request: RunRequest, store: AdapterStore, progress: Progress) -> Col
                 continue
             result = session.generate(drafter, [cell], with_reference=False)
             num_positions += adaptation.gather()
+            domains.update(each.domain for each in adaptation.last)
             num_answers += 1
             progress.group_done(
                 method=METHOD,
@@ -72,5 +81,6 @@ def collect(request: RunRequest, store: AdapterStore, progress: Progress) -> Col
         num_answers=num_answers,
         num_skipped=num_skipped,
         num_positions=num_positions,
+        domains=tuple(sorted(domains)),
         warning=store.rows.warning,
     )

@@ -120,6 +120,8 @@ class Learning:
                     gain_high=None if each.gain is None else each.gain.high,
                     is_concurrent=is_concurrent,
                     is_regrown=is_regrown,
+                    width_before=each.width_before,
+                    width_after=each.width_after,
                 )
             )
             in_use[each.domain] = each.version

@@ -251,9 +251,10 @@ def _store(talk: Conversation) -> AdapterStore:
 
 
 def _known(talk: Conversation) -> str:
-    """`versions 1, 2*; * is the active one`."""
-    store = _store(talk)
-    numbers, active = store.numbers(), store.active()
+    """`versions 1, 2*`; * is the one drafted with under this conversation's system prompt."""
+    store, adaptation = _store(talk), talk.adaptation
+    active = store.active("" if adaptation is None else _here(talk, adaptation))
+    numbers = store.numbers()
     if not numbers:
         return "no version yet"
     named = ", ".join(f"{number}{'*' if number == active else ''}" for number in numbers)

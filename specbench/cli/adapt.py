@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from specbench import paths, registry
+from specbench.adapt.domains import NO_DOMAIN, SYSTEM
 from specbench.bench.defaults import DEMO_TARGETS
 from specbench.bench.request import RunRequest, Setting
 from specbench.cli import options
@@ -110,7 +112,12 @@ def collect(
     show(f"{made.num_positions} positions of {made.num_answers} answers in {opened.folder}")
     if made.num_skipped:
         show(f"{made.num_skipped} questions were there already")
-    show(f"learn from them  specbench adapt train --store {opened.folder} --model {model or 'demo-draft'}")
+    # Of several domains the first; every other one learns an adapter of its own likewise.
+    domain = next(iter(made.domains), "")
+    line = ["specbench", "adapt", "train", "--store", str(opened.folder), "--model", model or "demo-draft"]
+    show(f"learn from them  {visible(shlex.join([*line, *(['--domain', domain] if domain else [])]))}")
+    if len(made.domains) > 1:
+        show(f"their domains    {visible(', '.join(each or NO_DOMAIN for each in made.domains))}")
 
 
 @app.command()
@@ -164,7 +171,17 @@ def train(
     show(f"{found.num_steps} steps on {found.num_positions} positions in {found.seconds:.1f} s{losses}")
     show(f"{found.outcome}: {found.why}")
     if found.outcome == "promoted":
-        show(f"draft with it  specbench run SUITE --methods {METHOD} --set {METHOD}.store={into or opened.folder}")
+        show(f"draft with it  {visible(_drafting(domain, into or opened.folder))}")
+
+
+def _drafting(domain: str, store: Path) -> str:
+    """The command that drafts with a promoted version of a domain."""
+    settings = [f"{METHOD}.store={store}"]
+    is_of_chat = domain.startswith(SYSTEM)
+    if domain:
+        settings.append(f"{METHOD}.domains={'system' if is_of_chat else 'category'}")
+    command = ["specbench", "chat", "--method"] if is_of_chat else ["specbench", "run", "SUITE", "--methods"]
+    return shlex.join([*command, METHOD, *(word for each in settings for word in ("--set", each))])
 
 
 @app.command()

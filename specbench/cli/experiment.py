@@ -15,6 +15,7 @@ from specbench.cli.children import run_specbench
 from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, option
+from specbench.cli.stages import check_words
 from specbench.cli.text import Column, show, show_json, show_table, visible
 from specbench.cli.train_progress import open_train_progress
 from specbench.errors import UsageError
@@ -87,10 +88,20 @@ def experiment(
         plan = plan.first(limit_cells)
     if not plan.measures:
         raise UsageError("the experiment has no cell", where=name)
+    _check_benches(plan, where=name)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         return
     _carry_out(plan, out, as_json=as_json)
+
+
+def _check_benches(plan: Plan, *, where: str) -> None:
+    """Raises UsageError for what a timed run would refuse, before its drafter is trained."""
+    from specbench.training.experiment import bench_words
+    from specbench.training.experiment_plan import Bench
+
+    for words in {tuple(bench_words(plan, each)) for each in plan.measures if isinstance(each, Bench)}:
+        check_words(words, where=f"bench: of {where}")
 
 
 def _carry_out(plan: Plan, out: Path | None, *, as_json: bool) -> None:

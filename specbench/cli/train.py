@@ -18,6 +18,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, option
 from specbench.cli.progress import duration
+from specbench.cli.stages import check_words
 from specbench.cli.text import show, show_json, visible
 from specbench.cli.train_progress import open_train_progress
 from specbench.errors import UsageError
@@ -104,7 +105,12 @@ def train(
     ] = False,
     teacher_top_k: Annotated[
         int | None,
-        option("--teacher-top-k", HOW, "K", "Laws in the cache: K entries and the tail; 0 = recomputed."),
+        option(
+            "--teacher-top-k",
+            HOW,
+            "K",
+            "With --cache-states and kd, tv or lk: laws kept as K entries and the tail; 0 = remade.",
+        ),
     ] = None,
     eval_every: Annotated[int | None, option("--eval-every", EVALUATION, "N", "Steps.")] = None,
     eval_documents: Annotated[int | None, option("--eval-documents", EVALUATION, "N", "Held out.")] = None,
@@ -237,6 +243,8 @@ def _cook(file: Path, *, skip: tuple[str, ...], store: Path | None, dry_run: boo
     for each in planned:
         if each.note:
             note(visible(each.note))
+        if not each.is_done:
+            check_words(each.argv, where=f"{each.stage}: in {file}")
     if dry_run:
         for each in planned:
             show(

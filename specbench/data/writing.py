@@ -19,7 +19,7 @@ from specbench.data.counts import Counts
 from specbench.data.documents import Documents
 from specbench.data.loading import Builder
 from specbench.data.prompts import Prompt
-from specbench.data.rendering import Renderer
+from specbench.data.rendering import Rendered, Renderer
 from specbench.data.responses import Ask, Response, Writer, append, drop_torn_line, merged, read_responses
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
@@ -39,6 +39,11 @@ class Asked(NamedTuple):
     asks: list[Ask]
     num_too_long: int
     """Prompt and answer would exceed the target's context."""
+
+    @property
+    def unusable(self) -> dict[str, int]:
+        """As `Counts` has it."""
+        return {"prompt and answer exceed the context": self.num_too_long} if self.num_too_long else {}
 
 
 def asks_of(prompts: Sequence[Prompt], renderer: Renderer, *, max_new_tokens: int, context_length: int | None) -> Asked:
@@ -154,14 +159,7 @@ def write_responses(
     on where it was. A model without a weights hash (made in memory) is asked every time. One process at a time: under
     several, let the first write before the others ask. Raises UsageError or EnvironmentFailed.
     """
-    if not prompts:
-        raise UsageError("there is no prompt to answer")
-    if lm.tokenizer is None:
-        raise EnvironmentFailed(f"target {lm.name!r} has no tokenizer files, so no prompt can be made for it")
-    renderer = Renderer.of(lm.tokenizer, template=template or "chat", stop_ids=stop_ids_of(lm))
-    asked = asks_of(prompts, renderer, max_new_tokens=max_new_tokens, context_length=lm.context_length)
-    if not asked.asks:
-        raise none_fits(max_new_tokens)
+    renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=template)
     identity = {
         "weights": lm.weights_hash,
         "dtype": str(lm.dtype),
@@ -200,12 +198,46 @@ def write_responses(
     builder = Builder(max_len=max_len, assistant_only=assistant_only)
     for row in rows:
         builder.add(row.rendered)
-    too_long = {"prompt and answer exceed the context": asked.num_too_long} if asked.num_too_long else {}
     return builder.finish(
         name=name,
-        counts=Counts(num_read=len(prompts), unusable=too_long, num_repeated=statistics.num_repeated),
+        counts=Counts(num_read=len(prompts), unusable=asked.unusable, num_repeated=statistics.num_repeated),
         fingerprint=digest,
         source=f"written by {lm.name}",
         licence="",
         notes=tuple(statistics.lines()),
     )
+
+
+def unwritten_responses(
+    lm: CachedLM, prompts: Sequence[Prompt], *, max_new_tokens: int, max_len: int, name: str = "self"
+) -> Documents:
+    """What `write_responses` would come to at most: its prompts, each with an answer of max_new_tokens tokens that
+    stand for others. Nothing is decoded. For plans, never to be learnt from. Raises as `write_responses`."""
+    _, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=None)
+    builder = Builder(max_len=max_len)
+    for ask in asked.asks:
+        answer = [ask.ids[-1]] * max_new_tokens
+        builder.add(Rendered([*ask.ids, *answer], [False] * len(ask.ids) + [True] * len(answer)))
+    return builder.finish(
+        name=name,
+        counts=Counts(num_read=len(prompts), unusable=asked.unusable),
+        fingerprint="",
+        source="",
+        licence="",
+        notes=(),
+    )
+
+
+def _to_be_asked(
+    lm: CachedLM, prompts: Sequence[Prompt], *, max_new_tokens: int, template: str | None
+) -> tuple[Renderer, Asked]:
+    """Raises UsageError where there is nothing to ask, EnvironmentFailed for a target without a tokenizer."""
+    if not prompts:
+        raise UsageError("there is no prompt to answer")
+    if lm.tokenizer is None:
+        raise EnvironmentFailed(f"target {lm.name!r} has no tokenizer files, so no prompt can be made for it")
+    renderer = Renderer.of(lm.tokenizer, template=template or "chat", stop_ids=stop_ids_of(lm))
+    asked = asks_of(prompts, renderer, max_new_tokens=max_new_tokens, context_length=lm.context_length)
+    if not asked.asks:
+        raise none_fits(max_new_tokens)
+    return renderer, asked

@@ -26,7 +26,8 @@ _STEP_SECONDS = ("end_s", "draft_s", "verify_s", "accept_s", "commit_s")
 _GROUP_SECONDS = ("prefill_s", "decode_s", "total_s", "draft_s", "verify_s", "accept_s", "commit_s", "journal_s")
 _TYPES = {"tokens": pa.list_(pa.int32())}
 # A column of nothing but None would have no type.
-_ROUND_TYPES = dict.fromkeys(("acceptance_before", "acceptance_after", "gain_low", "gain_high"), pa.float64())
+_ROUND_FIGURES = ("acceptance_before", "acceptance_after", "gain_low", "gain_high", "width_before", "width_after")
+_ROUND_TYPES = dict.fromkeys(_ROUND_FIGURES, pa.float64())
 
 
 class StepColumns:

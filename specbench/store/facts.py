@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import duckdb
@@ -57,6 +58,10 @@ class Facts:
         self.single_steps = by_method("single_steps")
         query = "SELECT method, sum(value) AS s FROM measurements WHERE run_id = ? AND name = 'learn_s' GROUP BY method"
         self.learn_s: dict[str, float] = {row["method"]: row["s"] for row in fetch(connection, query, run_id)}
+        self.learn_beside = {
+            method["method"] for method in self.methods if json.loads(method["options"]).get("learning") == "concurrent"
+        }
+        """Whose rounds run in a process beside their answers: their learn_s are of handing over alone."""
         baseline = fetch(connection, "SELECT method FROM baselines WHERE run_id = ?", run_id)
         self.baseline: str | None = baseline[0]["method"] if baseline else None
         self.positions: dict[str, list[Row]] = {}

@@ -142,7 +142,8 @@ class MethodRow:
     """The mean of the categories' values."""
     acceptance_by_position: Positions
     learn_s: float | None = None
-    """Seconds of learning between answers, in none of the others' figures; None where nothing learns."""
+    """Seconds of learning between answers (of handing over, where rounds run beside them), in none of the others'
+    figures; None where nothing learns."""
     speedup_serial: float | None = None
     """speedup_total with learn_s on the method's clock; None where nothing learns."""
     efficiency: float | None

@@ -90,6 +90,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
             *reasons,
             *noise,
             *_remarks(row, is_lossy=_is_lossy(facts, row.kind)),
+            *_learning(row, learns_beside=label in facts.learn_beside),
             *_execution(facts, label),
             *method["notes"],
         ),
@@ -149,14 +150,22 @@ def _remarks(row: MethodRow, *, is_lossy: bool) -> list[str]:
             remarks.append(f"{num_other} of {differ} from the reference, as a lossy rule may")
         elif tie + numeric:
             remarks.append(f"{count(tie, 'tie')} and {count(numeric, 'numeric difference')} from the reference")
-    if row.learn_s is not None and row.speedup_serial is not None and row.speedup_total is not None:
-        remarks.append(
-            f"learnt for {row.learn_s:.1f} s between answers; with that on its clock (serial) the ratio of totals is "
-            f"{row.speedup_serial:.2f} instead of {row.speedup_total:.2f}"
-        )
     if row.waterfall is not None and row.waterfall.other_share > UNEXPLAINED:
         remarks.append(f"{row.waterfall.other_share:.1%} of decode time lies outside the timed phases")
     return remarks
+
+
+def _learning(row: MethodRow, *, learns_beside: bool) -> list[str]:
+    """What learning took, and on which clock that is."""
+    if row.learn_s is None or row.speedup_serial is None or row.speedup_total is None:
+        return []
+    ratio = f"the ratio of totals is {row.speedup_serial:.2f} instead of {row.speedup_total:.2f}"
+    if learns_beside:
+        return [
+            "learnt beside its answers (concurrent): what rounds took of the cores is in its own times; handing over "
+            f"to them took {row.learn_s:.1f} s between answers, with which on its clock {ratio}"
+        ]
+    return [f"learnt for {row.learn_s:.1f} s between answers; with that on its clock (serial) {ratio}"]
 
 
 def _execution(facts: Facts, label: str) -> list[str]:

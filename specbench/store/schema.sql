@@ -251,8 +251,12 @@ CREATE TABLE IF NOT EXISTS adapter_rounds (
     gain_low DOUBLE,                     -- 95 % interval of after - before
     gain_high DOUBLE,
     is_concurrent BOOLEAN NOT NULL,
-    is_regrown BOOLEAN NOT NULL          -- of a resumed run: the stream until its interruption, decoded again untimed
+    is_regrown BOOLEAN NOT NULL,         -- of a resumed run: the stream until its interruption, decoded again untimed
+    width_before DOUBLE,                 -- acceptance_before is an upper bound, at most so far above; 0 at temperature 0
+    width_after DOUBLE
 );
+ALTER TABLE adapter_rounds ADD COLUMN IF NOT EXISTS width_before DOUBLE; -- schema 6
+ALTER TABLE adapter_rounds ADD COLUMN IF NOT EXISTS width_after DOUBLE; -- schema 6
 
 -- Other people's answer files: shown beside measured rows, never ranked with them.
 CREATE TABLE IF NOT EXISTS external_imports (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import torch
 from specbench.adapt import adapter as files
 from specbench.adapt import candidate as candidates
 from specbench.adapt.adaptation import Adaptation, InUse
+from specbench.adapt.domains import NO_DOMAIN
 from specbench.adapt.lora import LoraLayers, LoraShape
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
-from specbench.errors import UsageError
+from specbench.errors import UsageError, did_you_mean
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
+from specbench.store.words import count
 from specbench.training.rounds import Round, learn
 
 
@@ -164,15 +167,34 @@ def train_store(
         if num_new is not None:
             memory.learnt_but(num_new)
         if not memory.new:
-            raise UsageError(
-                f"nothing to learn from: {len(memory.held_out)} answers are held out, none is left",
-                where=str(store.folder),
-                try_="specbench adapt collect SUITE --store DIR",
-            )
+            raise _nothing_new(store, domain, num_held_out=len(memory.held_out))
         # A round beside a run stands still while other methods are timed: its budget is of the time in which it runs.
         found = learn(adaptation, domain, clock=time.perf_counter if into is None else time.thread_time)
         candidates.save(written.folder, domain, adaptation.domain(domain).candidate, base_hash=lm.weights_hash)
         return found
+
+
+def _nothing_new(store: AdapterStore, domain: str, *, num_held_out: int) -> UsageError:
+    """Why a domain's round has nothing to learn from: its answers are held out, or the store has those of others."""
+    others: dict[str, int] = {}
+    for observed in store.rows.read():
+        if observed.domain != domain:
+            others[observed.domain] = others.get(observed.domain, 0) + 1
+    if num_held_out or not others:
+        return UsageError(
+            f"nothing to learn from: {num_held_out} answers are held out, none is left",
+            where=str(store.folder),
+            try_="specbench adapt collect SUITE --store DIR",
+        )
+    named = ", ".join(f"{name or NO_DOMAIN} ({count(num, 'answer')})" for name, num in sorted(others.items()))
+    nearest = did_you_mean(domain, [name for name in others if name]) if domain else ""
+    first = min(others)
+    return UsageError(
+        f"nothing to learn from: no answer is of {f'domain {domain!r}' if domain else 'no domain'}; the store's are of "
+        f"{named}",
+        where="--domain",
+        try_=nearest or (f"--domain {shlex.quote(first)}" if first else "leave --domain out"),
+    )
 
 
 def import_adapter(source: Path, store: AdapterStore, options: Mapping[str, Any], *, device: str = "auto") -> int:

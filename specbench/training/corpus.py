@@ -32,6 +32,8 @@ class Corpus:
     """Source, licence, counts of dropped, masked, truncated and contaminated rows: for train.json."""
     notes: tuple[str, ...] = ()
     """Sentences to be printed before training."""
+    is_unwritten: bool = False
+    """Of a dry run: the target has yet to write the answers, and stand-ins of the greatest length take their place."""
 
     def digest(self) -> str:
         """sha256 over every token and label: a resumed training must find the same."""

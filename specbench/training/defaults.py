@@ -131,8 +131,9 @@ class Settled:
 
 def settle(request: TrainRequest) -> Settled:
     """Fill what the request leaves open. Raises UsageError where no data set is named for a target that has none of its
-    own."""
+    own, and for laws to be kept where none are."""
     filled = with_defaults(request)
+    _refuse_unread_laws(filled)
     return Settled(
         request=filled, **{each.name: getattr(filled, each.name) for each in fields(Settled) if each.name != "request"}
     )
@@ -168,3 +169,22 @@ def with_defaults(request: TrainRequest) -> TrainRequest:
     if request.micro_batch > request.batch_size:
         request = replace(request, micro_batch=request.batch_size)
     return request
+
+
+def _refuse_unread_laws(filled: TrainRequest) -> None:
+    """Raises UsageError where `--teacher-top-k` would change nothing."""
+    if not filled.teacher_top_k:
+        return
+    if not filled.cache_states:
+        raise UsageError(
+            "--teacher-top-k says how much of a law --cache-states keeps on disk; without it laws are made whole",
+            where="--teacher-top-k",
+            try_=f"--cache-states --teacher-top-k {filled.teacher_top_k}, or leave it out",
+        )
+    if filled.loss == "ce":
+        raise UsageError(
+            f"--teacher-top-k says how much of the target's laws is kept, and --learn {filled.learn} with --loss ce "
+            "reads none",
+            where="--teacher-top-k",
+            try_="--learn kd, or leave it out",
+        )

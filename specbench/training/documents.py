@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from specbench.data import load_documents, load_prompts
+from specbench.data import Prompts, load_documents, load_prompts
 from specbench.data.documents import Documents
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
@@ -27,10 +27,13 @@ _SELF = "self"
 
 
 def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, accelerator: Accelerator) -> Corpus:
-    """Every process gets the same; the main one makes it. Raises as `specbench.data` does."""
+    """Every process gets the same; the main one makes it. A dry run decodes nothing: where the target would write the
+    answers, the corpus is what they come to at most. Raises as `specbench.data` does."""
+    is_unwritten = request.dry_run and _self_prompts(request.dataset) is not None
     box: list[Documents | None] = [None]
     if accelerator.is_main_process:
-        box = [read_documents(request, lm, progress)]
+        read = _unwritten_documents if is_unwritten else read_documents
+        box = [read(request, lm, progress)]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(box, src=0)
     documents = box[0]
@@ -38,13 +41,16 @@ def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, acceler
     # A third at most: a small data set is for learning.
     held_out = min(request.eval_documents, len(documents) // 3)
     parts = documents.split(held_out, seed=request.data_seed)
-    for line in (*documents.notes, *documents.counts.lines()):
-        progress.say(line)
+    if not is_unwritten:
+        for line in (*documents.notes, *documents.counts.lines()):
+            progress.say(line)
     return Corpus(
         name=documents.name,
         train=parts.train,
         held_out=parts.held_out,
         facts=facts_of(documents),
+        notes=documents.notes if is_unwritten else (),
+        is_unwritten=is_unwritten,
     )
 
 
@@ -76,18 +82,10 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
             stop_ids=stop_ids_of(lm),
             say=progress.say,
         )
-    if not request.assistant_only:
-        raise UsageError(
-            "what the target wrote itself is learnt, not its prompts",
-            where="--no-assistant-only",
-            try_=f"--dataset {prompts_of} without {_SELF}:, where it has answers",
-        )
     # torch comes with it
     from specbench.data.writing import write_responses
 
-    found = load_prompts(
-        prompts_of, seed=request.data_seed, columns=request.columns, limit=request.documents, data_dirs=request.data
-    )
+    found = _prompts(request, prompts_of)
     progress.say(f"{lm.name} answers {len(found.prompts):,} prompts of {found.name}")
     written = write_responses(
         lm,
@@ -100,6 +98,37 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
     # A published drafter says what it comes from: whose prompts were answered, and under which licence they are.
     source = f"written by {target_name(request.target)} to prompts of {found.name}"
     return replace(written, source=source, licence=found.licence)
+
+
+def _unwritten_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> Documents:
+    """What `read_documents` would have the target write, at most. Raises as it does."""
+    # torch comes with it
+    from specbench.data.writing import unwritten_responses
+
+    prompts_of = _self_prompts(request.dataset)
+    assert prompts_of is not None
+    found = _prompts(request, prompts_of)
+    documents = unwritten_responses(
+        lm, found.prompts, max_new_tokens=request.response_tokens, max_len=request.max_length
+    )
+    note = (
+        f"{lm.name} has yet to answer {len(found.prompts):,} prompts of {found.name}: "
+        f"every answer counts as {request.response_tokens} tokens, the most it may have"
+    )
+    return replace(documents, notes=(note,))
+
+
+def _prompts(request: Settled, prompts_of: str) -> Prompts:
+    """Raises UsageError where prompts were to be learnt, too."""
+    if not request.assistant_only:
+        raise UsageError(
+            "what the target wrote itself is learnt, not its prompts",
+            where="--no-assistant-only",
+            try_=f"--dataset {prompts_of} without {_SELF}:, where it has answers",
+        )
+    return load_prompts(
+        prompts_of, seed=request.data_seed, columns=request.columns, limit=request.documents, data_dirs=request.data
+    )
 
 
 def _self_prompts(dataset: str) -> str | None:

@@ -184,24 +184,29 @@ class _Work:
         return {name: value for name, value in found.items() if name not in left_out}
 
     def _time(self, bench: Bench, weights: Setting) -> dict[str, Any]:
-        machine, method = self._plan.machine, bench.cell.method
-        options = dict(bench.options)
-        suite = str(options.pop("suite", "demo"))
-        options.setdefault("methods", ["autoregressive", method])
-        words = ["run", suite, "--target", str(self._plan.experiment.target), "--json"]
-        for item in (*bench.settings, weights):
-            words += ["--set", f"{item.method}.{item.option}={item.value}"]
-        words += words_of(options, method)
-        words += [] if machine.store is None else ["--store", str(machine.store)]
-        for option, folders in (("--data", machine.data), ("--methods-dir", machine.methods_dirs)):
-            words += [word for each in folders for word in (option, str(each))]
-        for option, value in (("--device", machine.device), ("--threads", machine.threads)):
-            words += [] if value is None or option[2:] in options else [option, str(value)]
-        ran = self._run_command(words)
+        ran = self._run_command(bench_words(self._plan, bench, weights))
         self._wants_stop = ran.was_interrupted
         if ran.code in _INTERRUPTED:
             raise KeyboardInterrupt
-        return _bench_figures(ran, method)
+        return _bench_figures(ran, bench.cell.method)
+
+
+def bench_words(plan: Plan, bench: Bench, *settings: Setting) -> list[str]:
+    """The command that times a drafter. settings: beside the cell's own."""
+    machine, method = plan.machine, bench.cell.method
+    options = dict(bench.options)
+    suite = str(options.pop("suite", "demo"))
+    options.setdefault("methods", ["autoregressive", method])
+    words = ["run", suite, "--target", str(plan.experiment.target), "--json"]
+    for item in (*bench.settings, *settings):
+        words += ["--set", f"{item.method}.{item.option}={item.value}"]
+    words += words_of(options, method)
+    words += [] if machine.store is None else ["--store", str(machine.store)]
+    for option, folders in (("--data", machine.data), ("--methods-dir", machine.methods_dirs)):
+        words += [word for each in folders for word in (option, str(each))]
+    for option, value in (("--device", machine.device), ("--threads", machine.threads)):
+        words += [] if value is None or option[2:] in options else [option, str(value)]
+    return words
 
 
 def describe(cell: Cell) -> str:
@@ -284,4 +289,4 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-__all__ = ["Outcome", "carry_out", "describe", "folder_of", "known_cells"]
+__all__ = ["Outcome", "bench_words", "carry_out", "describe", "folder_of", "known_cells"]

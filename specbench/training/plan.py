@@ -42,12 +42,17 @@ def make_plan(setup: Setup, cache: StateCache | None, *, time_it: bool) -> Train
     if cache is not None:
         planned = cache.plan()
         cache_bytes = planned.num_bytes
-        notes.append(
-            f"states on disk: {_gigabytes(planned.num_bytes)} in {planned.folder.name}, "
-            f"{_gigabytes(planned.missing_bytes)} still to be written in about {planned.seconds:.0f} s; "
-            f"{_gigabytes(planned.free_bytes)} free"
-        )
-        cache.check_room(planned)
+        if setup.corpus.is_unwritten:
+            # Of other texts they would lie in another folder, and may need less room.
+            size = _gigabytes(planned.num_bytes)
+            notes.append(f"states on disk: at most {size}; {_gigabytes(planned.free_bytes)} free")
+        else:
+            notes.append(
+                f"states on disk: {_gigabytes(planned.num_bytes)} in {planned.folder.name}, "
+                f"{_gigabytes(planned.missing_bytes)} still to be written in about {planned.seconds:.0f} s; "
+                f"{_gigabytes(planned.free_bytes)} free"
+            )
+            cache.check_room(planned)
     if time_it and steps is not None:
         seconds = _row_seconds(setup) * min(request.batch_size, len(setup.rows)) * steps
         seconds /= setup.accelerator.num_processes
@@ -74,6 +79,7 @@ def make_plan(setup: Setup, cache: StateCache | None, *, time_it: bool) -> Train
         tokens=tokens,
         cache_bytes=cache_bytes,
         estimated_s=seconds,
+        at_most=setup.corpus.is_unwritten,
         notes=tuple(notes),
     )
 

@@ -8,7 +8,8 @@
     export: {layout: apple}                            # specbench weights export
     bench: {suite: demo, limit: 8}                     # specbench run
 
-A stage's keys are the options of its command; an unknown one is refused by that command. A stage that is left out does
+A stage's keys are the options of its command; an unknown one is refused before the first stage begins. Under `set` a
+key is the recipe's method's own, or METHOD.OPTION. A stage that is left out does
 not exist; what was done is not done again, and a stage that was cut off goes on where it stood. One whose options were
 edited meanwhile begins anew: nothing is lost, the run that was cut off stays and can be resumed by its id. No torch.
 """
@@ -33,6 +34,14 @@ Stage = Literal["data", "train", "export", "bench"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Value = str | int | float | bool | list[str | int | float] | dict[str, str | int | float | bool]
 Options = dict[str, Value]
+FLAGS = frozenset(
+    ("assistant_only", "cache_states", "dry_run", "held_out", "json", "offline", "trust_remote_code"),
+)
+"""Options of the stages' commands that take no value."""
+NEGATABLE = frozenset(("assistant_only",))
+"""Those that can be typed as `--no-…`; the others are off where they are left out."""
+REPEATED = frozenset(("data", "grid", "methods_dir", "report_to", "set", "stop", "variant"))
+"""Those that are typed once per value; lists of the others are joined by commas."""
 _RESUMABLE = ("lost", "interrupted", "failed")
 
 
@@ -225,14 +234,22 @@ class Kitchen:
 
 
 def words_of(options: Options, method: str) -> list[str]:
-    """Options as a command's words: `{max_steps: 3, set: {depth: 2}}` -> `--max-steps 3 --set METHOD.depth=2`."""
+    """Options as a command's words: `{max_steps: 3, set: {depth: 2, draft_model.num_tokens: 4}}` ->
+    `--max-steps 3 --set METHOD.depth=2 --set draft_model.num_tokens=4`."""
     words: list[str] = []
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, dict):
-            words += [word for key, each in value.items() for word in (option, f"{method}.{key}={_spelt(each)}")]
+            for key, each in value.items():
+                whose = key if "." in key else f"{method}.{key}"
+                words += [option, f"{whose}={_spelt(each)}"]
+        elif isinstance(value, bool) and name in FLAGS:
+            words += [option] if value else [f"--no-{option[2:]}"] if name in NEGATABLE else []
         elif isinstance(value, bool):
-            words.append(option if value else f"--no-{name.replace('_', '-')}")
+            # YAML reads on and off as booleans.
+            words += [option, "on" if value else "off"]
+        elif isinstance(value, list) and name in REPEATED:
+            words += [word for each in value for word in (option, _spelt(each))]
         elif isinstance(value, list):
             words += [option, ",".join(_spelt(each) for each in value)]
         else:

@@ -107,7 +107,8 @@ class TrainRequest:
     """Steps between resumable states."""
     cache_states: bool = False
     teacher_top_k: int | None = None
-    """Entries of a law kept on disk under `cache_states`; 0 = the final states are kept and laws recomputed."""
+    """Entries of a law kept on disk under `cache_states`, beside one for the tail; 0 = the final states are kept and
+    laws recomputed. Refused where no law is kept: without `cache_states`, and under loss `ce`."""
     report_to: tuple[str, ...] = ()
     threads: int | None = None
     device: str | None = None
@@ -217,24 +218,29 @@ class TrainPlan:
     """Of `--cache-states`."""
     estimated_s: float | None
     notes: tuple[str, ...] = ()
+    at_most: bool = False
+    """The target has yet to write what is learnt: documents, rows, tokens, bytes and seconds are upper estimates."""
 
     def lines(self) -> list[str]:
         """The plan as text, for a dry run and for the log."""
         parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items() if name != "total")
+        most = "at most " if self.at_most else ""
         processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
         lines = [
             f"method      {self.method}: {self.parameters['total']:,} parameters, "
             f"{self.parameter_bytes:,} bytes ({parts})",
             f"target      {self.target} on {self.device}, drafter in {self.precision}, {processes}",
-            f"documents   {self.documents:,} to learn from, {self.held_out:,} held out",
-            f"rows        {self.rows:,} of {self.row_tokens} tokens: {self.tokens_per_epoch:,} tokens an epoch, "
-            f"{self.learn_tokens_per_epoch:,} of them to be learnt",
+            f"documents   {most}{self.documents:,} to learn from, {self.held_out:,} held out",
+            f"rows        {most}{self.rows:,} of {self.row_tokens} tokens: {most}{self.tokens_per_epoch:,} tokens an "
+            f"epoch, {self.learn_tokens_per_epoch:,} of them to be learnt",
             f"memory      about {self.memory_bytes / 1e9:.2f} GB on each device",
         ]
         if self.steps is not None:
-            lines.append(f"steps       {self.steps:,}, about {self.tokens or 0:,} tokens")
+            # Shorter rows need more steps for --max-tokens, and make fewer of --epochs.
+            steps = f"about {self.steps:,}" if self.at_most else f"{self.steps:,}"
+            lines.append(f"steps       {steps}, {most}about {self.tokens or 0:,} tokens")
         if self.estimated_s is not None:
-            lines.append(f"time        about {self.estimated_s:,.0f} s, judged by one row")
+            lines.append(f"time        {most}about {self.estimated_s:,.0f} s, judged by one row")
         return [*lines, *self.notes]
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -24,14 +23,14 @@ from specbench.adapt.adapter import Adapter, Lineage
 from specbench.adapt.candidate import Candidate, moments_of, put_moments
 from specbench.adapt.observed import Observed
 from specbench.adapt.plan import LearningPlan
-from specbench.errors import CheckFailed, SpecbenchError, UsageError, is_out_of_memory
-from specbench.metrics import Bootstrap, Interval, percentile_interval
+from specbench.errors import SpecbenchError, UsageError, is_out_of_memory
+from specbench.metrics import Interval
 from specbench.training.budget import rate
+from specbench.training.evidence import Evidence, evidence
 from specbench.training.step import StepFailed, Stepper
-from specbench.training.verdict_loss import Answers, VerdictLearner, agreement
+from specbench.training.verdict_loss import Answers, VerdictLearner
 
 Outcome = Literal["promoted", "kept", "dropped", "rolled back"]
-RESAMPLES = 2000
 MOST_JUDGED = 256
 """Held-out answers a candidate is judged on; where there are more, those whose prompts' hashes come first: a sample
 that hardly changes from round to round."""
@@ -72,6 +71,9 @@ class Round:
     """Under the candidate."""
     gain: Interval | None = None
     """95 % bootstrap over answers of after - before."""
+    width_before: float | None = None
+    """`before` is an upper bound, and lies at most so far above (see `Evidence`); 0 where it is exact."""
+    width_after: float | None = None
 
 
 def between_requests(adaptation: Adaptation) -> list[Round]:
@@ -254,59 +256,6 @@ def _train(adaptation: Adaptation, domain: Domain, clock: Callable[[], float]) -
 # --- judge -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Two adapters on the same held-out positions."""
-
-    num_answers: int
-    before: float
-    after: float
-    gain: Interval
-
-
-def evidence(
-    adaptation: Adaptation,
-    held_out: Sequence[Observed],
-    before: Mapping[str, Tensor] | None,
-    after: Mapping[str, Tensor] | None,
-    judged: dict[Observed, float] | None = None,
-) -> Evidence:
-    """Teacher-forced expected acceptance, pooled over positions, and the interval of its gain: answers are resampled,
-    for positions of one answer go together. At least two answers. judged: sums under `before` that are known and not
-    computed again; afterwards those of these answers. Raises CheckFailed where a sum is not a number."""
-    judged = {} if judged is None else judged
-    for gone in judged.keys() - set(held_out):
-        del judged[gone]
-    unknown = [observed for observed in held_out if observed not in judged]
-    judged.update(zip(unknown, _sums(adaptation, unknown, before), strict=True))
-    sums = [np.array([judged[observed] for observed in held_out]), _sums(adaptation, held_out, after)]
-    num_U = np.array([observed.num_positions for observed in held_out], dtype=np.float64)
-    bootstrap = Bootstrap(len(held_out), seed=adaptation.seed, resamples=RESAMPLES)
-    resampled = bootstrap.sums(np.stack([sums[1] - sums[0], num_U], axis=1))
-    interval = percentile_interval(resampled[:, 0] / resampled[:, 1])
-    if interval is None:
-        raise CheckFailed("the expected acceptance on held-out answers is not a number")
-    total = num_U.sum()
-    return Evidence(
-        num_answers=len(held_out),
-        before=float(sums[0].sum() / total),
-        after=float(sums[1].sum() / total),
-        gain=interval,
-    )
-
-
-def _sums(
-    adaptation: Adaptation, held_out: Sequence[Observed], weights: Mapping[str, Tensor] | None
-) -> np.typing.NDArray[np.float64]:
-    adaptation.layers.set(weights)
-    source = Answers(adaptation.lm, adaptation.plan, num_shared=adaptation.num_shared, seed=0)
-    found = []
-    for start in range(0, len(held_out), adaptation.plan.batch):
-        source.answers = list(held_out[start : start + adaptation.plan.batch])
-        found += agreement(adaptation.lm, source.every(), temperature=adaptation.temperature)
-    return np.array(found)
-
-
 def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained) -> Round:
     plan, memory = adaptation.plan, domain.memory
     held_out = memory.held_out
@@ -332,6 +281,8 @@ def _judge(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained)
         before=found.before,
         after=found.after,
         gain=found.gain,
+        width_before=found.width_before,
+        width_after=found.width_after,
     )
     if found.gain.low <= max(plan.margin, _ROUNDING):
         # The first steps often make a draft model worse before it is better: it is given some rounds to learn on.
@@ -383,6 +334,8 @@ def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, 
             "after": found.after,
             "gain_low": found.gain.low,
             "gain_high": found.gain.high,
+            "width_before": found.width_before,
+            "width_after": found.width_after,
             "steps": trained.num_steps,
         },
     )

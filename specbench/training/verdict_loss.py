@@ -9,7 +9,7 @@ B answers, T tokens, N positions, V vocabulary, S ids both models know, K entrie
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from specbench.adapt.observed import Observed, shared_law
 from specbench.adapt.plan import LearningPlan
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.packed import packed_logits
-from specbench.losses import DepthCounts, Law, Objective, kl, overlap, per_position, tempered, whole_law
+from specbench.losses import DepthCounts, Law, Objective, kl, overlap_parts, per_position, tempered, whole_law
 from specbench.recipe import Loss
 
 _COPIES = 8
@@ -174,19 +174,30 @@ def objective(plan: LearningPlan, share: float) -> Objective:
     return Objective(loss="kd", temperature=plan.learn_temperature, alpha=alpha)
 
 
+class Agreement(NamedTuple):
+    """Sums over the positions of one answer."""
+
+    chance: float
+    """That the draft's token is accepted; with a tail an upper bound."""
+    width: float
+    """Of that bound: what the two tails may have in common. The chance lies between `chance - width` and `chance`."""
+
+
 @torch.no_grad()
-def agreement(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[float]:
-    """Per answer the sum over its positions of the chance that the draft's token is accepted: at temperature 0 whether
-    both laws have the same first choice, else sum min(p, q) at it (with a tail an upper bound, for every adapter
-    alike)."""
+def agreement(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[Agreement]:
+    """Per answer the chance that the draft's token is accepted: at temperature 0 whether both laws have the same first
+    choice, which is exact, else sum min(p, q) at it, as far as the kept entries tell."""
     logits_NS = _logits(lm, batch).float()
     if temperature == 0:
         chance_N = (logits_NS.argmax(-1) == batch.first_N).double()
+        width_N = torch.zeros_like(chance_N)
     else:
-        chance_N = overlap(logits_NS / temperature, tempered(batch.law, temperature)).double()
-    sums = torch.zeros(batch.tokens_BT.shape[0], dtype=torch.float64, device=chance_N.device)
-    found: list[float] = sums.index_add_(0, batch.answer_N, chance_N).tolist()
-    return found
+        kept_N, tails_N = overlap_parts(logits_NS / temperature, tempered(batch.law, temperature))
+        width_N = tails_N.double()
+        chance_N = (kept_N + tails_N).double()
+    sums = torch.zeros(batch.tokens_BT.shape[0], 2, dtype=torch.float64, device=chance_N.device)
+    sums.index_add_(0, batch.answer_N, torch.stack([chance_N, width_N], dim=1))
+    return [Agreement(*pair) for pair in sums.tolist()]
 
 
 def _logits(lm: CachedLM, batch: AnswerBatch) -> Tensor:

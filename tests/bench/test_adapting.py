@@ -15,6 +15,7 @@ from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
+from specbench.bench.collecting import collect
 from specbench.bench.defaults import with_defaults
 from specbench.bench.learning import Learning
 from specbench.bench.request import GridAxis, RunRequest, Setting
@@ -208,6 +209,20 @@ def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draf
     settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "true"))
     request = _request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings)
     assert with_defaults(request, Defaults()).request.settings == settings, "the same, said in another word"
+
+
+@pytest.mark.parametrize("adapt", ["on", "off"])
+def test_an_adapter_per_system_prompt_is_refused_where_no_question_has_one(
+    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, adapt: str
+) -> None:
+    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt=adapt)
+    settings = (*request.settings, Setting("adaptive_lora", "domains", "system"))
+    request = RunRequest(**{**vars(request), "settings": settings})
+    with pytest.raises(UsageError, match="no question of a suite has one") as caught:
+        run(request, Silent())
+    assert "domains=category" in caught.value.try_ and "specbench chat" in caught.value.try_
+    with pytest.raises(UsageError, match="no question of a suite has one"):
+        collect(request, AdapterStore(tmp_path / "adapters"), Silent())
 
 
 def test_a_stream_that_is_grown_again_tells_its_rounds_and_nothing_twice(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,30 @@ def test_a_store_is_filled_learnt_from_looked_at_and_purged(specbench: Callable[
     assert "no answers" in specbench("adapt", "stats", *store).out
     ran = specbench("adapt", "train", *DRAFT, *store)
     assert ran.code == 2 and "nothing to learn from" in ran.err and "specbench adapt collect" in ran.err
+
+
+def test_a_store_of_domains_names_them_to_who_would_learn_from_it(
+    specbench: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """What `collect` tells to type learns; without a domain, or with a mistyped one, the store's are named."""
+    rows = [{"question_id": f"q{n}", "category": ("a b", "math")[n % 2], "turns": [f"say {n}"]} for n in range(8)]
+    questions = tmp_path / "mine.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = tmp_path / "adapters"
+    given = ("--threads", "1", "--set", "adaptive_lora.domains=category", *DRAFT, "--store", str(store))
+    ran = specbench("adapt", "collect", str(questions), "--max-new-tokens", "8", *given)
+    assert ran.code == 0 and "their domains    a b, math" in ran.out, ran.err
+    [hint] = [line for line in ran.out.splitlines() if line.startswith("learn from them")]
+    words = shlex.split(hint.removeprefix("learn from them"))
+    assert words[-2:] == ["--domain", "a b"]
+    ran = specbench("adapt", "train", *DRAFT, "--store", str(store))
+    assert ran.code == 2 and "no answer is of no domain" in ran.err and "a b (4 answers), math (4 answers)" in ran.err
+    assert "--domain 'a b'" in ran.err
+    ran = specbench("adapt", "train", *DRAFT, "--store", str(store), "--domain", "mth")
+    assert ran.code == 2 and "no answer is of domain 'mth'" in ran.err and "did you mean 'math'?" in ran.err
+    small = ("--threads", "1", "--set", "adaptive_lora.steps=1", "--set", "adaptive_lora.min_held_out=2")
+    ran = specbench(*words[1:], *small)
+    assert ran.code == 0 and "1 steps on" in ran.out, ran.err
 
 
 def _with_versions(folder: Path) -> AdapterStore:

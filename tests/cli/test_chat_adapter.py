@@ -134,6 +134,7 @@ def test_under_another_system_prompt_another_adapter_is_learnt_and_chosen(
     told = chat(*lines, "/train", QUESTIONS[1], "/adapter-info", **given).err
     own, other, after = (part for part in told.split("adapter: ")[1:])
     assert own.startswith("version 1") and terse in own and "observed: 0 positions" not in own
+    assert "version 1* in " in own and "version 1 in " in other, "the star is at what this prompt is drafted with"
     assert other.startswith("none") and terse not in other and "observed: 0 positions" in other
     assert "nothing new to learn from" in other, "what /train says: its own prompts showed nothing yet"
     assert after.startswith("none") and "observed: 0 positions" not in after

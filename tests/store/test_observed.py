@@ -30,6 +30,7 @@ def a_round(group: int, **changes: Any) -> AdapterRound:
         "group": group, "method": CHAIN.label, "domain": "", "outcome": "promoted", "why": "it is better",
         "version": 1, "previous": 0, "seconds": 2.5, "num_steps": 8, "num_positions": 40, "num_held_out": 4,
         "acceptance_before": 0.5, "acceptance_after": 0.6, "gain_low": 0.02, "gain_high": 0.18, "is_concurrent": False,
+        "width_before": 0.03, "width_after": 0.04,
     }  # fmt: skip
     return AdapterRound(**(values | changes))
 
@@ -93,14 +94,15 @@ def test_acceptance_against_positions_seen_by_version_is_one_query(tmp_path: Pat
 def test_rounds_arrive_with_lineage_and_interval(tmp_path: Path) -> None:
     kept = a_round(
         5, outcome="kept", version=1, previous=1, acceptance_before=None, acceptance_after=None,
-        gain_low=None, gain_high=None, num_held_out=0,
+        gain_low=None, gain_high=None, width_before=None, width_after=None, num_held_out=0,
     )  # fmt: skip
     rows = ingested(learning_run(tmp_path, rounds={1: [a_round(1)], 5: [kept]}), "SELECT * FROM adapter_rounds")
     assert [(row["position"], row["group_id"], row["outcome"], row["previous"], row["version"]) for row in rows] == [
         (0, 1, "promoted", 0, 1), (1, 5, "kept", 1, 1),
     ]  # fmt: skip
     assert (rows[0]["gain_low"], rows[0]["gain_high"], rows[0]["seconds"]) == (0.02, 0.18, 2.5)
-    assert rows[1]["acceptance_after"] is None and not rows[0]["is_regrown"]
+    assert (rows[0]["width_before"], rows[0]["width_after"]) == (0.03, 0.04)
+    assert rows[1]["acceptance_after"] is rows[1]["width_after"] is None and not rows[0]["is_regrown"]
 
 
 def test_tried_positions_of_a_stream_are_those_of_its_steps(tmp_path: Path) -> None:
@@ -206,8 +208,21 @@ def test_a_store_of_schema_four_gains_the_tables(tmp_path: Path) -> None:
         assert fetch(connection, "SELECT count(*) AS num FROM observed_positions") == [{"num": 0}]
         assert fetch(connection, "SELECT count(*) AS num FROM generations")[0]["num"] > 0
         (version,) = fetch(connection, "SELECT value FROM meta WHERE key = 'schema_version'")
-    assert version["value"] == str(STORE_SCHEMA) == "5"
+    assert version["value"] == str(STORE_SCHEMA) == "6"
     assert ingested(folder, "SELECT count(*) AS num FROM observed") == [{"num": 4}]
+
+
+def test_a_store_of_schema_five_gains_the_widths(tmp_path: Path) -> None:
+    folder = learning_run(tmp_path, rounds={1: [a_round(1)]})
+    ingested(folder, "SELECT 1")
+    store = tmp_path / "specbench.duckdb"
+    with open_store(store) as connection:
+        for name in ("width_before", "width_after"):
+            connection.execute(f"ALTER TABLE adapter_rounds DROP COLUMN {name}")
+        connection.execute("UPDATE meta SET value = '5' WHERE key = 'schema_version'")
+    with open_store(store, read_only=True) as connection:
+        assert fetch(connection, "SELECT width_after FROM adapter_rounds") == [{"width_after": None}]
+    assert ingested(folder, "SELECT width_after FROM adapter_rounds") == [{"width_after": 0.04}]
 
 
 def test_a_round_survives_the_journal(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from specbench.errors import UsageError
-from specbench.events import Event, GenerationFailed, GenerationFinished
+from specbench.events import Event, GenerationFailed, GenerationFinished, Measured
 from specbench.store.db import open_store
 from specbench.store.ingest import ingest
 from specbench.store.summary import MethodRow, RunSummary, run_ids, summarise, to_json
@@ -355,3 +355,22 @@ def test_the_store_loads_no_torch() -> None:
         "print(sorted({'torch', 'textual', 'plotly'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_row_that_learnt_beside_its_answers_does_not_say_that_learning_is_missing_from_its_times(
+    tmp_path: Path,
+) -> None:
+    said = {}
+    for learning in ("serial", "concurrent"):
+        manifest = make_manifest(
+            (AUTOREGRESSIVE, CONTROL, dataclasses.replace(CHAIN, options=(("learning", learning),))), run_id=learning
+        )
+        events = list(run_events(manifest, (AUTOREGRESSIVE, CONTROL, CHAIN)))
+        events.insert(-1, Measured(name="learn_s", value=2.5, unit="s", method=CHAIN.label))
+        ingest(tmp_path / "s.duckdb", write_run(tmp_path / learning, manifest, iter(events)))
+        with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
+            row = rows_of(summarise(connection, learning))[CHAIN.label]
+        [said[learning]] = [note for note in row.notes if "learnt" in note]
+    assert said["serial"].startswith("learnt for 2.5 s between answers; with that on its clock (serial)")
+    assert said["concurrent"].startswith("learnt beside its answers (concurrent): what rounds took of the cores is in")
+    assert "handing over to them took 2.5 s" in said["concurrent"] and "serial" not in said["concurrent"]

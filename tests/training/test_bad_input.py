@@ -205,6 +205,8 @@ def test_a_tracker_that_is_not_installed_names_the_command(
         ({"beta1": 1.0}, "out of range", "--beta1"),
         ({"depth_decay": 1.5}, "out of range", "--depth-decay"),
         ({"warmup": float("nan")}, "out of range", "--warmup"),
+        ({"teacher_top_k": 16, "learn": "kd"}, "without it laws are made whole", "--cache-states --teacher-top-k 16"),
+        ({"teacher_top_k": 16, "cache_states": True}, "--learn gt with --loss ce reads none", "--learn kd"),
     ],
 )
 def test_wrong_names_and_numbers_are_refused_before_anything_is_loaded(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from training.small import METHODS
 
+from specbench.engine.decode import Engine
 from tests.conftest import Ran
 
 
@@ -80,11 +81,42 @@ def test_wrong_columns_name_the_existing_ones(specbench: Callable[..., Ran], lin
     assert "question" in ran.err and "prompt" in ran.err and "response" in ran.err
 
 
+def _of_target(line: list[str], data: Path, tmp_path: Path) -> list[str]:
+    """A training on the target's own answers."""
+    own = [f"self:{data}" if word == str(data) else word for word in line]
+    return ["train", *own, *_SHORT, "--response-tokens", "8", "--store", str(tmp_path / "results")]
+
+
+def test_a_dry_run_decodes_no_answer_and_says_what_they_come_to_at_most(
+    specbench: Callable[..., Ran], line: list[str], target: Path, tmp_path: Path, data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Beside the plan of the training itself, which the target's answers are written for."""
+    words = _of_target(line, data, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "generate", lambda *_, **__: pytest.fail("something was decoded"))
+        ran = specbench(*words, "--dry-run", "--json")
+        assert ran.code == 0, ran.err
+        planned = json.loads(ran.out)["plan"]
+        shown = specbench(*words, "--dry-run", "--cache-states").out
+    assert planned["at_most"] and not (tmp_path / "results").exists()
+    assert f"at most {planned['tokens_per_epoch']:,} tokens an epoch" in shown and "states on disk: at most" in shown
+    assert f"{target.name} has yet to answer 24 prompts of {data.name}" in shown and "counts as 8 tokens" in shown
+    assert specbench(*words).code == 0
+    [record] = (tmp_path / "results" / "runs").glob("*/train.json")
+    plan = json.loads(record.read_text())["plan"]
+    assert not plan["at_most"] and plan["documents"] == planned["documents"] == 20
+    prompts = planned["tokens_per_epoch"] - 8 * 20
+    assert planned["learn_tokens_per_epoch"] == 8 * 20
+    assert plan["tokens_per_epoch"] - plan["learn_tokens_per_epoch"] == prompts, "the same documents are held out"
+    assert plan["tokens_per_epoch"] <= planned["tokens_per_epoch"] and plan["rows"] <= planned["rows"]
+
+
 def test_answers_of_the_target_itself_are_learnt(
     specbench: Callable[..., Ran], line: list[str], target: Path, tmp_path: Path, data: Path
 ) -> None:
-    own = [f"self:{data}" if word == str(data) else word for word in line]
-    ran = specbench("train", *own, *_SHORT, "--response-tokens", "8", "--store", str(tmp_path / "results"))
+    words = _of_target(line, data, tmp_path)
+    ran = specbench(*words)
     assert ran.code == 0, ran.err
     assert "answers 24 prompts" in ran.err
     [config] = (tmp_path / "results" / "drafters").glob("*/config.json")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from training.small import METHODS, Quiet, make_written
 
 from specbench.cli import main
@@ -21,8 +22,9 @@ from specbench.training import experiment as experiment_module
 from specbench.training import experiment_data
 from specbench.training.command import Ran
 from specbench.training.experiment import Outcome, carry_out, folder_of, known_cells
-from specbench.training.experiment_file import ExperimentFile
+from specbench.training.experiment_file import ExperimentFile, read_experiment
 from specbench.training.experiment_plan import Machine, Plan, make_plan
+from tests.conftest import Ran as Command
 
 
 def _plan(target: Path, store: Path, **changed: Any) -> Plan:
@@ -257,6 +259,46 @@ def test_ctrl_c_ends_with_130_and_the_finished_cells_as_json(
     assert ended.value.code == 130 and "goes on" in captured.err
     assert json.loads(captured.out)["state"] == "interrupted"
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+_SMALL: dict[str, Any] = {
+    "max_length": 48, "batch_size": 4, "eval_every": 1, "eval_documents": 4, "eval_prompts": 2, "eval_new_tokens": 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "learns", "measured", "rows"),
+    [
+        (
+            "redrafter-paper", {"redrafter.depth": 2}, {"redrafter.beam_width": 2},
+            [f"learn={learn}, assistant_only={only}" for learn in ("gt", "kd", "seq") for only in ("true", "false")],
+        ),
+        (
+            "ctc-ablation", {"ctc.labels": 2}, {},
+            [f"loss={loss}, module={module}" for loss in ("ce", "ctc") for module in ("linear", "layer")],
+        ),
+    ],
+)  # fmt: skip
+def test_a_packaged_experiment_ends_in_a_page_with_every_cell(
+    specbench: Callable[..., Command], target: Path, tmp_path: Path, in_memory: None,
+    name: str, learns: dict[str, Any], measured: dict[str, Any], rows: list[str],
+) -> None:  # fmt: skip
+    """Its own axes, on a tiny target and for two steps each."""
+    body = read_experiment(name).model_dump(exclude_none=True, exclude={"demo"})
+    body["train"] |= {**_SMALL, **learns}
+    body["evaluate"] |= {"eval_prompts": 2, "eval_new_tokens": 6, **measured}
+    file, page = tmp_path / "mine.yaml", tmp_path / "page.html"
+    file.write_text(yaml.safe_dump({**body, "target": str(target), "budget": {"max_steps": 2}}, sort_keys=False))
+    words = ("--train-on", "memory", "--evaluate-on", "memory", "--device", "cpu", "--threads", "1")
+    ran = specbench("experiment", str(file), *words, "--store", str(tmp_path), "-o", str(page), "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    evaluated = [cell for cell in told["cells"] if cell["kind"] == "evaluation"]
+    assert told["state"] == "finished" and all(cell["figures"]["tau"] >= 1 for cell in evaluated)
+    text = page.read_text()
+    assert text.startswith("<!doctype html>") and body["title"] in text
+    assert all(f">{row}<" in text for row in rows) and len(evaluated) % len(rows) == 0
+    assert all(f">{cell['figures']['tau']:.3f}<" in text for cell in evaluated)
 
 
 def test_help_and_dry_run_load_no_torch(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from training.small import METHODS
 
 from specbench.errors import UsageError
 from specbench.training import command
-from specbench.training.recipe_file import Kitchen, RecipeFile, read_recipe
+from specbench.training.recipe_file import FLAGS, NEGATABLE, REPEATED, Kitchen, RecipeFile, read_recipe, words_of
 from tests.conftest import Ran
 
 _TEXT = """
@@ -111,7 +115,7 @@ def test_options_beside_a_recipe_are_refused_by_name(specbench: Callable[..., Ra
 def test_ctrl_c_in_a_stage_that_finishes_all_the_same_keeps_it_and_begins_no_other(
     specbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(_TEXT)
+    (tmp_path / "recipe.yaml").write_text(f"{_TEXT}methods_dir: [{METHODS}]\n")
     asked: list[Sequence[str]] = []
 
     def run(words: Sequence[str]) -> command.Ran:
@@ -130,6 +134,67 @@ def test_a_recipe_that_changed_under_a_finished_stage_is_refused(recipe: RecipeF
     changed = recipe.model_copy(update={"train": {"max_steps": 9}})
     with pytest.raises(UsageError, match=r"stage .train. .* other options"):
         Kitchen(changed, store=tmp_path).plan()
+
+
+def test_options_are_spelt_as_their_command_takes_them() -> None:
+    """Keys with a dot are another method's; what is repeatable is repeated; a flag that is off is left out."""
+    words = words_of(
+        {
+            "set": {"draft_model.num_tokens": 2, "depth": 3},
+            "data": ["a", "b"],
+            "stop": ["x,y", "z"],
+            "methods": ["autoregressive", "draft_model"],
+            "assistant_only": False,
+            "cache_states": False,
+            "trust_remote_code": True,
+            "adapt": True,
+        },
+        "shallow",
+    )
+    assert words == [
+        *("--set", "draft_model.num_tokens=2", "--set", "shallow.depth=3", "--data", "a", "--data", "b"),
+        *("--stop", "x,y", "--stop", "z", "--methods", "autoregressive,draft_model", "--no-assistant-only"),
+        *("--trust-remote-code", "--adapt", "on"),
+    ]
+
+
+def test_flags_and_repeatable_options_are_those_of_the_commands() -> None:
+    flags, negatable, repeated = set[str](), set[str](), set[str]()
+    for module, name in (("data", "generate"), ("train", ""), ("weights", "export"), ("run", "")):
+        command: Any = typer.main.get_command(importlib.import_module(f"specbench.cli.{module}").app)
+        for param in (command.commands[name] if name else command).params:
+            word = param.opts[0].lstrip("-").replace("-", "_")
+            flags |= {word} if getattr(param, "is_flag", False) else set()
+            negatable |= {word} if param.secondary_opts else set()
+            repeated |= {word} if getattr(param, "multiple", False) else set()
+    assert (flags, negatable) == (FLAGS, NEGATABLE)
+    assert repeated - {"methods"} == REPEATED, "--methods takes commas as well, as it is usually typed"
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "what"),
+    [
+        ("bench", "limt: 2", "--limt"),
+        ("bench", "limit: many", "--limit"),
+        ("bench", "set: {draft_model.num_tokns: 2}", "unknown option 'num_tokns'"),
+        ("bench", "methods: [autoregressive, drafd_model]", "unknown method"),
+        ("export", "layuot: apple", "--layuot"),
+        ("train", "cache_staets: true", "--cache-staets"),
+    ],
+)
+def test_a_wrong_option_of_a_later_stage_is_refused_before_the_first_one_begins(
+    specbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, key: str, what: str
+) -> None:
+    monkeypatch.setattr("specbench.cli.train.run_specbench", lambda words: pytest.fail("a stage began"))
+    file = tmp_path / "recipe.yaml"
+    good = {"train": "max_steps: 3", "export": "layout: apple", "bench": "suite: demo", stage: key}
+    file.write_text("name: r\nmethod: redrafter\n" + "".join(f"{each}: {{{text}}}\n" for each, text in good.items()))
+    ran = specbench("train", "--recipe", str(file), "--store", str(tmp_path))
+    assert ran.code == 2 and what in ran.err, ran.err
+    (tmp_path / "mine.yaml").write_text(f"name: e\nmethod: redrafter\nbench: {{{key}}}\n")
+    if stage == "bench":
+        ran = specbench("experiment", str(tmp_path / "mine.yaml"), "--dry-run", "--store", str(tmp_path))
+        assert ran.code == 2 and what in ran.err, ran.err
 
 
 def test_unknown_keys_and_stages_name_the_nearest(recipe: RecipeFile, tmp_path: Path) -> None:

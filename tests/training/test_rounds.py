@@ -16,9 +16,11 @@ from specbench.adapt.versions import AdapterStore
 from specbench.engine.decode import Engine
 from specbench.lm.cached_lm import CachedLM
 from specbench.losses import Law, kl, overlap, top_law, whole_law
+from specbench.training import evidence as evidence_module
 from specbench.training import rounds
-from specbench.training.rounds import between_requests, due, evidence, learn, rolled_back
-from specbench.training.verdict_loss import AnswerBatch, Answers, VerdictLearner, _stacked, agreement
+from specbench.training.evidence import evidence
+from specbench.training.rounds import between_requests, due, learn, rolled_back
+from specbench.training.verdict_loss import Agreement, AnswerBatch, Answers, VerdictLearner, _stacked, agreement
 from tests.adapt.adapted import engine, learning_drafter, noisy_weights, save_draft
 
 PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
@@ -110,9 +112,11 @@ def test_held_out_acceptance_is_what_decoding_accepts(draft: Path) -> None:
         source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
         source.answers = [observed]
         [agreed] = agreement(adaptation.lm, source.every(), temperature=0.0)
-        assert agreed == int(observed.accepted_N.sum())
-        [expected] = agreement(adaptation.lm, source.every(), temperature=1.0)
-        assert expected >= float(observed.overlap_N.sum()) - 1e-3, "with a tail it is an upper bound"
+        assert agreed == (int(observed.accepted_N.sum()), 0.0)
+        [(expected, width)] = agreement(adaptation.lm, source.every(), temperature=1.0)
+        exact = float(observed.overlap_N.sum())
+        assert expected - width - 1e-3 <= exact <= expected + 1e-3, "with a tail it is an upper bound of this width"
+        assert width > 1e-3, "the tails of these laws hold something"
 
 
 def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft: Path, tmp_path: Path) -> None:
@@ -130,6 +134,9 @@ def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft
     assert _same(dict(kept.load(1).weights), _drafts_with(adaptation))
     again = evidence(adaptation, adaptation.domain("").memory.held_out, None, kept.load(1).weights)
     assert (again.before, again.after) == (found.before, found.after)
+    widths = (found.width_before, found.width_after)
+    assert widths == (again.width_before, again.width_after) and 0 < again.width_after < again.after
+    assert (lineage.figures["width_before"], lineage.figures["width_after"]) == widths
     assert adaptation.domain("").memory.new == [] and adaptation.domain("").memory.num_new_positions == 0
 
 
@@ -139,13 +146,13 @@ def test_what_was_judged_once_under_the_adapter_in_use_is_not_judged_again(
     """Half of a round's judging; a swap makes all of it void."""
     adaptation = _learns(_taught(draft, num=20, lr=0.0))
     held_out, read = adaptation.domain("").memory.held_out, list[int]()
-    exact = rounds.agreement
+    exact = evidence_module.agreement
 
-    def watch(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[float]:
+    def watch(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[Agreement]:
         read.append(batch.tokens_BT.shape[0])
         return exact(lm, batch, temperature=temperature)
 
-    monkeypatch.setattr(rounds, "agreement", watch)
+    monkeypatch.setattr(evidence_module, "agreement", watch)
     learn(adaptation)
     adaptation.domain("").memory.renew()
     first, again = sum(read), learn(adaptation)
@@ -328,7 +335,8 @@ def test_whatever_memory_runs_out_of_a_round_is_dropped(
 
 def test_a_round_whose_evidence_is_no_number_is_dropped(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adaptation = _learns(_taught(draft, num=20, temperature=1.0))
-    monkeypatch.setattr(rounds, "agreement", lambda _lm, batch, **_: [float("nan")] * batch.tokens_BT.shape[0])
+    nothing = Agreement(float("nan"), 0.0)
+    monkeypatch.setattr(evidence_module, "agreement", lambda _lm, batch, **_: [nothing] * batch.tokens_BT.shape[0])
     found = learn(adaptation)
     assert found.outcome == "dropped" and "is not a number" in found.why
 
@@ -345,7 +353,7 @@ def test_a_first_choice_that_the_draft_cannot_say_is_never_agreed_with(draft: Pa
     first = law.logp_RK.argmax(-1, keepdim=True)
     beyond = replace(observed, target=Law(law.logp_RK, law.ids_RK.scatter(-1, first, 64), law.log_tail_R))
     source.answers = [beyond]
-    assert agreed > 0 and agreement(adaptation.lm, source.every(), temperature=0.0) == [0.0]
+    assert agreed.chance > 0 and agreement(adaptation.lm, source.every(), temperature=0.0) == [(0.0, 0.0)]
 
 
 def test_domains_learn_apart(draft: Path) -> None:
