@@ -312,8 +312,9 @@ class HomeView(View):
                 return
             self.say(f"{entry.run_id} goes on")
             return
-        if entry.state not in ("lost", "interrupted"):
-            self.say(f"{entry.run_id} is {entry.state}: only a stopped or lost run can be continued", style="warn")
+        if entry.state not in ("lost", "interrupted", "failed"):
+            words = "only one that was stopped, lost or failed can be continued"
+            self.say(f"{entry.run_id} is {entry.state}: {words}", style="warn")
             return
         self.launch([entry.kind, "--resume", entry.run_id], key="c")
 
