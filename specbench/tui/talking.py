@@ -64,7 +64,9 @@ def _typed_paths(request: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]
     found: dict[tuple[str, str], list[str]] = {}
     said = [(owner, option, value) for owner, option, value in request.get("settings") or ()]
     said += [(owner, option, value) for owner, option, values in request.get("grid") or () for value in values]
-    said += [(owner, option, value) for owner, options, *_ in request.get("variants") or () for option, value in options]
+    said += [
+        (owner, option, value) for owner, options, *_ in request.get("variants") or () for option, value in options
+    ]
     for owner, option, value in said:
         if PurePath(value).is_absolute():
             found.setdefault((owner, option), []).append(value)
