@@ -140,7 +140,7 @@ def test_the_machine_the_library_and_a_new_run_look_as_they_did(
     """On a machine that stands still: what the screens read of this one is given to them."""
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(library, "items", lambda store: ITEMS)
-    monkeypatch.setattr(machine.Machine, "look", lambda self: None)
+    monkeypatch.setattr(machine.Machine, "look", lambda self, **_: None)
     monkeypatch.setattr(machine, "governor", lambda: "performance")
     reading = machine.Machine(
         cores=[12.0, 97.0],
@@ -149,6 +149,8 @@ def test_the_machine_the_library_and_a_new_run_look_as_they_did(
         load=1.25,
         own_percent=3.2,
         own_bytes=48 << 20,
+        model="Imaginary 2-Core",
+        mhz=2596.1,
         pid=4321,
     )
 
