@@ -97,7 +97,9 @@ def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None, *, g
     found.append(fit(line(f"swap   {machine.swap_used / 2**30:>6.1f} GiB"), width))
     found.append(fit(line(f"load   {machine.load:>6.2f}      governor {governor()}"), width))
     clock = "?" if machine.mhz is None else f"{machine.mhz:.0f}"
-    found.append(fit(line(f"clock  {clock:>6} MHz  {machine.model or 'its name is not asked for beside a run'}"), width))
+    found.append(
+        fit(line(f"clock  {clock:>6} MHz  {machine.model or 'its name is not asked for beside a run'}"), width)
+    )
     found.append(
         fit(line("all cores  ", Span(sparkline(list(machine.history), max(4, width - 12), low=0, high=100))), width)
     )
