@@ -88,7 +88,7 @@ class LaunchForm(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         box = Horizontal(id="form")
         box.border_title = Content("New run")
-        box.border_subtitle = Content("ctrl+r runs it · ctrl+y copies it · enter next field · f1 help · esc leaves")
+        box.border_subtitle = Content("ctrl+r runs · ctrl+y copies · enter next field · f1 help · esc leaves")
         with box:
             with VerticalScroll(id="fields", can_focus=False):
                 for field in form.fields():
