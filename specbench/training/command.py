@@ -1,9 +1,17 @@
-"""A `specbench` command that a training asks for, and how it ended. The front end runs it: this room starts nothing."""
+"""`specbench` commands that a training asks for or ends with. The front end runs them: this room starts nothing, and
+loads no torch."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from specbench.quantisation import NONE
+
+if TYPE_CHECKING:
+    from specbench.training.defaults import Settled
 
 
 class Ran(NamedTuple):
@@ -19,3 +27,17 @@ class Ran(NamedTuple):
 
 RunCommand = Callable[[Sequence[str]], Ran]
 """Runs `specbench` with these words in a process of its own: what is timed shares none with a training."""
+
+
+def use_command(request: Settled, folder: Path) -> str:
+    """The `specbench run` line that measures the drafter; `b` on the Train screen fills its form in with the same."""
+    suite = "demo" if request.target == "demo" else "mtbench"
+    words = ["specbench", "run", suite]
+    if request.target != "demo":
+        words += ["--target", request.target]
+    if request.quantisation != NONE:
+        words += ["--quantisation", request.quantisation]
+    words += ["--methods", f"autoregressive,{request.method}", "--set", f"{request.method}.weights={folder}"]
+    for each in request.methods_dirs:
+        words += ["--methods-dir", str(each)]
+    return shlex.join(words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,13 +15,13 @@ from accelerate import Accelerator
 from specbench import checkpoint, paths
 from specbench.errors import SpecbenchError, UsageError
 from specbench.events import SCHEMA, CheckpointSaved, RunFinished, RunStarted
-from specbench.quantisation import NONE
 from specbench.store.absent import is_absent, where_to_ingest
 from specbench.store.journal import Journal
 from specbench.swapping import put_right
 from specbench.training import record
 from specbench.training.budget import Done
 from specbench.training.cache import StateCache
+from specbench.training.command import use_command
 from specbench.training.corpus import Corpus, Place
 from specbench.training.defaults import Settled, settle
 from specbench.training.documents import load_corpus
@@ -250,20 +249,6 @@ class _Training:
         )
 
 
-def use_command(request: Settled, folder: Path) -> str:
-    """The `specbench run` line that measures the drafter."""
-    suite = "demo" if request.target == "demo" else "mtbench"
-    words = ["specbench", "run", suite]
-    if request.target != "demo":
-        words += ["--target", request.target]
-    if request.quantisation != NONE:
-        words += ["--quantisation", request.quantisation]
-    words += ["--methods", f"autoregressive,{request.method}", "--set", f"{request.method}.weights={folder}"]
-    for each in request.methods_dirs:
-        words += ["--methods-dir", str(each)]
-    return shlex.join(words)
-
-
 def _cache_of(setup: Setup) -> StateCache | None:
     request = setup.request
     if not request.cache_states:
@@ -319,4 +304,4 @@ class _Silent:
     def say(self, text: str) -> None: ...
 
 
-__all__ = ["train", "use_command"]
+__all__ = ["train"]

@@ -21,7 +21,7 @@ from textual.screen import Screen
 
 from specbench.errors import SpecbenchError
 from specbench.store.files import is_training
-from specbench.tui import actions, children, spawning
+from specbench.tui import actions, children, sharing, spawning
 from specbench.tui.aside import Aside
 from specbench.tui.reader import Asking
 from specbench.tui.remote import Stream
@@ -174,6 +174,13 @@ class SpecbenchApp(App[None]):
         child = children.start(words, store=self.workspace.store)
         self._launched.append(child)
         return child
+
+    def copy(self, name: str, words: str, *, suffix: str = ".txt") -> str:
+        """OSC 52 and a file: a terminal that ignores the one leaves the other -> what to say of it. name: the file's
+        beginning. Raises EnvironmentFailed where it cannot be written."""
+        path = sharing.write_text(self.workspace.store, name, suffix, words)
+        self.copy_to_clipboard(sharing.clipboard(words))
+        return f"copied {len(words)} characters; also in {path}"
 
     def disturbed(self) -> str:
         """What of this machine a start would disturb: a live run or training, else a command that was started here and

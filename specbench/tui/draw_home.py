@@ -165,15 +165,21 @@ def empty_lines(folder: str, width: int) -> list[Line]:
     ]
 
 
-def details(entry: RunEntry, summary: RunSummary | None, source: str, width: int) -> list[Line]:
-    """What stands beside the list: conditions, rows, remarks of the run under the cursor."""
+def details(
+    entry: RunEntry, summary: RunSummary | None, source: str, width: int, *, ratios: Sequence[float] = ()
+) -> list[Line]:
+    """What stands beside or below the list: of the run under the cursor first what the list has no room for, then its
+    conditions, rows and remarks. ratios: of its headline method, a question each, as far as they have been read."""
     from specbench.report.table import conditions, remarks
     from specbench.tui.lines import wrap
 
     found: list[Line] = [
         line(Span(entry.run_id, "bold")),
         (state_of(entry), Span(f"  {entry.created[:16]} UTC", "dim")),
+        *wrap(f"target {entry.target}", width),
     ]
+    if ratios:
+        found.append(line("by question ", Span(sparkline(list(ratios), max(4, width - 12), low=0.0), "accent")))
     found.append(())
     if entry.kind == "train":
         found += wrap(f"training on {entry.suite} for {entry.target}", width)

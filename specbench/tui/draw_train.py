@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Sequence
 
 from specbench.events import TrainEval
+from specbench.quantisation import NONE
 from specbench.report import text
 from specbench.tui.figures import Course
 from specbench.tui.lines import Line, Span, fit, line, sparkline, wrap
@@ -170,12 +172,19 @@ def header(training: Course) -> str:
 
 
 def bench_values(training: Course, best: str) -> dict[str, str]:
-    """The form's values that measure this training's drafter against autoregression."""
+    """The form's values that measure this training's drafter against autoregression: those of the command that the
+    training itself ends with. best: the drafter's folder."""
     method = str(training.record["method"])
     request = training.record.get("request", {})
-    return {
-        "suite": "demo",
-        "target": str(request.get("target") or training.record["target"]["name"]),
+    target = str(request.get("target") or training.record["target"]["name"])
+    found = {
+        "suite": "demo" if target == "demo" else "mtbench",
+        "target": target,
         "methods": f"autoregressive,{method}",
-        "settings": f"{method}.weights={best}",
+        "settings": shlex.quote(f"{method}.weights={best}"),
     }
+    if request.get("quantisation", NONE) != NONE:
+        found["quantisation"] = str(request["quantisation"])
+    if request.get("methods_dirs"):
+        found["methods_dirs"] = shlex.join(map(str, request["methods_dirs"]))
+    return found

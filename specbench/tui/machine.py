@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -19,8 +20,13 @@ from specbench.store.records import RunSummary
 from specbench.store.viewer_cost import ViewerCost
 from specbench.tui.lines import Line, Span, bar, fit, line, sparkline, wrap
 
+if TYPE_CHECKING:
+    from specbench.manifest import DeviceRecord
+
 _KEPT = 300
-_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_CPUS = Path("/sys/devices/system/cpu")
+_GOVERNOR = _CPUS / "cpu0/cpufreq/scaling_governor"
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass
@@ -34,14 +40,18 @@ class Machine:
     load: float = 0.0
     own_percent: float = 0.0
     own_bytes: int = 0
+    model: str = ""
+    """Of the processor; empty until it was asked for."""
+    mhz: float | None = None
+    """Of the core that this process is on; None where it was not asked for, or cannot be read."""
     pid: int = field(default_factory=os.getpid)
     niceness: int = 0
     history: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     own_history: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _process: psutil.Process = field(default_factory=psutil.Process)
 
-    def look(self) -> None:
-        """Percentages are since the last look."""
+    def look(self, *, is_beside_a_run: bool = False) -> None:
+        """Percentages are since the last look. is_beside_a_run: of this machine, which is not disturbed for a clock."""
         self.cores = psutil.cpu_percent(percpu=True)
         memory = psutil.virtual_memory()
         self.memory_used, self.memory_total = memory.total - memory.available, memory.total
@@ -52,6 +62,24 @@ class Machine:
         self.own_bytes = self._process.memory_info().rss
         self.history.append(sum(self.cores) / max(1, len(self.cores)))
         self.own_history.append(self.own_percent)
+        self.mhz = self._own_mhz(is_beside_a_run=is_beside_a_run)
+        if not self.model and not is_beside_a_run:
+            from specbench.provenance import cpu_model  # reads /proc/cpuinfo as well: once, and not beside a run
+
+            self.model = cpu_model()
+
+    def _own_mhz(self, *, is_beside_a_run: bool) -> float | None:
+        """Its own core is awake already: asking for another one's clock would wake that. /proc/cpuinfo has every
+        core's, for which kernels before 5.18 interrupt the busy ones."""
+        if not hasattr(self._process, "cpu_num"):
+            return None
+        core = self._process.cpu_num()
+        text = _text(_CPUS / f"cpu{core}" / "cpufreq/scaling_cur_freq")
+        if text:
+            return int(text) / 1000
+        blocks = [] if is_beside_a_run else _text(_CPU_INFO).split("\n\n")
+        rows = (row for block in blocks if re.match(rf"processor\s*: {core}\n", block) for row in block.splitlines())
+        return next((float(row.partition(":")[2]) for row in rows if row.startswith("cpu MHz")), None)
 
 
 def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None, *, giving_way: str = "") -> list[Line]:
@@ -68,7 +96,10 @@ def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None, *, g
     found.append(fit(line(f"memory {used:>6.1f} GiB  ", Span(shape, "accent"), f" of {total:.1f}"), width))
     found.append(fit(line(f"swap   {machine.swap_used / 2**30:>6.1f} GiB"), width))
     found.append(fit(line(f"load   {machine.load:>6.2f}      governor {governor()}"), width))
-    found.append(())
+    clock = "?" if machine.mhz is None else f"{machine.mhz:.0f}"
+    found.append(
+        fit(line(f"clock  {clock:>6} MHz  {machine.model or 'its name is not asked for beside a run'}"), width)
+    )
     found.append(
         fit(line("all cores  ", Span(sparkline(list(machine.history), max(4, width - 12), low=0, high=100))), width)
     )
@@ -92,10 +123,22 @@ def now_lines(machine: Machine, width: int, cost: ViewerCost | None = None, *, g
 
 def governor() -> str:
     """The CPU's clock policy; `not readable` in most virtual machines."""
+    return _text(_GOVERNOR) or "not readable here"
+
+
+def _text(path: Path) -> str:
+    """Empty where there is no such file."""
     try:
-        return _GOVERNOR.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return "not readable here"
+        return ""
+
+
+def device_lines(device: DeviceRecord, width: int) -> list[Line]:
+    """What the run ran on, by its manifest."""
+    threads = text.count(device.threads, "thread")
+    words = f"{device.name} ({device.kind}), {threads}, attention {device.attention}, steps as {device.execution}"
+    return wrap(words, width, "bold")
 
 
 def run_lines(log: DeviceLog, width: int) -> list[Line]:

@@ -13,7 +13,8 @@ PANES: Mapping[str, Mapping[str, str]] = {
     "home": {
         "runs": "Every run and training of the store: its state, its fastest method with the 95 % interval of the "
         "speed-up (≈: not ranked), tokens per step, and a bar a question. enter opens the one under the cursor.",
-        "about": "The run under the cursor: its conditions, every method's speed-up, and what must be known beside.",
+        "about": "The run under the cursor: its target, a bar a question of the fastest method's speed-up, its "
+        "conditions, every method's speed-up, and what must be known beside.",
     },
     "race": {
         "noracing": "No run is open here.",
@@ -43,10 +44,12 @@ PANES: Mapping[str, Mapping[str, str]] = {
         "size": "Speed-up against the parameters that the drafter adds.",
     },
     "system": {
-        "now": "This machine's cores, memory and load, and what this viewer takes of them, a reading a second.",
+        "now": "This machine's cores, memory and load, and what this viewer takes of them, a reading a second. The "
+        "clock is that of the core that the viewer is on; where only all can be asked, none is beside a live run.",
         "clean": "The run's own evidence: A/A control, crowded and throttled generations, answers that differ. Asked "
         "again whenever this screen is entered and the run has gone on.",
-        "recorded": "What the run's sampler wrote down a second: its share, that of others, clocks, its niceness.",
+        "recorded": "The run's device and threads, and what its sampler wrote down a second: its share, that of "
+        "others, clocks, its niceness.",
         "processes": "Processes that write a run of this store: share of a core since the last look, memory, niceness.",
     },
     "train": {

@@ -1,12 +1,14 @@
-"""`specbench tui ssh://HOST/PATH`: a run of another machine, its journal streamed here by ssh and tail. No Textual.
+"""`specbench tui ssh://HOST/PATH`: a run or training of another machine, its journal streamed here by ssh and tail. No
+Textual.
 
-Nothing is installed there, and the screen is drawn here: what is watched pays for a read of its journal and of its
-record of the machine (`tail`), and for a look at its lock and its process every few seconds (`cat`, `ps`).
+Nothing is installed there, and the screen is drawn here: what is watched pays for a read of its journal and of what a
+run records beside it (`tail`), and for a look at its lock and its process every few seconds (`cat`, `ps`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -17,13 +19,18 @@ from typing import IO, NamedTuple
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.store.files import cannot_write
+from specbench.store.files import TRAIN_JSON, cannot_write
 
 SCHEME = "ssh://"
 _PATIENCE_S = 30
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LOOK_EVERY_S = 5
+_PLAN = f"""name=manifest.json
+[ -e {{folder}}{TRAIN_JSON} ] && name={TRAIN_JSON}
+echo "$name"
+exec cat {{folder}}"$name\""""
+"""What says what the run is: its file's name on a line, then the file."""
 # A line a look, so that it ends with the connection: held, free, gone (nobody let go of it, and its process is not
 # there), or unseen (written from a third machine, or there is no ps to ask); then the lock as it stands.
 _WATCH = """cd {folder} || exit 1
@@ -71,17 +78,30 @@ def parse(url: str) -> Place:
     return Place(host, port, folder)
 
 
+def _records_of(manifest: bytes) -> list[str]:
+    """The files beside a run's journal that its figures are made of. What methods that learn observed is some kilobytes
+    an answer, less than the journal; a damaged manifest is told of by the screen that reads it."""
+    found = ["metrics.jsonl"]
+    try:
+        options = [item for each in json.loads(manifest)["methods"] for item in each["options"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return found
+    is_learning = any(key.rpartition(".")[2] == "adapt" and value is True for key, value in options)
+    return [*found, "observed.jsonl"] if is_learning else found
+
+
 class Stream:
     """A run's journal on its way here. store: where the viewer finds it."""
 
     def __init__(self, place: Place) -> None:
-        """Copies manifest and lock, then starts to stream. Raises EnvironmentFailed with what ssh said."""
+        """Copies lock and manifest (train.json, of a training), then starts to stream. Raises EnvironmentFailed with
+        what ssh said."""
         self.place = place
         key = hashlib.sha256("\x1e".join(place).encode()).hexdigest()[:12]
         self.store = paths.cache_dir() / "remote" / f"{place.host.replace('@', '-')}-{key}"
         folder = paths.run_dir(self.store, place.run_id)
-        manifest = self._cat("manifest.json")
-        lock = self._cat("run.lock")
+        name, plan = self._plan()
+        lock = self._ask(f"cat {self._quoted('run.lock')}", "run.lock")
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the stream
         self._lock = folder / "run.lock"
         self._rest = b""
@@ -90,10 +110,13 @@ class Stream:
         """Looks in a row that found nobody who writes it."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "manifest.json").write_bytes(manifest)
+            (folder / name).write_bytes(plan)
             self._lock.write_bytes(lock)
-            # -F: a run that has just begun has no record of its machine yet.
-            self._record = self._follow(folder, "metrics.jsonl", "-F", complaints=subprocess.DEVNULL)
+            # -F: a run that has just begun has no record of its machine yet, and its methods have observed nothing.
+            self._records = [
+                self._follow(folder, each, "-F", complaints=subprocess.DEVNULL)
+                for each in ([] if name == TRAIN_JSON else _records_of(plan))
+            ]
             self._process = self._follow(folder, "events.jsonl", "-f", complaints=self._complaints)
             self._watch = subprocess.Popen(
                 # By sh, whatever the login shell there is.
@@ -107,6 +130,21 @@ class Stream:
             raise cannot_write(folder, error, try_="SPECBENCH_CACHE=DIR, one that you may write to") from error
         assert self._watch.stdout is not None
         os.set_blocking(self._watch.stdout.fileno(), False)
+
+    def _plan(self) -> tuple[str, bytes]:
+        """The file that says what the run is, and what it holds."""
+        either = f"manifest.json or {TRAIN_JSON}"
+        script = _PLAN.format(folder=self._quoted(""))
+        first, _, plan = self._ask(f"exec sh -c {shlex.quote(script)}", either).partition(b"\n")
+        name = first.decode("utf-8", errors="replace")
+        # It becomes a path here.
+        if name not in ("manifest.json", TRAIN_JSON):
+            raise EnvironmentFailed(
+                f"{self.place.host} answers with {name[:80]!r} before anything that it was asked for",
+                where=self.place.folder,
+                try_=f"ssh {self.place.host} true, which must print nothing: its shell greets from a start-up file",
+            )
+        return name, plan
 
     def _follow(self, folder: Path, name: str, how: str, *, complaints: IO[bytes] | int) -> subprocess.Popen[bytes]:
         """From its first byte on into a file of that name here."""
@@ -129,21 +167,18 @@ class Stream:
         start = "~/" if folder.startswith("~/") else ""
         return start + shlex.quote(f"{folder.removeprefix(start)}/{name}")
 
-    def _cat(self, name: str) -> bytes:
+    def _ask(self, command: str, what: str) -> bytes:
+        """What the command prints there. what: the file that it prints."""
         try:
             done = subprocess.run(
-                self._words(f"cat {self._quoted(name)}"),
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                timeout=_PATIENCE_S,
-                check=False,
+                self._words(command), capture_output=True, stdin=subprocess.DEVNULL, timeout=_PATIENCE_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EnvironmentFailed(f"{self.place.host} cannot be asked: {error}", try_="ssh HOST true") from error
         if done.returncode:
             said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
             raise EnvironmentFailed(
-                f"{self.place.host} gives no {name} of {self.place.run_id}: {said[-1] if said else 'it said nothing'}",
+                f"{self.place.host} gives no {what} of {self.place.run_id}: {said[-1] if said else 'it said nothing'}",
                 where=self.place.folder,
                 try_=f"ssh {self.place.host} ls {self.place.folder}; a key or an agent must answer for the password",
             )
@@ -189,7 +224,7 @@ class Stream:
 
     def close(self) -> None:
         """What came stays, and can be opened again with --store."""
-        for process in (self._process, self._record, self._watch):
+        for process in (self._process, *self._records, self._watch):
             process.terminate()
             process.wait()
         assert self._watch.stdout is not None

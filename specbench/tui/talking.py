@@ -12,12 +12,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from specbench.errors import EnvironmentFailed
-from specbench.manifest import Manifest
+from specbench.manifest import Manifest, MethodRecord
 from specbench.tui import spawning
 
 _MOST_BYTES = 1 << 18
@@ -25,7 +25,8 @@ _MOST_BYTES = 1 << 18
 
 
 def words_for(manifest: Manifest | None, *, store: Path | None) -> list[str]:
-    """The command that talks to a run's target with its first method that drafts; without a run, to the demo."""
+    """The command that talks to a run's target with its first method that drafts, under all the options of that row;
+    without a run, to the demo."""
     words = ["chat"]
     if manifest is None:
         words += ["--target", "demo", "--method", "prompt_lookup"]
@@ -33,18 +34,49 @@ def words_for(manifest: Manifest | None, *, store: Path | None) -> list[str]:
         recorded = manifest.provenance.get("request")
         request: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
         words += ["--target", str(request.get("target") or manifest.target.name)]
-        drafting = [method for method in manifest.methods if method.kind != "baseline" and method.is_ranked]
-        method = drafting[0].name if drafting else "autoregressive"
-        words += ["--method", method]
-        for owner, name, value in request.get("settings") or ():
-            if owner == method:
-                words += ["--set", f"{owner}.{name}={value}"]
+        row = next((each for each in manifest.methods if each.kind != "baseline" and each.is_ranked), None)
+        words += ["--method", row.name if row is not None else "autoregressive"]
+        words += _settings(row, request) if row is not None else []
         for option in ("device", "dtype", "threads", "quantisation"):
             if request.get(option) not in (None, "auto", "none"):
                 words += [f"--{option}", str(request[option])]
         for folder in request.get("methods_dirs") or ():
             words += ["--methods-dir", str(folder)]
     return words + ([] if store is None else ["--store", str(store)])
+
+
+def _settings(row: MethodRecord, request: Mapping[str, Any]) -> list[str]:
+    """`--set` for every option of the row, wherever it came from: --set, --grid, --variant, or a default of then. Those
+    of a wrapped method stand among them under its name."""
+    typed = _typed_paths(request)
+    words: list[str] = []
+    for key, value in row.options.items():
+        owner, dot, option = key.rpartition(".")
+        owner = owner if dot else row.name
+        # Nothing is how the command line leaves an option as it is: it takes no empty value.
+        if value is not None and value != "":
+            words += ["--set", f"{owner}.{option}={_findable(str(value), typed.get((owner, option), ()))}"]
+    return words
+
+
+def _typed_paths(request: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """By method and option, the paths that were typed; the request holds them in full, a row as they were typed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    said = [(owner, option, value) for owner, option, value in request.get("settings") or ()]
+    said += [(owner, option, value) for owner, option, values in request.get("grid") or () for value in values]
+    said += [
+        (owner, option, value) for owner, options, *_ in request.get("variants") or () for option, value in options
+    ]
+    for owner, option, value in said:
+        if PurePath(value).is_absolute():
+            found.setdefault((owner, option), []).append(value)
+    return found
+
+
+def _findable(value: str, typed: Sequence[str]) -> str:
+    """The typed path that ends as the value does: this process may stand in another folder than the run did."""
+    end = tuple(part for part in PurePath(value).parts if part != "..")
+    return next((path for path in typed if end and PurePath(path).parts[-len(end) :] == end), value)
 
 
 class Talking:

@@ -88,7 +88,7 @@ def test_a_folder_is_loaded_in_the_targets_dtype_and_keeps_the_text(tmp_path: Pa
     assert [answer.tokens for answer in engine.generate(drafter, requests).generations] == expected
 
 
-def _built(name: str, folder: Path, lm: CachedLM) -> ChainDrafter:
+def _built_for(name: str, folder: Path, lm: CachedLM) -> ChainDrafter:
     engine = Engine(lm, sampling=Sampling(), max_len=64, max_nodes=8)
     options = registry.check_options(registry.card(name), {"model": str(folder)})
     drafter = registry.load(name)(options, engine.view())
@@ -109,7 +109,7 @@ def test_a_draft_model_attends_as_the_run_asks_its_target_to(name: str, tmp_path
         model.save_pretrained(tmp_path / part)
     for asked, used in (("plain", attention.PLAIN), ("sdpa", attention.SDPA), ("auto", attention.SDPA)):
         lm = load_lm(str(tmp_path / "target"), device=CPU, dtype=torch.float64, attention_name=asked)
-        assert _attention_of(_built(name, tmp_path / "draft", lm)) == used
+        assert _attention_of(_built_for(name, tmp_path / "draft", lm)) == used
 
 
 @pytest.mark.parametrize("name", ["draft_model", "adaptive_lora"])

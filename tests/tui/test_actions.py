@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 
 import pytest
+from textual.binding import Binding
 
 from specbench.tui import actions
-from specbench.tui.app import _LATER
+from specbench.tui.app import _LATER, SpecbenchApp
 from specbench.tui.lines import plain, plain_text, width_of
 from specbench.tui.views.base import View
 from specbench.tui.views.home import HomeView
+from specbench.tui.views.launch import LaunchForm
 
 
 def _view(name: str) -> type[View]:
@@ -50,6 +52,18 @@ def test_a_key_means_one_thing_everywhere_but_space() -> None:
         for key in action.keys:
             meanings.setdefault(key, set()).add(action.name)
     assert {key for key, names in meanings.items() if len(names) > 1} == {"space"}
+
+
+def test_the_form_gives_no_key_a_second_meaning_and_none_that_does_nothing() -> None:
+    """Letters are typed there: its keys are its own or mean what they mean on every screen."""
+    bound = [each for each in LaunchForm.BINDINGS if isinstance(each, Binding)]
+    keys = [key for each in bound for key in each.key.split(",")]
+    assert len(keys) == len(set(keys)) and len(bound) == len(LaunchForm.BINDINGS)
+    for each in bound:
+        owner, _, name = each.action.rpartition(".")
+        assert hasattr(SpecbenchApp if owner == "app" else LaunchForm, f"action_{name}"), each
+    meanings = {key: action.name for action in actions.ACTIONS for key in action.keys}
+    assert all(meanings.get(key, each.action) == each.action for each in bound for key in each.key.split(","))
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from specbench import provenance
 from specbench.errors import UsageError
 from specbench.store.device import read_device
 from specbench.store.traces import Which
@@ -20,6 +21,7 @@ from specbench.tui.lines import plain_text
 from specbench.tui.tracing import Replaying
 from specbench.tui.views.chat import ChatView
 from specbench.tui.views.system import SystemView
+from specbench.tui.widgets.canvas import Canvas
 from tests.tui.screens import RUN, WIDE, an_app, drive, hold, settled, write_live
 
 LIVE = "20260103-demo-live"
@@ -114,3 +116,36 @@ def test_a_share_of_a_core_is_one_since_the_last_look_and_of_this_machines_proce
     hold(live, host="elsewhere")
     writers.look([live])
     assert "on elsewhere" in plain_text(writers.lines(120)), "its number is another process's here"
+
+
+def test_the_clock_of_this_machine_is_read_without_waking_a_core_beside_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/cpuinfo asks every core; /sys only the one that the viewer is on, which is awake."""
+    info = "processor\t: {}\nmodel name\t: Fast One\ncpu MHz\t\t: {}\n"
+    (tmp_path / "cpuinfo").write_text("\n".join(info.format(core, 1000.5 + core) for core in range(12)))
+    monkeypatch.setattr(machine, "_CPUS", tmp_path)
+    monkeypatch.setattr(machine, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(provenance, "_CPU_INFO", tmp_path / "cpuinfo")
+    found = machine.Machine()
+    monkeypatch.setattr(type(found._process), "cpu_num", lambda self: 1, raising=False)
+    found.look(is_beside_a_run=True)
+    assert found.mhz is None and found.model == ""
+    found.look()
+    assert found.mhz == 1001.5 and "1002 MHz  Fast One" in plain_text(machine.now_lines(found, 60))
+    (tmp_path / "cpu1" / "cpufreq").mkdir(parents=True)
+    (tmp_path / "cpu1" / "cpufreq" / "scaling_cur_freq").write_text("3400000\n")
+    found.look(is_beside_a_run=True)
+    assert found.mhz == 3400.0
+
+
+def test_the_system_screen_names_the_device_and_threads_of_the_run_that_is_open(store: Path) -> None:
+    async def body() -> None:
+        app = an_app(store, RUN)
+        async with app.run_test(size=WIDE) as pilot:
+            await pilot.press("6")
+            await settled(pilot, lambda: isinstance(app.screen, SystemView) and app.screen.record is not None)
+            words = app.screen.query_one("#recorded", Canvas).text()
+            assert "imaginary (cpu), 1 thread, attention reference, steps as operators" in " ".join(words.split())
+
+    drive(body)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from specbench.manifest import read_manifest
+from specbench.bench.competitors import competitors
+from specbench.bench.request import RunRequest, parse_grid, parse_setting, parse_variant
+from specbench.bench.resume import request_as_json
+from specbench.cli import options
+from specbench.manifest import MethodRecord, read_manifest
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.talking import words_for
 from specbench.tui.views import chat as module
@@ -211,12 +216,57 @@ def test_hostile_answers_reach_no_terminal_raw(store: Path) -> None:
 
 def test_a_run_that_is_open_gives_its_target_method_and_options(store: Path) -> None:
     manifest = read_manifest(store / "runs" / RUN)
-    request = {"target": "/models/x", "threads": 2, "device": "auto", "settings": [["draft_model", "model", "/d"]]}
+    request = {"target": "/models/x", "threads": 2, "device": "auto"}
     asked = manifest.model_copy(update={"provenance": {"request": request}})
     assert words_for(asked, store=None) == [
-        "chat", "--target", "/models/x", "--method", "draft_model", "--set", "draft_model.model=/d", "--threads", "2",
+        "chat", "--target", "/models/x", "--method", "draft_model", "--set", "draft_model.depth=4", "--threads", "2",
     ]  # fmt: skip
     assert words_for(None, store=Path("/s"))[:5] == ["chat", "--target", "demo", "--method", "prompt_lookup"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"settings": ("hybrid.threshold=0", "hybrid.inner=ctc", "ctc.weights=trained/best"), "methods": "hybrid"},
+        {"grid": ("hybrid.max_tokens=3,4",), "settings": ("draft_model.model=demo-draft",), "methods": "hybrid"},
+        {"variants": ("eagle=ctc:weights=trained/best,beams=3",), "methods": "ctc"},
+        {"grid": ("ctc.weights=other/best,trained/best",), "settings": ("ctc.beams=3",), "methods": "ctc"},
+    ],
+    ids=["wrapped", "grid", "variant", "paths"],
+)
+def test_the_conversation_is_under_the_options_that_the_row_was_measured_with(
+    store: Path, tmp_path: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the command line makes of the words is what the plan made of the run's own, seen from another folder."""
+    for name in ("trained", "other"):
+        (tmp_path / "there" / name / "best").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    request = RunRequest(
+        suite="demo",
+        target="some-target",
+        methods=(given["methods"],),
+        settings=tuple(map(parse_setting, given.get("settings", ()))),
+        grid=tuple(map(parse_grid, given.get("grid", ()))),
+        variants=tuple(map(parse_variant, given.get("variants", ()))),
+    )
+    first = next(each for each in competitors(request) if each.card.kind != "baseline")
+    row = MethodRecord(
+        label=first.label, name=first.card.name, title="", kind=first.card.kind, options=first.options, num_parameters=0
+    )
+    manifest = read_manifest(store / "runs" / RUN).model_copy(
+        update={"methods": (row,), "provenance": {"request": request_as_json(request)}}
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    words = words_for(manifest, store=None)
+    said = options.settings([word for before, word in itertools.pairwise(words) if before == "--set"])
+    found = options.chosen(said, first.card.name, target_is_demo=False, methods_dirs=(), named_by="--method")
+    where = str(tmp_path / "there")
+    in_full = {
+        name: f"{where}/{value}" if isinstance(value, str) and value.endswith("/best") else value
+        for name, value in first.options.items()
+    }
+    assert found.recorded_options == in_full and found.name == first.choice.name
 
 
 def test_talking_beside_a_run_that_is_measured_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

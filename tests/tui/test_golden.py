@@ -23,7 +23,7 @@ from specbench.tui.views.system import SystemView
 from specbench.tui.views.train import TrainView
 from specbench.tui.views.tree import TreeView
 from tests.store.traced import write_traced
-from tests.tui.screens import RUN, SIZES, an_app, drive, screen_text, settled
+from tests.tui.screens import NARROW, RUN, SIZES, WIDE, an_app, drive, screen_text, settled
 from tests.tui.test_chat import Pretending
 from tests.tui.test_training import TRAINING, write_training
 
@@ -52,37 +52,45 @@ def _compare(app: SpecbenchApp, name: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_screens_of_a_finished_run_look_as_they_did(
-    store: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without colour, which is how marks and shapes are read where there is none."""
-    monkeypatch.setenv("NO_COLOR", "1")
+@pytest.mark.parametrize("environ", ["NO_COLOR", "light"])
+def test_screens_of_a_finished_run_look_as_they_did(store: Path, environ: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without colour, which is how marks and shapes are read where there is none, and in the light theme: the words are
+    the same. One app serves both sizes: starting one takes longer than resizing it."""
+    if environ == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
 
     async def body() -> None:
-        app = an_app(store, RUN)
-        async with app.run_test(size=size) as pilot:
+        app = an_app(store, RUN, theme="light" if environ == "light" else "dark")
+        async with app.run_test(size=WIDE) as pilot:
+
+            async def at_both_sizes(name: str) -> None:
+                for size in (NARROW, WIDE):
+                    await pilot.resize_terminal(*size)
+                    await pilot.pause(0.2)
+                    if isinstance(app.screen, RaceView):  # its titles are as of its last frame, and it is paused
+                        app.screen.draw_now()
+                        await pilot.pause()
+                    _compare(app, name)
+
             await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
+            assert (app.theme == LIGHT) == (environ == "light")
             view = app.screen
             assert isinstance(view, RaceView) and view.race is not None
             view.race.clock.pause()
             view.race.clock.seek(0.02)
             view.draw_now()
             await pilot.pause()
-            _compare(app, "race")
+            await at_both_sizes("race")
             for key, kind, name in (("4", AcceptView, "accept"), ("5", SpeedView, "speed")):
                 await pilot.press(key)
                 await settled(pilot, lambda kind=kind: isinstance(app.screen, kind) and app.screen.summed is not None)  # type: ignore[misc]
-                await pilot.pause(0.2)
-                _compare(app, name)
+                await at_both_sizes(name)
             await pilot.press("8")
             await settled(pilot, lambda: isinstance(app.screen, BoardView) and app.screen.read is not None)
-            await pilot.pause(0.2)
-            _compare(app, "board")
+            await at_both_sizes("board")
             await pilot.press("1")
             await settled(pilot, lambda: "× [" in screen_text(app))
-            await pilot.pause(0.2)
-            _compare(app, "home")
+            await at_both_sizes("home")
 
     drive(body)
 
@@ -140,7 +148,7 @@ def test_the_machine_the_library_and_a_new_run_look_as_they_did(
     """On a machine that stands still: what the screens read of this one is given to them."""
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(library, "items", lambda store: ITEMS)
-    monkeypatch.setattr(machine.Machine, "look", lambda self: None)
+    monkeypatch.setattr(machine.Machine, "look", lambda self, **_: None)
     monkeypatch.setattr(machine, "governor", lambda: "performance")
     reading = machine.Machine(
         cores=[12.0, 97.0],
@@ -149,6 +157,8 @@ def test_the_machine_the_library_and_a_new_run_look_as_they_did(
         load=1.25,
         own_percent=3.2,
         own_bytes=48 << 20,
+        model="Imaginary 2-Core",
+        mhz=2596.1,
         pid=4321,
     )
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from textual.widgets import Input
 
 from specbench.tui.actions import EVERYWHERE
 from specbench.tui.panes import PANES
 from specbench.tui.views.dialogs import Reading
 from specbench.tui.views.launch import LaunchForm
 from specbench.tui.views.race import RaceView
-from specbench.tui.widgets.canvas import LineView
-from tests.tui.screens import RUN, SIZES, an_app, drive, settled
+from specbench.tui.widgets.canvas import Canvas, LineView, Rows
+from tests.tui.screens import RUN, SIZES, an_app, drive, screen_text, settled
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -101,5 +104,58 @@ def test_the_form_explains_the_field_that_has_the_focus(tmp_path: Path) -> None:
             await pilot.press("escape")
             await pilot.pause()
             assert app.screen is form
+
+    drive(body)
+
+
+@pytest.mark.parametrize(("down", "suffix"), [(0, ".txt"), (1, ".yaml")], ids=["command", "yaml"])
+def test_the_form_copies_its_command_or_its_yaml_to_the_clipboard_and_to_a_file(
+    store: Path, down: int, suffix: str
+) -> None:
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=(120, 36)) as pilot:
+            await pilot.press("n")
+            await settled(pilot, lambda: isinstance(app.screen, LaunchForm))
+            form = app.screen
+            assert isinstance(form, LaunchForm)
+            form.query_one("#field-limit", Input).value = "4"
+            form.query_one("#field-seed", Input).value = "7"
+            await pilot.pause()
+            await pilot.press("ctrl+y", *["down"] * down, "enter")
+            await settled(pilot, lambda: form.said != "")
+            (path,) = (store / "exports").glob(f"copy-*{suffix}")
+            words = path.read_text(encoding="utf-8").rstrip("\n")
+            if suffix == ".txt":
+                assert words == form.checked.command and "--limit 4" in words
+            else:
+                whole = yaml.safe_load(words)
+                assert whole == yaml.safe_load(form.checked.yaml) and "# specbench run" in words and "--seed 7" in words
+            assert app.clipboard == words and form.said == f"copied {len(words)} characters; also in {path}"
+            shown = form.query_one("#becomes", Canvas).text()
+            assert str(path) in "".join(shown.split()), "the path is shown, wrapped where it is long"
+            form.query_one("#field-limit", Input).value = "none"
+            await settled(pilot, lambda: form.said == "")
+            await pilot.press("ctrl+y")
+            await pilot.pause()
+            assert app.screen is form and form.said == "", "what is wrong is not copied"
+
+    drive(body)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_home_shows_target_and_course_of_the_chosen_run_where_its_row_has_no_room(
+    store: Path, size: tuple[int, int]
+) -> None:
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=size) as pilot:
+            await settled(pilot, lambda: "× [" in screen_text(app))
+            await settled(pilot, lambda: "by question" in app.screen.query_one("#about", Canvas).text())
+            about, runs = app.screen.query_one("#about", Canvas), app.screen.query_one("#runs", Rows)
+            text = screen_text(app)
+            bars = re.search(r"by question ([▁▂▃▄▅▆▇█]+)", text)
+            assert "target tiny" in text and bars is not None
+            assert not about.region.overlaps(runs.region) and len(bars[1]) == 6, "a bar a question"
 
     drive(body)

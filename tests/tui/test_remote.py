@@ -14,7 +14,9 @@ from specbench.errors import EnvironmentFailed, UsageError
 from specbench.tui import remote
 from specbench.tui.race import Race
 from specbench.tui.remote import Place, Stream, parse
+from specbench.tui.views.train import TrainView
 from tests.tui.screens import RUN, an_app, drive, finish, settled, write_live
+from tests.tui.test_training import TRAINING, write_training
 
 
 @pytest.fixture
@@ -106,6 +108,49 @@ def test_the_record_of_the_machine_comes_too_though_it_began_later(stream: Strea
     _look_until(stream, lambda: (here / "metrics.jsonl").read_text() == "{}\n")
 
 
+def test_what_a_learning_method_observed_comes_too(store: Path, ssh: Path) -> None:
+    """Without it the versions of its adapter would be missing from the run's figures."""
+    folder, there = write_live(store, pid=1), "observed.jsonl"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["methods"][1]["options"] = {"depth": 4, "adapt": True}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "run.lock").write_text("")
+    found = Stream(parse(f"ssh://far{folder}"))
+    try:
+        (folder / there).write_text("{}\n", encoding="ascii")
+        here = found.store / "runs" / folder.name / there
+        _look_until(found, lambda: here.read_text() == "{}\n")
+    finally:
+        found.close()
+
+
+def test_a_training_there_is_watched_like_a_bench_run(store: Path, ssh: Path) -> None:
+    """Its folder holds train.json in place of a manifest."""
+    far = write_training(store, num_steps=20)
+    (far / "run.lock").write_text("")
+    found = Stream(parse(f"ssh://far{far}"))
+
+    async def body() -> None:
+        app = an_app(found.store, TRAINING)
+        async with app.run_test(size=(120, 36)) as pilot:
+            await settled(
+                pilot,
+                lambda: (
+                    isinstance(app.screen, TrainView)
+                    and app.screen.training is not None
+                    and len(app.screen.training.steps) == 20
+                ),
+            )
+            await pilot.press("b")
+            assert isinstance(app.screen, TrainView) and "lies where the training was made" in app.screen.said
+
+    try:
+        drive(body)
+    finally:
+        found.close()
+    assert "metrics.jsonl" not in ssh.read_text(), "which a training does not write"
+
+
 def _look_until(stream: Stream, is_so: Callable[[], bool], said: list[str] | None = None) -> None:
     until = time.monotonic() + 15
     while not is_so():
@@ -134,3 +179,13 @@ def test_a_run_that_is_not_there_is_an_error_with_what_ssh_said(tmp_path: Path, 
     with pytest.raises(EnvironmentFailed, match="gives no manifest") as caught:
         Stream(parse(f"ssh://far{tmp_path}/runs/{RUN}"))
     assert "No such file" in caught.value.what and "ssh far ls" in caught.value.try_
+
+
+def test_a_shell_there_that_greets_is_named_and_its_words_become_no_file(
+    store: Path, ssh: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "bin" / "ssh"
+    script.write_text(script.read_text().replace("exec sh", "echo ../../welcome; exec sh"))
+    with pytest.raises(EnvironmentFailed, match="welcome") as caught:
+        Stream(parse(f"ssh://far{store}/runs/{RUN}"))
+    assert "must print nothing" in caught.value.try_

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from specbench.events import SCHEMA, RunFinished, RunStarted, TrainEval, TrainStep, to_line
+from specbench.quantisation import Quantisation
 from specbench.store.ingest import ingest
-from specbench.tui import children, draw_train
+from specbench.training.command import use_command
+from specbench.training.defaults import settle
+from specbench.training.request import TrainRequest
+from specbench.tui import children, draw_train, form
+from specbench.tui.figures import Course
 from specbench.tui.lines import plain
 from specbench.tui.views.board import BoardView
 from specbench.tui.views.dialogs import Reading
@@ -19,7 +25,7 @@ from specbench.tui.views.launch import LaunchForm
 from specbench.tui.views.train import TrainView
 from specbench.tui.widgets.canvas import Canvas, Rows
 from tests.store.synthetic import make_manifest, run_events, write_run
-from tests.tui.screens import RUN, SIZES, WIDE, an_app, drive, screen_text, settled
+from tests.tui.screens import RUN, SIZES, WIDE, an_app, append, drive, screen_text, settled
 
 TRAINING = "20260104-train-chain"
 
@@ -96,6 +102,27 @@ def test_b_fills_the_form_in_for_the_drafter_that_was_kept(store: Path) -> None:
     drive(body)
 
 
+@pytest.mark.parametrize("target", ["demo", "some/target"])
+def test_b_asks_for_what_the_training_says_at_its_end(tmp_path: Path, target: str) -> None:
+    """Another suite, quantisation or methods folder would measure something else under the same drafter's name."""
+    best, own = tmp_path / "a store" / "best", tmp_path / "my methods"
+    (own / "mine").mkdir(parents=True)
+    card = "name: mine\ntitle: Mine\npaper: ''\nkind: chain\nsummary: Copies.\n"
+    (own / "mine" / "method.yaml").write_text(card, encoding="utf-8")
+    (own / "mine" / "drafter.py").write_text("", encoding="utf-8")
+    quantisation: Quantisation = "none" if target == "demo" else "int8"
+    asked = settle(TrainRequest(
+        method="redrafter", dataset="d", target=target, quantisation=quantisation, methods_dirs=(own,)
+    ))  # fmt: skip
+    request = {"target": target, "quantisation": quantisation, "methods_dirs": [str(own)]}
+    record = {"method": "redrafter", "target": {"name": "x"}, "request": request}
+    values = draw_train.bench_values(Course("t", record, "finished", "", (), (), None), str(best))
+    if target == "demo":
+        assert values.pop("target") == "demo", "which is what that suite takes where none is said"
+    found = form.check(values, store=None)
+    assert found.problem == "" and sorted(found.words) == sorted(shlex.split(use_command(asked, best))[1:])
+
+
 def test_a_training_is_a_row_of_home_and_enter_opens_its_curves(store: Path) -> None:
     async def body() -> None:
         write_training(store)
@@ -109,10 +136,17 @@ def test_a_training_is_a_row_of_home_and_enter_opens_its_curves(store: Path) -> 
     drive(body)
 
 
-def test_a_stopped_run_is_continued_by_the_command_that_made_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """c on a lost run: `run --resume`, as a process of its own."""
-    journal = store / "runs" / RUN / "events.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-200])
+@pytest.mark.parametrize("ended", ["? lost", "✗ failed", "✗ failed training"])
+def test_a_run_that_did_not_finish_is_continued_by_the_command_that_made_it(
+    store: Path, ended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """c on a run that was killed, or failed on a full disk: `run --resume`, as a process of its own."""
+    run_id = TRAINING if "training" in ended else RUN
+    folder = write_training(store) if "training" in ended else store / "runs" / RUN
+    journal = folder / "events.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    if ended != "? lost":
+        append(folder, RunFinished(state="failed", time="t"))
     asked: list[list[str]] = []
     real = subprocess.Popen
 
@@ -125,10 +159,12 @@ def test_a_stopped_run_is_continued_by_the_command_that_made_it(store: Path, mon
     async def body() -> None:
         app = an_app(store)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: "? lost" in screen_text(app))
+            await settled(pilot, lambda: ended.removesuffix(" training") in screen_text(app))
+            app.screen.query_one("#runs", Rows).select(run_id)
             await pilot.press("c")
             await pilot.pause()
-            assert asked[0][1:] == ["-m", "specbench", "run", "--resume", RUN, "--store", str(store)]
+            command = "train" if "training" in ended else "run"
+            assert asked[0][1:] == ["-m", "specbench", command, "--resume", run_id, "--store", str(store)]
 
     drive(body)
 

@@ -298,18 +298,17 @@ class View(Screen[None]):
         return focused.text() if isinstance(focused, LineView) else ""
 
     def action_copy(self) -> None:
-        """OSC 52 and a file: a terminal that ignores the one leaves the other."""
+        """To the clipboard and a file."""
         words = self.copied()
         if not words:
             self.say("nothing to copy: put the focus on a pane with tab", style="warn")
             return
         try:
-            path = sharing.write_text(self.workspace.store, f"copy-{self.view}", ".txt", words)
+            told = self.main.copy(f"copy-{self.view}", words)
         except SpecbenchError as error:
             self.fail(error)
             return
-        self.main.copy_to_clipboard(sharing.clipboard(words))
-        self.say(f"copied {len(words)} characters; also in {path}")
+        self.say(told)
 
     def exports(self) -> list[Path]:
         """Write what the screen shows; every screen has at least its picture."""

@@ -40,14 +40,16 @@ class _Unread(NamedTuple):
 
 
 class HomeView(View):
-    """The list, and beside it the run under the cursor."""
+    """The list, and beside it, or below it on a narrow screen, the run under the cursor."""
 
     view: ClassVar[str] = "home"
 
     DEFAULT_CSS = """
     HomeView #runs { width: 1fr; }
     HomeView #about { width: 46; }
-    HomeView.-narrow #about { display: none; }
+    HomeView.-narrow #body { layout: vertical; }
+    HomeView.-narrow #runs { width: 100%; height: 1fr; }
+    HomeView.-narrow #about { width: 100%; height: 7; }
     """
 
     def __init__(self) -> None:
@@ -223,7 +225,11 @@ class HomeView(View):
             return [line(Span(entry.run_id, "bold")), (), *wrap(self._unreadable[entry.run_id].why, width, "warn")]
         summed = self._summed.get(entry.run_id)
         return details(
-            entry, summed.summary if summed else None, summed.source if summed is not None else "store", width
+            entry,
+            summed.summary if summed else None,
+            summed.source if summed is not None else "store",
+            width,
+            ratios=self._ratios.get(entry.run_id, ()),
         )
 
     def entry(self) -> RunEntry | None:
@@ -312,8 +318,9 @@ class HomeView(View):
                 return
             self.say(f"{entry.run_id} goes on")
             return
-        if entry.state not in ("lost", "interrupted"):
-            self.say(f"{entry.run_id} is {entry.state}: only a stopped or lost run can be continued", style="warn")
+        if entry.state not in ("lost", "interrupted", "failed"):
+            words = "only one that was stopped, lost or failed can be continued"
+            self.say(f"{entry.run_id} is {entry.state}: {words}", style="warn")
             return
         self.launch([entry.kind, "--resume", entry.run_id], key="c")
 

@@ -32,6 +32,7 @@ _HELP = (
     "enter, tab and the arrows go from field to field; what is typed is checked as the command line would check it.",
     "A field that is left empty takes the suite's own default, else specbench's; the command shows all of them.",
     "The YAML is what a suite's file would say instead; what no suite can say is listed below it as options.",
+    "ctrl+y copies the command or the YAML, whichever is chosen, to the clipboard and to a file, whose path is shown.",
     "esc leaves; nothing is started by leaving.",
 )
 _PAUSE_S = 0.2
@@ -57,6 +58,8 @@ class LaunchForm(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close"),
         Binding("ctrl+r", "start", "Run", priority=True),
+        # y, as everywhere, would be a letter of a field.
+        Binding("ctrl+y", "copy", "Copy", priority=True),
         Binding("f1", "help", "Help", priority=True),
         Binding("tab", "app.focus_next", "Next", show=False, priority=True),
         Binding("shift+tab", "app.focus_previous", "Previous", show=False, priority=True),
@@ -72,6 +75,8 @@ class LaunchForm(ModalScreen[None]):
         self._due: Timer | None = None
         self.warned = ""
         """That a live run would be disturbed, as long as it stands there."""
+        self.said = self._said_style = ""
+        """Of what was copied."""
 
     @property
     def _main(self) -> SpecbenchApp:
@@ -83,7 +88,7 @@ class LaunchForm(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         box = Horizontal(id="form")
         box.border_title = Content("New run")
-        box.border_subtitle = Content("ctrl+r runs it · enter next field · f1 help · esc leaves")
+        box.border_subtitle = Content("ctrl+r runs · ctrl+y copies · enter next field · f1 help · esc leaves")
         with box:
             with VerticalScroll(id="fields", can_focus=False):
                 for field in form.fields():
@@ -105,7 +110,7 @@ class LaunchForm(ModalScreen[None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self._values[(event.input.id or "").removeprefix("field-")] = event.value
-        self.warned = ""  # of another command
+        self.warned = self.said = ""  # of another command
         # A check reads every method's card, a tenth of a second: done for each letter it would hold back the keys
         # behind it, and what is typed after a tab would land in the field before.
         if self._due is not None:
@@ -134,6 +139,7 @@ class LaunchForm(ModalScreen[None]):
             found += wrap(self.checked.problem, width)
             return found
         found += wrap(f"⚠ {self.warned}", width, "warn") if self.warned else [line(Span("✓ ctrl+r runs", "good"))]
+        found += wrap(self.said, width, self._said_style) if self.said else []
         found += wrap(self.checked.command, width)
         found += [(), line(Span("the same in a suite's YAML", "bold"))]
         found += [line(row) for row in self.checked.yaml.splitlines()]
@@ -158,16 +164,45 @@ class LaunchForm(ModalScreen[None]):
         rows += [line(words) for words in _HELP]
         self.app.push_screen(Reading("New run", rows, topic="help-form"))
 
+    def action_copy(self) -> None:
+        """Asks which; what is wrong is shown and nothing is copied."""
+        if not self._is_right():
+            return
+        from specbench.tui.views.dialogs import Choice, Option
+
+        options = [Option("command", "The command"), Option("yaml", "The same in a suite's YAML")]
+        self.app.push_screen(Choice("Copy", options), self._copy)
+
+    def _copy(self, which: str | None) -> None:
+        if not which:
+            return
+        words, suffix = (self.checked.command, ".txt") if which == "command" else (self._whole_yaml(), ".yaml")
+        try:
+            self.said, self._said_style = self._main.copy(f"copy-{which}", words, suffix=suffix), "good"
+        except SpecbenchError as error:
+            self.said, self._said_style = f"✗ {error.what}" + (f" · try: {error.try_}" if error.try_ else ""), "bad"
+        self.query_one("#becomes", Canvas).redraw()
+
+    def _whole_yaml(self) -> str:
+        """What it does not say stands in it as a comment."""
+        beside = self.checked.beside
+        comment = f"\n# with it on the command line, which no YAML says:\n# {beside}" if beside else ""
+        return self.checked.yaml + comment
+
+    def _is_right(self) -> bool:
+        """Checks what stands in the fields now, whether it was checked meanwhile or not; what is wrong is shown."""
+        self.checked = form.check(self._values, store=self._workspace.store)
+        if self.checked.problem:
+            self.query_one("#becomes", Canvas).redraw()
+            self.app.bell()
+        return not self.checked.problem
+
     def action_close(self) -> None:
         self.dismiss()
 
     def action_start(self) -> None:
         """A process of its own; what is wrong is said and nothing is started."""
-        # What stands in the fields now, whether it was checked meanwhile or not.
-        self.checked = form.check(self._values, store=self._workspace.store)
-        if self.checked.problem:
-            self.query_one("#becomes", Canvas).redraw()
-            self.app.bell()
+        if not self._is_right():
             return
         told = beside.warning(self._main.disturbed(), "starts it", key="ctrl+r")
         if told != self.warned:

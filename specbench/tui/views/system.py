@@ -23,10 +23,18 @@ from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas
 
 if TYPE_CHECKING:
+    from specbench.manifest import DeviceRecord
     from specbench.tui.figures import Summed
 
 _LOOK_EVERY_S = 1.0
 _DOCTOR_S = 120.0
+
+
+def _read_device(folder: Path) -> tuple[DeviceLog, DeviceRecord]:
+    """The record of the machine, and what the manifest says of the device. Raises EnvironmentFailed."""
+    from specbench.manifest import read_manifest  # 0.15 s of pydantic, in the thread that asks
+
+    return read_device(folder), read_manifest(folder).device
 
 
 class SystemView(View):
@@ -43,6 +51,7 @@ class SystemView(View):
         super().__init__()
         self.machine = machine.Machine()
         self.record: DeviceLog | None = None
+        self.device: DeviceRecord | None = None
         self.summed: Summed | None = None
         self.cost: ViewerCost | None = None
         self.why_not = self.why_no_record = ""
@@ -69,12 +78,12 @@ class SystemView(View):
         if not run_id:
             return
         if run_id != self._asked:
-            self._asked, self.record, self.summed, self.why_not = run_id, None, None, ""
+            self._asked, self.record, self.device, self.summed, self.why_not = run_id, None, None, None, ""
         # A verdict is of what had been measured by then, and a reading that failed is no verdict.
         if self.record is None or not self.workspace.is_as_of_now(run_id, self.summed):
             folder = self.workspace.folder(run_id)
             self.why_no_record = ""
-            self.in_background("device", lambda: read_device(folder), self._device_read, failed=self._no_record)
+            self.in_background("device", lambda: _read_device(folder), self._device_read, failed=self._no_record)
             self.in_background(
                 "summing", lambda: self.workspace.summed(run_id), self._summed_up, failed=self._not_summed
             )
@@ -83,17 +92,17 @@ class SystemView(View):
         """A reading a second, while the screen is shown."""
         if not self.is_current:
             return
-        self.machine.look()
+        self.machine.look(is_beside_a_run=self.main.is_beside_a_run)
         self._writers.look(self.workspace.being_written())
         for name in ("#now", "#processes"):
             self.query_one(name, Canvas).redraw()
 
-    def _device_read(self, found: DeviceLog) -> None:
-        self.record = found
+    def _device_read(self, found: tuple[DeviceLog, DeviceRecord]) -> None:
+        self.record, self.device = found
         self.query_one("#recorded", Canvas).redraw()
 
     def _no_record(self, error: SpecbenchError) -> None:
-        self.record, self.why_no_record = None, error.what
+        self.record, self.device, self.why_no_record = None, None, error.what
         self.query_one("#recorded", Canvas).redraw()
 
     def _summed_up(self, found: Summed) -> None:
@@ -127,8 +136,8 @@ class SystemView(View):
         ]
 
     def _recorded(self, width: int, height: int) -> Sequence[Line]:
-        if self.record is not None:
-            return machine.run_lines(self.record, width)
+        if self.record is not None and self.device is not None:
+            return [*machine.device_lines(self.device, width), *machine.run_lines(self.record, width)]
         if self.why_no_record:
             return wrap(f"not known: {self.why_no_record}", width, "warn")
         return wrap("reading …" if self.workspace.run_id else "No run is open.", width, "dim")

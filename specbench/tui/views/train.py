@@ -166,7 +166,13 @@ class TrainView(View):
             return
         best = self.workspace.folder(self.training.run_id) / "best"
         if not (best / "config.json").exists():
-            self.say("nothing was kept yet: the first evaluation keeps the first drafter", style="warn")
+            is_elsewhere = self.training.best_step is not None
+            self.say(
+                f"the drafter lies where the training was made; there is no {best}"
+                if is_elsewhere
+                else "nothing was kept yet: the first evaluation keeps the first drafter",
+                style="warn",
+            )
             return
         from specbench.tui import draw_train
         from specbench.tui.views.launch import LaunchForm
