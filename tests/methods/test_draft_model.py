@@ -143,7 +143,7 @@ def test_automatic_attention_is_decided_for_the_draft_model_by_itself(
         folder = tmp_path / model.config.model_type
         model.generation_config = GenerationConfig()
         model.save_pretrained(folder)
-        drafter = _built(name, folder, tiny_lm(dtype=torch.float32))
+        drafter = _built_for(name, folder, tiny_lm(dtype=torch.float32))
         assert _attention_of(drafter) == used
         notes = [note.partition("its draft model: attends through torch's SDPA: ") for note in drafter.notes]
         assert "".join(said_of for _, _, said_of in notes).startswith(said) and len(notes) == bool(said)
