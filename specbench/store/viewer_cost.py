@@ -30,6 +30,9 @@ class ViewerCost:
     num_cpus: int
     """That the run and the viewer might use."""
     device: str
+    suite: str = ""
+    """Of the run that was watched; empty in files of before."""
+    target: str = ""
     columns: int
     rows: int
     """Of the viewer's terminal."""
@@ -47,9 +50,9 @@ class ViewerCost:
         """One sentence of what was found and how."""
         low, high = self.slowdown_ci
         cores = "1 core" if self.num_cpus == 1 else f"{self.num_cpus} cores"
-        how = (
-            f"{self.num_questions} questions × {self.repeats}, {cores}, {self.columns}×{self.rows}, {self.created[:10]}"
-        )
+        of = f" of {self.suite} on {self.target}" if self.suite and self.target else ""
+        asked = f"{self.num_questions} questions × {self.repeats}{of}"
+        how = f"{asked}, {cores}, {self.columns}×{self.rows}, {self.created[:10]}"
         return (
             f"the viewer on its Race screen slowed a run by {self.slowdown:+.2%} "
             f"(95 % interval {low:+.2%} to {high:+.2%}; {how})"

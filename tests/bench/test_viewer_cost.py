@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from specbench.errors import EnvironmentFailed
 from specbench.metrics import Interval
 from specbench.store.viewer_cost import ViewerCost, file_of, read_viewer_cost, write_viewer_cost
 from tests.bench.runs import request_for
+from tests.conftest import Ran
 
 COST = ViewerCost(
     slowdown=0.004, slowdown_ci=Interval(-0.003, 0.011), num_questions=80, repeats=3, num_cpus=2, device="Example CPU",
@@ -94,6 +96,7 @@ def test_the_viewer_watches_the_control_and_is_held_during_the_baseline(
     cost = measure_viewer(suite=str(tiny_suite), target=str(tiny_target), repeats=2, max_new_tokens=12)
     assert {pair for pair in seen if pair[0] != "closed"} == {("autoregressive", False), ("autoregressive#2", True)}
     assert seen[-1][0] == "closed"
+    assert (cost.suite, cost.target) == (tiny_suite.stem, tiny_target.name) and f"on {tiny_target.name}" in cost.words()
     low, high = cost.slowdown_ci
     assert low <= cost.slowdown <= high and cost.repeats == 2
 
@@ -104,6 +107,25 @@ def test_a_viewer_that_dies_at_its_start_is_an_error_and_leaves_no_process(tmp_p
     with pytest.raises(EnvironmentFailed, match="as soon as it began"):
         viewer_cost._Viewer(tmp_path, "no-such-run")
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_the_doctor_measures_on_what_it_is_told_and_refuses_it_without_the_viewer(
+    specbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def measured(**given: Any) -> ViewerCost:
+        asked.append(given)
+        return COST
+
+    monkeypatch.setattr(viewer_cost, "measure_viewer", measured)
+    words = ("--target", "T", "--suite", "gsm8k", "--limit", "9", "--repeats", "2", "--data", str(tmp_path))
+    assert specbench("doctor", "--viewer", *words, "--store", str(tmp_path)).code == 0
+    [given] = asked
+    wanted = {"target": "T", "suite": "gsm8k", "limit": 9, "repeats": 2, "data": (tmp_path,)}
+    assert {name: given[name] for name in wanted} == wanted and read_viewer_cost(tmp_path) == COST
+    refused = specbench("doctor", "--target", "T", "--store", str(tmp_path))
+    assert refused.code == 2 and "doctor --viewer" in refused.err and len(asked) == 1
 
 
 def test_the_real_viewer_lives_through_it() -> None:
