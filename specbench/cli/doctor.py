@@ -22,7 +22,6 @@ _REPEATS = 12
 @app.command(
     epilog=examples(
         "specbench doctor",
-        "specbench doctor --viewer --store ./results",
         "specbench doctor --viewer --target ./my-model --suite gsm8k --limit 120 --repeats 2",
         after="Exit codes: 0 fit (warnings included), 3 something is missing.",
     )
