@@ -1,58 +1,76 @@
-"""Throughput against the batch size: what is read of a run, and where a method stops paying."""
+"""Throughput against batch size: what stands in one curve, and where a method is said to stop paying."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+import math
 from typing import Any
 
 import pytest
 
-
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import batches
-
-    return batches
+from specbench.metrics import Interval
+from specbench.report.batches import Point, crossing, verdict
+from specbench.report.board import build_board
+from tests.report.samples import baseline_row, control_row, method_row, record, summary
 
 
-def _row(
-    name: str, interval: tuple[float, float] | None, *, kind: str = "chain", control: bool = False
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": kind,
-        "is_control": control,
-        "tokens_per_s": 100.0,
-        "speedup": 1.0 if interval is None else sum(interval) / 2,
-        "speedup_ci": None if interval is None else list(interval),
-    }
+def _point(batch_size: int, speedup: float, half: float = 0.05) -> Point:
+    interval = Interval(speedup - half, speedup + half)
+    return Point(batch_size=batch_size, tokens_per_s=100.0, speedup=speedup, speedup_ci=interval)
 
 
-def _body(size: int, control: tuple[float, float], **methods: tuple[float, float]) -> dict[str, Any]:
-    rows = [_row(name, interval) for name, interval in methods.items()]
-    rows += [_row("autoregressive", None, kind="baseline")]
-    rows += [_row("autoregressive#2", control, kind="baseline", control=True)]
-    return {"run_id": f"run-{size}", "batch_size": size, "rows": rows}
+def _at(batch_size: int, *speedups: tuple[str, float], **changes: Any) -> Any:
+    rows = (method_row(name, speedup=speedup) for name, speedup in speedups)
+    found = summary(rows=(baseline_row(tokens_per_s=50.0 * batch_size), control_row(), *rows))
+    return record(dataclasses.replace(found, run_id=f"b{batch_size}", batch_size=batch_size, **changes))
 
 
-def test_a_method_stops_paying_at_the_first_size_from_which_its_interval_reaches_1(batches: Any) -> None:
-    good, bad = (0.98, 1.02), (1.01, 1.05)
-    sizes = [
-        batches.read(_body(1, good, early=(1.2, 1.4), late=(1.2, 1.4), never=(0.8, 0.9), dip=(1.1, 1.2))),
-        batches.read(_body(2, good, early=(0.9, 1.1), late=(1.1, 1.2), never=(0.9, 1.1), dip=(0.9, 1.1))),
-        batches.read(_body(4, bad, early=(2.0, 3.0), late=(0.5, 0.6), never=(2.0, 3.0), dip=(1.1, 1.2))),
-        batches.read(_body(8, good, early=(0.6, 0.7), late=(1.1, 1.2), never=(0.6, 0.7), dip=(1.1, 1.2))),
-    ]
-    told = {name: batches.crossover(sizes, name) for name in sizes[0].cells}
-    assert told == {"early": "at 2", "late": "pays up to 8", "never": "never pays", "dip": "pays up to 8"}
-    assert [size.is_sound for size in sizes] == [True, True, False, True], "a failed control decides nothing"
-    assert batches.crossover([sizes[2]], "late") == "not known"
-    assert "autoregressive" not in sizes[0].cells and sizes[0].cells["early"].words == "100 · 1.30 [1.20, 1.40]"
+def test_the_crossing_lies_on_the_straight_line_between_its_neighbours() -> None:
+    points = [_point(1, 2.0), _point(4, 1.25), _point(16, 0.8)]
+    assert crossing(points) == pytest.approx(8.0), "half way between 4 and 16, as log 1.25 = -log 0.8"
+    assert crossing(points[::-1]) == crossing(points), "the order they come in says nothing"
 
 
-def test_too_few_questions_are_an_error(batches: Any) -> None:
-    body = _body(1, (0.9, 1.1))
-    body["rows"].append(_row("lstm", None))
-    with pytest.raises(ValueError, match="run-1: too few questions"):
-        batches.read(body)
+@pytest.mark.parametrize("speedups", [(2.0, 1.5, 1.1), (0.9, 0.8, 0.7), (2.0,)])
+def test_without_two_sides_of_one_there_is_no_crossing(speedups: tuple[float, ...]) -> None:
+    assert crossing([_point(2**i, speedup) for i, speedup in enumerate(speedups)]) is None
+
+
+def test_an_interval_that_holds_one_proves_neither_side() -> None:
+    points = [_point(1, 1.5), _point(4, 1.02), _point(8, 0.9), _point(2, 1.3)]
+    assert verdict(points) == "pays at 1, 2; costs at 8; not told apart from plain decoding at 4"
+
+
+def test_runs_that_differ_in_the_batch_size_alone_share_their_curves() -> None:
+    board = build_board([_at(1, ("a", 2.0), ("b", 1.5)), _at(4, ("a", 1.25)), _at(16, ("a", 0.8))], [])
+    assert len(board["scopes"]) == 3, "they are never ranked together"
+    for scope in board["scopes"]:
+        lines = {line["method"]: line for line in scope["batches"]}
+        assert set(lines) == {"a", "autoregressive"}, "b has one point, the control is no method"
+        assert [point["batch_size"] for point in lines["a"]["points"]] == [1, 4, 16]
+        assert [point["tokens_per_s"] for point in lines["autoregressive"]["points"]] == [50, 200, 800]
+        assert math.isclose(lines["a"]["crossing"], 8.0, rel_tol=1e-4)
+        assert lines["autoregressive"]["verdict"] == ""
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"suite_hash": "c" * 64}, {"num_questions": 3}])
+def test_runs_that_differ_in_more_do_not(change: dict[str, Any]) -> None:
+    board = build_board([_at(1, ("a", 2.0)), _at(4, ("a", 1.2), **change)], [])
+    assert [scope["batches"] for scope in board["scopes"]] == [[], []]
+
+
+def test_namesakes_with_other_options_are_lines_of_their_own() -> None:
+    """Two settings of one method at one batch size are no curve."""
+
+    def with_options(found: Any, **options: int) -> Any:
+        methods = [
+            method.model_copy(update={"options": options} if method.label == "a" else {})
+            for method in found.manifest.methods
+        ]
+        return dataclasses.replace(found, manifest=found.manifest.model_copy(update={"methods": tuple(methods)}))
+
+    once, again, other = _at(1, ("a", 2.0)), _at(4, ("a", 0.8)), _at(1, ("a", 0.5), created="2026-11-22T00:00:00Z")
+    runs = [with_options(once, k=1), with_options(again, k=1), with_options(other, k=2)]
+    found = build_board(runs, [])["scopes"][0]["batches"]
+    [line] = [line for line in found if line["method"] == "a"]
+    assert [(point["batch_size"], point["speedup"]) for point in line["points"]] == [(1, 2.0), (4, 0.8)]
