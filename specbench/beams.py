@@ -80,19 +80,6 @@ class Grown(NamedTuple):
     index_BN: Tensor | None
 
 
-def grown_tree(
-    tokens: list[Tensor],
-    parents: list[Tensor],
-    priorities: list[Tensor],
-    logq: list[Tensor],
-    *,
-    max_nodes: int,
-    all_live: bool = False,
-) -> DraftTree:
-    """`grow`'s tree alone, for who keeps nothing of the searched nodes."""
-    return grow(tokens, parents, priorities, logq, max_nodes=max_nodes, all_live=all_live).tree
-
-
 def grow(
     tokens: list[Tensor],
     parents: list[Tensor],

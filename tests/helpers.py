@@ -25,7 +25,7 @@ from specbench.sampling import sequence_key
 VOCAB = 64
 CPU = torch.device("cpu")
 
-_LLAMA_LIKE: dict[str, Any] = {
+LLAMA_LIKE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -100,7 +100,7 @@ def has_ended(process: psutil.Process) -> bool:
 def tiny_config(family: str, **overrides: Any) -> PretrainedConfig:
     """The family's own config class at toy size."""
     class_name, own = FAMILIES[family]
-    config: PretrainedConfig = getattr(transformers, class_name)(**{**_LLAMA_LIKE, **own, **overrides})
+    config: PretrainedConfig = getattr(transformers, class_name)(**{**LLAMA_LIKE, **own, **overrides})
     return config
 
 
@@ -248,3 +248,14 @@ class NoDrafter(Drafter):
 
     def keep(self, rows: list[int]) -> None:
         self._num_rows = len(rows)
+
+
+def disturbed_lm(*, noise: float = 0.15, **overrides: Any) -> CachedLM:
+    """A draft model: tiny_lm's weights, disturbed: right often enough to accept, wrong often enough to reject."""
+    model = tiny_model(**overrides)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            disturbance = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(disturbance * parameter.std() * noise)
+    return CachedLM(model, name="draft")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench.beams import DEAD, expand, grown_tree
+from specbench.beams import DEAD, expand, grow
 from specbench.conformance.watch import inspect_tree
 from specbench.tree import DraftTree
 
@@ -64,7 +64,7 @@ def _search(
         parents.append(grown.parent_BW)
         priorities.append(priority)
         logq.append(grown.logq_BW)
-    return grown_tree(tokens, parents, priorities, logq, max_nodes=max_nodes, all_live=all_live)
+    return grow(tokens, parents, priorities, logq, max_nodes=max_nodes, all_live=all_live).tree
 
 
 def _paths(tree: DraftTree) -> dict[tuple[int, ...], float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.ctc.context import FeatureCache
 from methods.ctc.module import CtcNetwork
-from specbench.beams import Expansion, grown_tree
+from specbench.beams import Expansion, grow
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
 
 
@@ -161,10 +161,10 @@ class CtcDrafter(Drafter):
 
     def _tree(self, index: list[Tensor], grown: list[Expansion]) -> DraftTree:
         vocabulary = self._network.vocabulary
-        return grown_tree(
+        return grow(
             [vocabulary.to_target(each) for each in index],
             [each.parent_BW for each in grown],
             [each.priority_BW for each in grown],
             [each.logq_BW for each in grown],
             max_nodes=self._budget,
-        )
+        ).tree

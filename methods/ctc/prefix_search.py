@@ -43,7 +43,7 @@ class Frames(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """One entry a depth. ids: drafter's vocabulary (B, W_d). grown: what `beams.grown_tree` wants."""
+    """One entry a depth. ids: drafter's vocabulary (B, W_d). grown: what `beams.grow` wants."""
 
     ids: list[Tensor]
     grown: list[Expansion]

@@ -19,7 +19,7 @@ from methods.lstm.architecture import Architecture
 from methods.lstm.laid_out import Cell, lay_out
 from methods.lstm.module import Speculator, make_speculator
 from specbench import checkpoint
-from specbench.beams import expand, grown_tree
+from specbench.beams import expand, grow
 from specbench.errors import UsageError
 from specbench.method import Commit, Drafter, DraftNoise, Options, Request, TargetView
 from specbench.sampling import log_probs
@@ -166,13 +166,13 @@ class SpeculatorDrafter(Drafter):
             if seen is not None:
                 seen = seen.index_select(0, parents).scatter(1, tokens[:, None], True)
             num_beams = tokens_BW.shape[1]
-        return grown_tree(
+        return grow(
             [tokens_BW for tokens_BW, _ in levels],
             [grown.parent_BW for _, grown in levels],
             [grown.priority_BW for _, grown in levels],
             [grown.logq_BW for _, grown in levels],
             max_nodes=self.max_nodes,
-        )
+        ).tree
 
     def _over_target(self, logq_BW: Tensor) -> Tensor:
         """A law over the drafter's vocabulary as one over the target's."""

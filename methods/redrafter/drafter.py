@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.redrafter.laid_out import Context, LaidOut, Table
 from methods.redrafter.module import Architecture, ReDrafterNetwork
 from specbench import checkpoint
-from specbench.beams import Expansion, expand, grown_tree
+from specbench.beams import Expansion, expand, grow
 from specbench.blocks import DraftVocabulary
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
 from specbench.sampling import log_probs
@@ -150,14 +150,14 @@ class ReDrafter(Drafter):
             priority_BW = grown.priority_BW
             state_NS = self._net.next_state(token_BW.view(-1), state_NS.index_select(0, parent_N))
             logits = self._net.logits(wide, state_NS)
-        return grown_tree(
+        return grow(
             tokens,
             [level.parent_BW for level in levels],
             [level.priority_BW for level in levels],
             [level.logq_BW for level in levels],
             max_nodes=self._budget,
             all_live=self._all_live,
-        )
+        ).tree
 
     def _flat(self, parent_BW: Tensor, num_beams: int) -> Tensor:
         """Beams of all rows in one line: index of each one's parent among them, (B * W,)."""

@@ -15,20 +15,8 @@ from specbench.lm import visibility
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import PROVEN, load_lm
 from specbench.lm.self_check import self_check
-from tests.helpers import CPU, VOCAB, tiny_lm, tiny_model
+from tests.helpers import CPU, LLAMA_LIKE, tiny_lm, tiny_model
 
-_SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 3,
-}
 _HALF_WINDOWED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
@@ -61,7 +49,7 @@ UNPROVEN: dict[str, dict[str, Any]] = {
 
 
 def _folder(folder: Path, model_type: str, **overrides: Any) -> str:
-    config = CONFIG_MAPPING[model_type](**{**_SMALL, **overrides})
+    config = CONFIG_MAPPING[model_type](**{**LLAMA_LIKE, **overrides})
     model = tiny_model(config=config, attention_name="eager", dtype=torch.float32)
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PROMPTS, NoDrafter, plain_logits, requests_for, tiny_lm, tiny_model
+from helpers import PROMPTS, NoDrafter, disturbed_lm, plain_logits, requests_for, tiny_lm, tiny_model
 
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
@@ -27,17 +27,6 @@ SAMPLINGS = [
 ]
 
 
-def _draft_lm(*, noise: float = 0.15, **overrides: Any) -> CachedLM:
-    """The target's weights, disturbed: right often enough to accept, wrong often enough to reject."""
-    model = tiny_model(**overrides)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            disturbance = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.add_(disturbance * parameter.std() * noise)
-    return CachedLM(model, name="draft")
-
-
 def _engine(sampling: Sampling, **kwargs: Any) -> Engine:
     return Engine(
         tiny_lm(), sampling=sampling, max_batch=4, max_len=100, max_nodes=8, stop=Stop(ids=frozenset({3})), **kwargs
@@ -55,7 +44,7 @@ def test_the_text_is_the_autoregressive_one_alone_and_in_a_ragged_batch(sampling
     requests = requests_for(max_new_tokens=30)
     expected = [engine.generate(NoDrafter(), [request]).generations[0].tokens for request in requests]
     drafter = ChainDrafter(
-        _draft_lm(),
+        disturbed_lm(),
         engine.view(),
         num_tokens=4,
         num_shared=64,
@@ -71,7 +60,7 @@ def test_a_row_accepts_the_same_alone_and_in_a_ragged_batch() -> None:
     """A slip in the draft's ragged cache never changes the text; it shows in what is accepted."""
     engine = _engine(Sampling(temperature=1.0))
     requests = requests_for(max_new_tokens=40)
-    drafter = ChainDrafter(_draft_lm(), engine.view(), num_tokens=4, num_shared=64)
+    drafter = ChainDrafter(disturbed_lm(), engine.view(), num_tokens=4, num_shared=64)
 
     def accepted(rows: list[Request]) -> list[list[int]]:
         return [[step.num_accepted for step in each.steps] for each in engine.generate(drafter, rows).generations]
@@ -110,8 +99,8 @@ class _Watched(ChainDrafter):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_the_drafts_are_those_of_plain_forwards_of_the_draft_model(family: str) -> None:
     engine = _engine(Sampling())
-    draft_lm = _draft_lm(family=family)
-    oracle = _draft_lm(family=family)
+    draft_lm = disturbed_lm(family=family)
+    oracle = disturbed_lm(family=family)
     drafter = _Watched(draft_lm, engine.view(), num_tokens=4, num_shared=64)
     request = requests_for(PROMPTS[:1], max_new_tokens=30)[0]
     answer = engine.generate(drafter, [request]).generations[0]
@@ -126,7 +115,7 @@ def test_the_drafts_are_those_of_plain_forwards_of_the_draft_model(family: str) 
 
 def test_a_step_costs_one_forward_a_drafted_token_and_no_more() -> None:
     engine = _engine(Sampling())
-    drafter = _Watched(_draft_lm(), engine.view(), num_tokens=4, num_shared=64)
+    drafter = _Watched(disturbed_lm(), engine.view(), num_tokens=4, num_shared=64)
     answer = engine.generate(drafter, requests_for(PROMPTS[:1], max_new_tokens=40)).generations[0]
     assert {step.num_accepted for step in answer.steps} >= {4}, "whole chains were accepted, too"
     assert drafter.num_forwards == sum(step.num_nodes for step in answer.steps)
@@ -134,7 +123,7 @@ def test_a_step_costs_one_forward_a_drafted_token_and_no_more() -> None:
 
 def test_no_more_is_drafted_than_the_answer_has_room_for() -> None:
     engine = _engine(Sampling())
-    drafter = ChainDrafter(_draft_lm(noise=0.0), engine.view(), num_tokens=4, num_shared=64)
+    drafter = ChainDrafter(disturbed_lm(noise=0.0), engine.view(), num_tokens=4, num_shared=64)
     steps = engine.generate(drafter, requests_for(PROMPTS[2:3], max_new_tokens=9)).generations[0].steps
     assert [step.num_nodes for step in steps] == [4, 2]
 
@@ -143,7 +132,7 @@ def test_past_the_draft_models_context_nothing_is_drafted_and_the_text_stays() -
     engine = _engine(Sampling())
     requests = requests_for(max_new_tokens=30)
     expected = [engine.generate(NoDrafter(), [request]).generations[0].tokens for request in requests]
-    drafter = ChainDrafter(_draft_lm(max_position_embeddings=18), engine.view(), num_tokens=4, num_shared=64)
+    drafter = ChainDrafter(disturbed_lm(max_position_embeddings=18), engine.view(), num_tokens=4, num_shared=64)
     for request, tokens in zip(requests, expected, strict=True):
         answer = engine.generate(drafter, [request]).generations[0]
         assert answer.tokens == tokens
@@ -172,7 +161,7 @@ def test_under_rejection_row_i_of_the_law_is_that_of_slot_i() -> None:
     """A law one row off would pass unnoticed by every test of equality and make speculative sampling wrong."""
     sampling = Sampling(temperature=0.8)
     engine = _engine(sampling, rule="rejection")
-    oracle = _draft_lm()
+    oracle = disturbed_lm()
     laws: list[tuple[list[int], torch.Tensor]] = []
 
     class Kept(ChainDrafter):
@@ -182,7 +171,7 @@ def test_under_rejection_row_i_of_the_law_is_that_of_slot_i() -> None:
                 laws.append((tree.tokens_BN[0].tolist(), tree.logq_BMV[0]))
             return tree
 
-    drafter = Kept(_draft_lm(), engine.view(), num_tokens=3, num_shared=64, picks="sampled")
+    drafter = Kept(disturbed_lm(), engine.view(), num_tokens=3, num_shared=64, picks="sampled")
     request = requests_for(PROMPTS[:1], max_new_tokens=6)[0]
     answer = engine.generate(drafter, [request]).generations[0]
     drafted, law_MV = laws[0]
@@ -220,7 +209,7 @@ def test_a_rejected_row_counts_the_positions_it_tried() -> None:
 
 def test_an_adaptive_drafter_restored_to_its_snapshot_repeats_its_steps() -> None:
     engine = _engine(Sampling(temperature=1.0))
-    drafter = ChainDrafter(_draft_lm(), engine.view(), num_tokens=3, num_shared=64, adaptive=_adaptive())
+    drafter = ChainDrafter(disturbed_lm(), engine.view(), num_tokens=3, num_shared=64, adaptive=_adaptive())
     assert drafter.carries == "stream"
     requests = requests_for(max_new_tokens=40)
     before = drafter.snapshot()
@@ -239,6 +228,6 @@ def test_an_adaptive_drafter_restored_to_its_snapshot_repeats_its_steps() -> Non
 
 def test_a_fixed_length_carries_nothing() -> None:
     engine = _engine(Sampling())
-    drafter = ChainDrafter(_draft_lm(), engine.view(), num_tokens=3, num_shared=64)
+    drafter = ChainDrafter(disturbed_lm(), engine.view(), num_tokens=3, num_shared=64)
     assert drafter.carries == "nothing"
     assert drafter.snapshot() is None

@@ -14,7 +14,7 @@ from torch import Tensor
 from methods.ctc import plain
 from methods.ctc.prefix_search import Levels, frames_of, independent, search
 from methods.ctc.transform import collapse_tree
-from specbench.beams import grown_tree
+from specbench.beams import grow
 from specbench.conformance.watch import inspect_tree
 from specbench.method import DraftTree
 from specbench.tree import from_lists, merge, paths, topology
@@ -27,13 +27,13 @@ def _logits(seed: int, *, frames: int, vocab: int, rows: int = 1, sharp: float =
 
 def _tree(levels: Levels, max_nodes: int = 0) -> DraftTree:
     grown = levels.grown
-    return grown_tree(
+    return grow(
         levels.ids,
         [each.parent_BW for each in grown],
         [each.priority_BW for each in grown],
         [each.logq_BW for each in grown],
         max_nodes=max_nodes,
-    )
+    ).tree
 
 
 def _prefixes(levels: Levels, row: int = 0) -> dict[tuple[int, ...], float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PROMPTS, NoDrafter, plain_logits, requests_for, tiny_lm, tiny_model, tokens_of
+from helpers import PROMPTS, NoDrafter, disturbed_lm, plain_logits, requests_for, tiny_lm, tiny_model, tokens_of
 from torch import Tensor
 
 from specbench.engine.decode import Engine
@@ -30,17 +30,6 @@ SAMPLINGS = [
 ]
 SHAPES = [TreeShape(beam_width=3), TreeShape(beam_width=4, branch=2, max_nodes=7)]
 Path_ = tuple[int, ...]
-
-
-def _draft_lm(*, noise: float = 0.15, **overrides: Any) -> CachedLM:
-    """The target's weights, disturbed: right often enough to accept, wrong often enough to reject."""
-    model = tiny_model(**overrides)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            disturbance = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.add_(disturbance * parameter.std() * noise)
-    return CachedLM(model, name="draft")
 
 
 def _engine(sampling: Sampling, *, family: str = "llama", **kwargs: Any) -> Engine:
@@ -149,8 +138,8 @@ def test_every_node_and_its_q_are_those_of_a_search_without_a_cache(
 ) -> None:
     """Ragged rows of different lengths to go; a sliding window shorter than the texts; the target's noise."""
     engine = _engine(sampling, family=family)
-    oracle = _draft_lm(family=family)
-    drafter = _Kept(_draft_lm(family=family), engine.view(), tree=shape, num_tokens=3, num_shared=64)
+    oracle = disturbed_lm(family=family)
+    drafter = _Kept(disturbed_lm(family=family), engine.view(), tree=shape, num_tokens=3, num_shared=64)
     requests = requests_for([PROMPTS[0], PROMPTS[2], PROMPTS[3]], max_new_tokens=8)
     ends = [len(request.prompt) + request.max_new_tokens for request in requests]
     accepted = [step.num_accepted for each in engine.generate(drafter, requests).generations for step in each.steps]
@@ -201,7 +190,7 @@ def test_one_branch_is_the_chain_token_by_token(sampling: Sampling, shape: TreeS
     requests = requests_for(max_new_tokens=20)
     drafted: list[list[list[list[int]]]] = []
     for kind, own in ((ChainDrafter, {}), (TreeDrafter, {"tree": shape})):
-        drafter: ChainDrafter = kind(_draft_lm(), engine.view(), num_tokens=4, num_shared=64, **own)  # type: ignore[arg-type]
+        drafter: ChainDrafter = kind(disturbed_lm(), engine.view(), num_tokens=4, num_shared=64, **own)  # type: ignore[arg-type]
         drafts: list[list[list[int]]] = []
         draft = drafter.draft
 
@@ -227,7 +216,7 @@ def test_the_text_is_the_autoregressive_one_alone_and_in_a_ragged_batch(
     engine = _engine(sampling)
     requests = requests_for(max_new_tokens=30)
     expected = [engine.generate(NoDrafter(), [request]).generations[0].tokens for request in requests]
-    drafter = TreeDrafter(_draft_lm(), engine.view(), tree=shape, num_tokens=4, num_shared=64, picks=picks)
+    drafter = TreeDrafter(disturbed_lm(), engine.view(), tree=shape, num_tokens=4, num_shared=64, picks=picks)
     alone = [engine.generate(drafter, [request]).generations[0] for request in requests]
     together = engine.generate(drafter, requests).generations
     assert [answer.tokens for answer in alone] == [answer.tokens for answer in together] == expected
@@ -240,7 +229,7 @@ def test_the_text_is_the_autoregressive_one_alone_and_in_a_ragged_batch(
 def test_after_a_step_the_cache_holds_the_text_and_nothing_else(num_rows: int) -> None:
     """Keys and values of every slot that counts are those of one plain reading of the text."""
     engine = _engine(Sampling())
-    lm, fresh = _draft_lm(), _draft_lm()
+    lm, fresh = disturbed_lm(), disturbed_lm()
     fresh.allocate(max_batch=1, max_len=100, max_nodes=1)
     num_read = 0
 
@@ -266,7 +255,7 @@ def test_after_a_step_the_cache_holds_the_text_and_nothing_else(num_rows: int) -
 
 def test_a_step_costs_one_forward_a_depth_and_no_more() -> None:
     engine = _engine(Sampling())
-    drafter = _Kept(_draft_lm(), engine.view(), tree=TreeShape(beam_width=4), num_tokens=3, num_shared=64)
+    drafter = _Kept(disturbed_lm(), engine.view(), tree=TreeShape(beam_width=4), num_tokens=3, num_shared=64)
     answer = engine.generate(drafter, requests_for(PROMPTS[:1], max_new_tokens=40)).generations[0]
     assert {step.num_accepted for step in answer.steps} >= {3}, "whole paths were accepted, too"
     assert drafter.num_forwards == sum(step.depth for step in answer.steps)
@@ -277,7 +266,7 @@ def test_past_the_draft_models_context_nothing_is_drafted_and_the_text_stays(gra
     engine = _engine(Sampling(), graphs=graphs)
     requests = requests_for(max_new_tokens=30)
     expected = [engine.generate(NoDrafter(), [request]).generations[0].tokens for request in requests]
-    lm = _draft_lm(max_position_embeddings=18)
+    lm = disturbed_lm(max_position_embeddings=18)
     drafter = TreeDrafter(lm, engine.view(), tree=TreeShape(beam_width=3), num_tokens=4, num_shared=64)
     for places in ([0], [3], range(4)):
         answers = engine.generate(drafter, [requests[place] for place in places]).generations
@@ -315,7 +304,7 @@ def test_captured_steps_accept_what_single_steps_accept(family: str, rule: Rule)
     for graphs in (None, RecordedGraphs()):
         engine = _engine(sampling, family=family, rule=rule, graphs=graphs)
         shape = TreeShape(beam_width=5, max_nodes=6)
-        drafter = TreeDrafter(_draft_lm(family=family), engine.view(), tree=shape, num_tokens=4, num_shared=64)
+        drafter = TreeDrafter(disturbed_lm(family=family), engine.view(), tree=shape, num_tokens=4, num_shared=64)
         generations = [*engine.generate(drafter, requests_for()).generations, *engine.generate(
             drafter, requests_for()[:1]).generations]  # fmt: skip
         found.append([[step.num_committed - step.num_truncated for step in each.steps] for each in generations])
@@ -328,7 +317,7 @@ def test_a_captured_draft_reads_more_nodes_than_the_engine_has_room_for() -> Non
     for span in (None, len(PROMPTS[0]) + 1 + 6):
         engine = _engine(Sampling())
         shape = TreeShape(beam_width=5, max_nodes=6)
-        drafter = TreeDrafter(_draft_lm(), engine.view(), tree=shape, num_tokens=4, num_shared=64)
+        drafter = TreeDrafter(disturbed_lm(), engine.view(), tree=shape, num_tokens=4, num_shared=64)
         drafter.begin([request])
         drafter.prefill(0, torch.tensor(request.prompt), None, 0)
         drafter.start([len(request.prompt) + 1], torch.tensor([4]))

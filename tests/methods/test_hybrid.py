@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, NoDrafter, requests_for, tiny_lm, tiny_model
+from helpers import CPU, NoDrafter, disturbed_lm, requests_for, tiny_lm, tiny_model
 
 from methods.hybrid.drafter import Evidence, HybridDrafter, build, mixed
 from specbench import registry
@@ -26,16 +26,6 @@ from specbench.suffix import Proposal
 
 OPTIONS: dict[str, Any] = registry.check_options(registry.card("hybrid"), {})
 REPEATING = ((1, 2, 3, 4, 5, 6) * 4, (9,) * 15, (4, 5), (7, 8, 9, 10) * 5)
-
-
-def _draft_lm(noise: float = 0.15) -> CachedLM:
-    model = tiny_model()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            disturbance = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.add_(disturbance * parameter.std() * noise)
-    return CachedLM(model, name="draft")
 
 
 def _engine(sampling: Sampling | None = None, rule: Rule = "coupled", graphs: RecordedGraphs | None = None) -> Engine:
@@ -67,7 +57,7 @@ class _Counted(ChainDrafter):
 
 
 def _chain(engine: Engine, **kwargs: Any) -> _Counted:
-    return _Counted(_draft_lm(), engine.view(), num_tokens=4, num_shared=64, **kwargs)
+    return _Counted(disturbed_lm(), engine.view(), num_tokens=4, num_shared=64, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +121,7 @@ def test_captured_steps_leave_a_draft_model_that_is_asked_now_and_then_what_it_h
     steps, pending = [], []
     for graphs in (None, RecordedGraphs()):
         engine = _engine(graphs=graphs)
-        inner = _Following(_draft_lm(0.5), engine.view(), num_tokens=4, num_shared=64)
+        inner = _Following(disturbed_lm(noise=0.5), engine.view(), num_tokens=4, num_shared=64)
         drafter = build(OPTIONS | {"max_tokens": 4, "threshold": 2.0}, engine.view(), inner)
         start = drafter.snapshot()
         for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from specbench.tui import app
 from specbench.tui.aside import Aside
 from specbench.tui.yielding import GivingWay
 from tests.store.synthetic import make_manifest, run_events, write_run
-from tests.tui.screens import RUN
+from tests.tui.screens import LIVE, RUN, hold, write_live
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +37,11 @@ def store(tmp_path: Path, recorded: Path) -> Path:
     """One finished run, ingested; the test's own to change."""
     shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    """A run that is not the one that is open; this process stands for its writer."""
+    folder = write_live(tmp_path, pid=os.getpid(), run_id=LIVE)
+    hold(folder)
+    return folder

@@ -28,13 +28,12 @@ SIZES = [pytest.param(WIDE, id="120x36"), pytest.param(NARROW, id="80x24")]
 
 
 RUN = "20260102-demo-run-a"
-
-
+LIVE = "20260103-demo-live"
 LIVE_STEPS = crafted_steps([(3, 2, 0), (3, 0, 0), (3, 3, 0)])
 """What the live answer has so far."""
 
 
-def write_live(store: Path, *, pid: int, run_id: str = "20260103-demo-live") -> Path:
+def write_live(store: Path, *, pid: int, run_id: str = LIVE) -> Path:
     """A run in the middle of its second answer: the baseline's is finished, the chain's has three steps."""
     manifest = make_manifest((AUTOREGRESSIVE, CHAIN), run_id=run_id, num_questions=2, repeats=1)
     events = list(run_events(manifest, (AUTOREGRESSIVE, CHAIN)))

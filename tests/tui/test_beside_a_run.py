@@ -4,7 +4,6 @@ refused, and who takes what is read off the processes themselves."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,17 +21,7 @@ from specbench.tui.tracing import Replaying
 from specbench.tui.views.chat import ChatView
 from specbench.tui.views.system import SystemView
 from specbench.tui.widgets.canvas import Canvas
-from tests.tui.screens import RUN, WIDE, an_app, drive, hold, settled, write_live
-
-LIVE = "20260103-demo-live"
-
-
-@pytest.fixture
-def live(tmp_path: Path) -> Path:
-    """A run that is not the one that is open; this process stands for its writer."""
-    folder = write_live(tmp_path, pid=os.getpid(), run_id=LIVE)
-    hold(folder)
-    return folder
+from tests.tui.screens import LIVE, RUN, WIDE, an_app, drive, hold, settled, write_live
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="niceness belongs to threads on Linux alone")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +16,10 @@ from specbench.tui.views.home import HomeView
 from specbench.tui.views.launch import LaunchForm
 from specbench.tui.views.train import TrainView
 from specbench.tui.widgets.canvas import Canvas
-from tests.tui.screens import SIZES, WIDE, an_app, drive, hold, screen_text, settled, write_live
+from tests.tui.screens import LIVE, SIZES, WIDE, an_app, drive, hold, screen_text, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
 
-LIVE = "20260103-demo-live"
 OTHER = "20260104-demo-other"
-
-
-@pytest.fixture
-def live(tmp_path: Path) -> Path:
-    """This process stands for its writer."""
-    folder = write_live(tmp_path, pid=os.getpid(), run_id=LIVE)
-    hold(folder)
-    return folder
 
 
 @pytest.fixture
