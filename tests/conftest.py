@@ -72,10 +72,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _loaded_stays() -> Iterator[None]:
+def loaded_stays() -> Iterator[Callable[[], None]]:
     """Full garbage collections look at what has come since: torch and what is loaded with it are a million objects,
     0.3 s each time, and a run, and a race that is opened, collect before they begin. Both let go of everything at
-    their end; here every tenth time."""
+    their end; here every tenth time. Given is the real letting go."""
     unfreeze, asked = gc.unfreeze, 0
 
     def seldom() -> None:
@@ -87,7 +87,7 @@ def _loaded_stays() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     gc.unfreeze = seldom
-    yield
+    yield unfreeze
     gc.unfreeze = unfreeze
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, get_args
+from typing import Literal
 
 Domains = Literal["one", "category", "system"]
-DOMAINS: tuple[Domains, ...] = get_args(Domains)
 SYSTEM = "system-"
 NO_DOMAIN = "none (--domain left out)"
 """How '' is told among names."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbench import paths, registry
 from specbench.adapt.adaptation import Adaptation, InUse
+from specbench.adapt.domains import domain_of
 from specbench.adapt.versions import VERSIONS, AdapterStore
 from specbench.errors import SpecbenchError, UsageError
 from specbench.store.words import count
@@ -252,8 +253,10 @@ def _store(talk: Conversation) -> AdapterStore:
 
 def _known(talk: Conversation) -> str:
     """`versions 1, 2*`; * is the one drafted with under this conversation's system prompt."""
-    store, adaptation = _store(talk), talk.adaptation
-    active = store.active("" if adaptation is None else _here(talk, adaptation))
+    store = _store(talk)
+    # Fixed adapters are drafted with by domain as well: what the options say, not what learns.
+    here = domain_of(_said(talk).get("domains", "one"), system=talk.settings.system)
+    active = store.active(here)
     numbers = store.numbers()
     if not numbers:
         return "no version yet"

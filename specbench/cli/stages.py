@@ -18,8 +18,9 @@ from specbench.errors import UsageError
 
 
 def check_words(words: Sequence[str], *, where: str) -> None:
-    """Raises UsageError where `specbench WORDS` would be refused for an option, of the command's own or of a method
-    that it runs. Nothing is run or loaded. where: what says the words."""
+    """Raises UsageError where `specbench WORDS` would not be taken by its command line, and, of `run`, for a method
+    that there is not or an option that it has not. What a command finds out by itself (a suite, a rule, ranges) is not
+    looked at; nothing is run or loaded. where: what says the words."""
     try:
         given = _parsed(words)
     except TyperException as error:

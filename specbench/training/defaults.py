@@ -129,11 +129,15 @@ class Settled:
     trust_remote_code: bool
 
 
-def settle(request: TrainRequest) -> Settled:
-    """Fill what the request leaves open. Raises UsageError where no data set is named for a target that has none of its
-    own, and for laws to be kept where none are."""
+def settle(request: TrainRequest, *, is_resumed: bool = False) -> Settled:
+    """Fill what the request leaves open. is_resumed: it was settled before, under what was refused by then.
+
+    Raises UsageError where no data set is named for a target that has none of its own, and for laws to be kept where
+    none are.
+    """
     filled = with_defaults(request)
-    _refuse_unread_laws(filled)
+    if not is_resumed:
+        _refuse_unread_laws(filled)
     return Settled(
         request=filled, **{each.name: getattr(filled, each.name) for each in fields(Settled) if each.name != "request"}
     )

@@ -46,7 +46,7 @@ def train(asked: TrainRequest, progress: TrainProgress, *, corpus: Corpus | None
     if asked.resume is not None:
         earlier = record.read_record(paths.run_dir(asked.store, asked.resume))
         asked = record.request_from(earlier, asked)
-    request = settle(asked)
+    request = settle(asked, is_resumed=earlier is not None)
     options = method_options(request)
     threads_of(request)
     accelerator = make_accelerator(request)

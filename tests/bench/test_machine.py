@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+
+import pytest
 import torch
 
-from specbench.bench.machine import copy_bandwidth, copy_size
+from specbench.bench.machine import copy_bandwidth, copy_size, settled_heap
 
 
 def test_a_copy_outgrows_a_card_s_caches_and_leaves_it_room() -> None:
@@ -19,3 +23,15 @@ def test_a_copy_outgrows_a_card_s_caches_and_leaves_it_room() -> None:
 
 def test_both_directions_of_a_copy_are_counted() -> None:
     assert 1e8 < copy_bandwidth(torch.device("cpu"), size_bytes=1 << 22, rounds=2) < 1e13
+
+
+def test_what_is_kept_from_collections_is_let_go_behind_a_measurement(
+    loaded_stays: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "unfreeze", loaded_stays)
+    try:
+        with settled_heap():
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()  # as the session found it

@@ -142,6 +142,20 @@ def test_under_another_system_prompt_another_adapter_is_learnt_and_chosen(
     assert {each.domain for each in store.rows.read()} == {terse, domain_of("system", system="Be kind.")}
 
 
+def test_the_version_that_a_system_prompt_is_drafted_with_is_starred_though_nothing_learns(
+    chat: Chat, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    store = AdapterStore(tmp_path / "store")
+    for seed in (1, 2):
+        store.add(an_adapter(models[1], seed=seed))
+    store.activate(1)
+    store.activate(2, domain_of("system", system="Be terse."))
+    lines = ("/adapter-info", '/set system="Be terse."', QUESTIONS[0], "/adapter-info")
+    told = chat(*lines, store=store.folder, domains="system").err
+    assert [told.count(words) for words in ("versions 1*, 2", "versions 1, 2*")] == [1, 1]
+    assert told.index("versions 1*, 2") < told.index("versions 1, 2*")
+
+
 def test_another_process_at_the_store_is_refused_and_its_shape_as_well(
     chat: Chat, models: tuple[Path, Path], tmp_path: Path, specbench: Callable[..., Ran]
 ) -> None:

@@ -30,11 +30,16 @@ _LOOK_EVERY_S = 1.0
 _DOCTOR_S = 120.0
 
 
-def _read_device(folder: Path) -> tuple[DeviceLog, DeviceRecord]:
-    """The record of the machine, and what the manifest says of the device. Raises EnvironmentFailed."""
+def _read_device(folder: Path) -> tuple[DeviceLog, DeviceRecord | None]:
+    """The record of the machine, and what the manifest says of the device, None where it cannot be read. Raises
+    EnvironmentFailed."""
     from specbench.manifest import read_manifest  # 0.15 s of pydantic, in the thread that asks
 
-    return read_device(folder), read_manifest(folder).device
+    log = read_device(folder)
+    try:
+        return log, read_manifest(folder).device
+    except SpecbenchError:
+        return log, None  # Home and the summary say what is wrong with it
 
 
 class SystemView(View):
@@ -97,7 +102,7 @@ class SystemView(View):
         for name in ("#now", "#processes"):
             self.query_one(name, Canvas).redraw()
 
-    def _device_read(self, found: tuple[DeviceLog, DeviceRecord]) -> None:
+    def _device_read(self, found: tuple[DeviceLog, DeviceRecord | None]) -> None:
         self.record, self.device = found
         self.query_one("#recorded", Canvas).redraw()
 
@@ -136,8 +141,9 @@ class SystemView(View):
         ]
 
     def _recorded(self, width: int, height: int) -> Sequence[Line]:
-        if self.record is not None and self.device is not None:
-            return [*machine.device_lines(self.device, width), *machine.run_lines(self.record, width)]
+        if self.record is not None:
+            device = [] if self.device is None else machine.device_lines(self.device, width)
+            return [*device, *machine.run_lines(self.record, width)]
         if self.why_no_record:
             return wrap(f"not known: {self.why_no_record}", width, "warn")
         return wrap("reading …" if self.workspace.run_id else "No run is open.", width, "dim")
