@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/specbench leaderboard -o board.html
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(STAMP)
 	@status=0; \

@@ -72,7 +72,8 @@ class _Wanted(NamedTuple):
 def whole_law(logits_NV: Tensor, temperature: float = 1.0) -> Law:
     """The law of these logits at a temperature."""
     compute = torch.promote_types(logits_NV.dtype, torch.float32)
-    return Law((logits_NV.to(compute) / temperature).log_softmax(-1))
+    logits_NV = logits_NV.to(compute)
+    return Law((logits_NV if temperature == 1 else logits_NV / temperature).log_softmax(-1))
 
 
 def top_law(law: Law, top_k: int) -> Law:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from specbench.card import Card
 from specbench.discovery import Entry, broken, discover
@@ -100,6 +100,36 @@ def check_options(card: Card, given: Mapping[str, Any], *, target_is_demo: bool 
                 try_=f"specbench methods show {card.name}",
             ) from error
     return values
+
+
+class TrainingOptions(NamedTuple):
+    """A method's options by who reads them."""
+
+    training: dict[str, Any]
+    """The card's `training:` section, for `build` in train.py."""
+    drafting: dict[str, Any]
+    """The card's `options:`, for the simulated acceptance. `weights` is what training starts from."""
+
+
+def check_training_options(card: Card, given: Mapping[str, Any]) -> TrainingOptions:
+    """What a training of the method was given, split by the card and with every default.
+
+    Raises UsageError for an option of neither section (nearest named), and what `check_options` raises.
+    """
+    known = {*card.training, *card.options}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise UsageError(
+            f"unknown option {unknown!r} of method {card.name!r}",
+            where=f"--set {card.name}.{unknown}",
+            try_=f"{did_you_mean(unknown, known) or 'it has none'}  (specbench methods show {card.name})",
+        )
+    # The card of the training's options, so that one function reads text, ranges and choices of both.
+    of_training = card.model_copy(update={"options": card.training, "demo": {}})
+    return TrainingOptions(
+        check_options(of_training, {name: value for name, value in given.items() if name in card.training}),
+        check_options(card, {name: value for name, value in given.items() if name in card.options}),
+    )
 
 
 def is_ready(card: Card, *, target_is_demo: bool, options: Mapping[str, Any] | None = None) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 # Before anything imports torch or huggingface_hub: both read these once, at import.
@@ -25,6 +26,21 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _fast_folder() -> Path | None:
+    """A folder in memory that is large enough and runs the programs that tests write; None where there is none."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK):
+        return None
+    found = os.statvfs(folder)
+    return folder if found.f_bavail * found.f_frsize > 4 << 30 and not found.f_flag & os.ST_NOEXEC else None
+
+
+if folder := _fast_folder():
+    # Journals and stores are synced to the disk after every answer: milliseconds each, thousands of times, of folders
+    # that are thrown away (0.4 GB in all).
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
 
 _REMEDY = {
     "chromium": "apt install chromium / brew install --cask chromium",
@@ -45,7 +61,18 @@ def find_shared() -> Path | None:
     return next((folder for folder in (root / "data", root) if (folder / "suites").is_dir()), None)
 
 
+_WORKER_BYTES = 3 << 30
+"""What a worker may come to, with the processes that it starts."""
+
 _PRESENT = {"chromium": find_chromium, "tmux": lambda: shutil.which("tmux"), "shared": find_shared}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a worker more than there are cores, for screens and browsers wait a third of their time; and no more
+    than fit into memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores + 1, psutil.virtual_memory().available // _WORKER_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,6 +113,7 @@ def loaded_stays() -> Iterator[Callable[[], None]]:
 
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)  # as in `specbench` itself
     gc.unfreeze = seldom
     yield unfreeze
     gc.unfreeze = unfreeze

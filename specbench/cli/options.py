@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +78,24 @@ Settings = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+
+
+_only_checked: ContextVar[bool] = ContextVar("_only_checked", default=False)
+
+
+@contextmanager
+def only_checked() -> Iterator[None]:
+    """Commands that are called in here look at what they were given and return before they do anything."""
+    token = _only_checked.set(True)
+    try:
+        yield
+    finally:
+        _only_checked.reset(token)
+
+
+def is_only_checked() -> bool:
+    """Asked by commands that others plan (`run`, `train`), when everything given has become a request."""
+    return _only_checked.get()
 
 
 def settings(texts: list[str] | None) -> tuple[Setting, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
-from specbench.bench.defaults import with_defaults
+from specbench import registry
+from specbench.bench.defaults import DEMO_TARGETS, with_defaults
 from specbench.bench.request import Carry, Dtype, PlanSummary, RunOutcome, RunRequest
 from specbench.bench.request import Rule as RuleName
 from specbench.cli import options
@@ -142,6 +144,9 @@ def run(
         trust_remote_code=trust_remote_code,
         command=("specbench", *sys.argv[1:]),
     )
+    if options.is_only_checked():
+        _check(request)
+        return
     if request.suite is not None:
         request = _fill(request, request.suite)
     from specbench import bench
@@ -164,6 +169,23 @@ def _fill(request: RunRequest, suite: str) -> RunRequest:
     for line in filled.left_out:
         note(f"left out: {visible(line)}")
     return filled.request
+
+
+def _check(request: RunRequest) -> None:
+    """What can be known of a run without its target. Raises UsageError, EnvironmentFailed for files that are not
+    there."""
+    from specbench.suite.reading import read_suite_file, resolve_spec
+
+    if request.suite is not None:
+        request = with_defaults(request, read_suite_file(resolve_spec(request.suite)).defaults).request
+    for name in request.methods or ():
+        registry.card(name, methods_dirs=request.methods_dirs)
+    of_method: dict[str, dict[str, Any]] = defaultdict(dict)
+    for item in request.settings:
+        of_method[item.method][item.option] = item.value
+    for name, values in of_method.items():
+        card = registry.card(name, methods_dirs=request.methods_dirs, named_by="--set")
+        registry.check_options(card, values, target_is_demo=request.target in DEMO_TARGETS)
 
 
 def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:

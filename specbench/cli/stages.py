@@ -2,60 +2,60 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from typer import TyperException
 from typer.core import TyperGroup
 
-from specbench import registry
-from specbench.bench.defaults import DEMO_TARGETS
 from specbench.cli import options
 from specbench.cli.app import root_command
-from specbench.errors import UsageError
+from specbench.errors import SpecbenchError, UsageError, did_you_mean
+
+_CHECK_THEMSELVES = ("run", "train")
 
 
 def check_words(words: Sequence[str], *, where: str) -> None:
-    """Raises UsageError where `specbench WORDS` would not be taken by its command line, and, of `run`, for a method
-    that there is not or an option that it has not. What a command finds out by itself (a suite, a rule, ranges) is not
-    looked at; nothing is run or loaded. where: what says the words."""
+    """Raises UsageError (EnvironmentFailed for a suite's file that is not there) where `specbench WORDS` would refuse
+    its command line, and of `run` and `train` what they refuse before torch is loaded: choices and ranges, suite,
+    methods and their options. Nothing is run or loaded. where: what says the words."""
     try:
-        given = _parsed(words)
+        context = _context(words)
     except TyperException as error:
         path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "specbench"  # type: ignore[attr-defined]
         raise UsageError(error.format_message(), where=where, try_=f"{path} --help") from error
-    if words[0] != "run":
+    if words[0] not in _CHECK_THEMSELVES:
         return
     try:
-        _check_methods(given)
-    except UsageError as error:
-        raise UsageError(error.what, where=where, try_=error.try_) from error
+        with options.only_checked(), context:
+            context.command.invoke(context)
+    except SpecbenchError as error:
+        raise type(error)(
+            error.what, where=f"{where}: {error.where}" if error.where else where, try_=error.try_
+        ) from error
 
 
-def _check_methods(given: Mapping[str, Any]) -> None:
-    """Raises UsageError for a method that there is not, and for an option that it has not."""
-    folders = tuple(Path(each) for each in given["methods_dir"] or ())
-    for name in options.names(given["methods"]) or ():
-        registry.card(name, methods_dirs=folders)
-    of_method: dict[str, dict[str, Any]] = defaultdict(dict)
-    for item in options.settings(given["set_"]):
-        of_method[item.method][item.option] = item.value
-    for name, values in of_method.items():
-        card = registry.card(name, methods_dirs=folders, named_by="--set")
-        registry.check_options(card, values, target_is_demo=given["target"] in DEMO_TARGETS)
+def check_layout(method: str, layout: str, *, methods_dirs: Sequence[Path], where: str) -> None:
+    """Raises UsageError for an export layout that the method's drafters cannot be written in."""
+    from specbench.weights import NATIVE, layouts  # 2 s of torch, only for recipes that name a layout
+
+    known = [NATIVE, *layouts(method, methods_dirs=methods_dirs)]
+    if layout not in known:
+        raise UsageError(
+            f"{method} has no layout {layout!r}",
+            where=where,
+            try_=f"{did_you_mean(layout, known) or ', '.join(known)}  (specbench weights layouts {method})",
+        )
 
 
-def _parsed(words: Sequence[str]) -> Mapping[str, Any]:
-    """The command's parameters by name. Raises TyperException."""
+def _context(words: Sequence[str]) -> Any:
+    """The command with its parameters. Raises TyperException."""
     group: Any = root_command()
     context = group.context_class(group, info_name="specbench")
     rest = list(words)
     while True:
         name, command, rest = group.resolve_command(context, rest)
         if not isinstance(command, TyperGroup):
-            break
+            return command.make_context(name, rest, parent=context)
         group, context = command, command.context_class(command, info_name=name, parent=context)
-    parsed: Mapping[str, Any] = command.make_context(name, rest, parent=context).params
-    return parsed

@@ -11,6 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
+from specbench import registry
 from specbench.bench.request import Dtype
 from specbench.cli import options
 from specbench.cli.children import run_specbench
@@ -18,7 +19,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, OUTPUT, WHAT, option
 from specbench.cli.progress import duration
-from specbench.cli.stages import check_words
+from specbench.cli.stages import check_layout, check_words
 from specbench.cli.text import show, show_json, visible
 from specbench.cli.train_progress import open_train_progress
 from specbench.errors import UsageError
@@ -205,6 +206,11 @@ def train(
         trust_remote_code=trust_remote_code,
         command=("specbench", *sys.argv[1:]),
     )
+    if options.is_only_checked():
+        if request.method is not None:
+            card = registry.card(request.method, methods_dirs=request.methods_dirs)
+            registry.check_training_options(card, {item.option: item.value for item in request.settings})
+        return
     from specbench import training
 
     with open_train_progress() as progress:
@@ -245,6 +251,10 @@ def _cook(file: Path, *, skip: tuple[str, ...], store: Path | None, dry_run: boo
             note(visible(each.note))
         if not each.is_done:
             check_words(each.argv, where=f"{each.stage}: in {file}")
+            layout = (kitchen.recipe.export or {}).get("layout")
+            if each.stage == "export" and layout is not None:
+                folders = [Path(each) for each in kitchen.recipe.methods_dir]
+                check_layout(kitchen.recipe.method, str(layout), methods_dirs=folders, where=f"export: in {file}")
     if dry_run:
         for each in planned:
             show(

@@ -200,14 +200,8 @@ def _number(name: str, value: Scalar, experiment: ExperimentFile) -> Scalar:
 
 def _card_values(card: Card, settings: tuple[Setting, ...]) -> dict[str, dict[str, Any]]:
     """Training and drafting options with their defaults. Raises UsageError for a value the card refuses."""
-    given = {item.option: item.value for item in settings}
-    of_training = card.model_copy(update={"options": card.training, "demo": {}})
-    training = {name: value for name, value in given.items() if name in card.training}
-    drafting = {name: value for name, value in given.items() if name not in card.training}
-    return {
-        "training": registry.check_options(of_training, training),
-        "drafting": registry.check_options(card, drafting),
-    }
+    found = registry.check_training_options(card, {item.option: item.value for item in settings})
+    return {"training": found.training, "drafting": found.drafting}
 
 
 # --- data ----------------------------------------------------------------------------------------------------------

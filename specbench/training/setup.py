@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from specbench.bench.defaults import DEMO_TARGETS
 from specbench.bench.session import set_threads
 from specbench.blocks import parameter_report
 from specbench.checkpoint import Checkpoint, trained_on
-from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
+from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
 from specbench.losses import Objective
@@ -90,14 +90,11 @@ class Setup:
         return Online(lm=self.lm, rows=rows, needs=needs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitOptions:
-    """A method's options by who reads them, and the recipe's `build`."""
+class SplitOptions(NamedTuple):
+    """A method's options by who reads them (`registry.TrainingOptions`), and the recipe's `build`."""
 
     training: dict[str, Any]
-    """The card's `training:` section, for `build` in train.py."""
     drafting: dict[str, Any]
-    """The card's `options:`, for the simulated acceptance. `weights` is what training starts from."""
     build: BuildRecipe
 
 
@@ -108,24 +105,8 @@ def method_options(request: Settled) -> SplitOptions:
     """
     card = registry.card(request.method, methods_dirs=request.methods_dirs)
     given = {item.option: item.value for item in request.settings}
-    known = {*card.training, *card.options}
-    unknown = next((name for name in given if name not in known), None)
-    if unknown is not None:
-        raise UsageError(
-            f"unknown option {unknown!r} of method {card.name!r}",
-            where=f"--set {card.name}.{unknown}",
-            try_=f"{did_you_mean(unknown, known) or 'it has none'}  (specbench methods show {card.name})",
-        )
-    # The card of the training's options, so that one function reads text, ranges and choices of both.
-    of_training = card.model_copy(update={"options": card.training, "demo": {}})
-    training = {name: value for name, value in given.items() if name in card.training}
-    drafting = {name: value for name, value in given.items() if name in card.options}
-    values = registry.check_options(of_training, training)
-    return SplitOptions(
-        training=values,
-        drafting=registry.check_options(card, drafting),
-        build=registry.load_recipe(request.method, methods_dirs=request.methods_dirs),
-    )
+    build = registry.load_recipe(request.method, methods_dirs=request.methods_dirs)
+    return SplitOptions(*registry.check_training_options(card, given), build)
 
 
 def make_accelerator(request: Settled) -> Accelerator:

@@ -22,7 +22,7 @@ name: small
 method: shallow
 data: {dataset: demo, max_new_tokens: 8}
 train: {max_steps: 3, assistant_only: false, set: {depth: 2}}
-export: {layout: apple}
+export: {layout: specbench}
 bench: {suite: demo, limit: 2}
 """
 
@@ -54,7 +54,7 @@ def test_stages_become_commands_that_hand_their_work_on(recipe: RecipeFile, tmp_
     assert data[:2] == ("data", "generate") and data[data.index("--out") + 1] == responses
     assert train[train.index("--dataset") + 1] == responses and train[train.index("--out") + 1] == drafter
     assert "--no-assistant-only" in train and train[train.index("--set") + 1] == "shallow.depth=2"
-    assert export[:3] == ("weights", "export", drafter) and export[export.index("--layout") + 1] == "apple"
+    assert export[:3] == ("weights", "export", drafter) and export[export.index("--layout") + 1] == "specbench"
     assert bench[1] == "demo" and bench[bench.index("--set") + 1] == f"shallow.weights={drafter}"
     assert bench[bench.index("--methods") + 1] == "autoregressive,shallow"
 
@@ -103,7 +103,7 @@ def test_a_stage_whose_options_were_edited_begins_anew_and_names_the_one_that_wa
 
 
 def test_options_beside_a_recipe_are_refused_by_name(specbench: Callable[..., Ran], tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(_TEXT)
+    (tmp_path / "recipe.yaml").write_text(f"{_TEXT}methods_dir: [{METHODS}]\n")
     line = ("train", "--recipe", str(tmp_path / "recipe.yaml"), "--dry-run", "--store", str(tmp_path))
     assert specbench(*line, "--skip", "bench").code == 0
     ran = specbench(*line, "--max-steps", "3", "--no-assistant-only", "--set", "shallow.depth=2")
@@ -176,10 +176,17 @@ def test_flags_and_repeatable_options_are_those_of_the_commands() -> None:
     [
         ("bench", "limt: 2", "--limt"),
         ("bench", "limit: many", "--limit"),
-        ("bench", "set: {draft_model.num_tokns: 2}", "unknown option 'num_tokns'"),
-        ("bench", "methods: [autoregressive, drafd_model]", "unknown method"),
+        ("bench", "methods: [redrafter, draft_model], set: {draft_model.num_tokns: 2}", "unknown option 'num_tokns'"),
+        ("bench", "methods: [redrafter, drafd_model]", "unknown method"),
+        ("bench", "rule: copled", "did you mean 'coupled'"),
+        ("bench", "suite: gsm8", "gsm8"),
+        ("bench", "temperature: -1", "temperature"),
         ("export", "layuot: apple", "--layuot"),
+        ("export", "layout: appel", "did you mean 'apple'"),
         ("train", "cache_staets: true", "--cache-staets"),
+        ("train", "set: {nope: 1}", "unknown option 'nope'"),
+        ("train", "learn: gtt", "did you mean 'gt'"),
+        ("train", "set: {rnn: perhaps}", "redrafter.rnn"),
     ],
 )
 def test_a_wrong_option_of_a_later_stage_is_refused_before_the_first_one_begins(
