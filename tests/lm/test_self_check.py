@@ -14,7 +14,7 @@ from specbench.errors import UsageError
 from specbench.lm import visibility
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import PROVEN, load_lm
-from specbench.lm.self_check import self_check
+from specbench.lm.self_check import largest_deviation, self_check
 from tests.helpers import CPU, LLAMA_LIKE, tiny_lm, tiny_model
 
 _HALF_WINDOWED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -69,6 +69,14 @@ def test_an_unproven_type_is_checked_at_load_and_served(
     lm = _load(_folder(tmp_path, model_type, **UNPROVEN[model_type]))
     assert lm.config.model_type not in PROVEN
     assert checked == [torch.float32] and lm.attention_used == set()
+
+
+@pytest.mark.parametrize("model_type", ["stablelm", "cohere2", "olmoe"])
+def test_an_unproven_type_is_served_in_float64_too(tmp_path: Path, model_type: str) -> None:
+    """Its own plain attention takes the softmax in float32 there, so that no closer agreement can be asked."""
+    lm = _load(_folder(tmp_path, model_type, **UNPROVEN[model_type]), dtype=torch.float64)
+    assert lm.dtype == torch.float64
+    assert 0 < largest_deviation(lm)[0] < 1e-6
 
 
 def test_the_check_is_made_in_float32_for_a_sixteen_bit_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
