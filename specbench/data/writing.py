@@ -160,19 +160,8 @@ def write_responses(
     several, let the first write before the others ask. Raises UsageError or EnvironmentFailed.
     """
     renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=template)
-    identity = {
-        "weights": lm.weights_hash,
-        "dtype": str(lm.dtype),
-        "quantisation": lm.quantisation,
-        "sampling": dataclasses.asdict(sampling),
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "rendering": renderer.key,
-        "stop_ids": sorted(renderer.stop_ids),
-        "prompts": sorted(each.prompt_id for each in prompts),
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = paths.cache_dir() / "responses" / f"{digest[:32]}.jsonl" if lm.weights_hash else None
+    digest = _digest(lm, renderer, prompts, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed)
+    path = _kept(lm, digest)
     found: list[Response] = []
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,6 +195,38 @@ def write_responses(
         licence="",
         notes=tuple(statistics.lines()),
     )
+
+
+def are_written(lm: CachedLM, prompts: Sequence[Prompt], *, sampling: Sampling, max_new_tokens: int, seed: int) -> bool:
+    """Whether `write_responses` would only read. Raises as it does."""
+    renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=None)
+    path = _kept(lm, _digest(lm, renderer, prompts, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed))
+    if path is None or not path.exists():
+        return False
+    return {ask.prompt.prompt_id for ask in asked.asks} <= {response.prompt_id for response in read_responses(path)}
+
+
+def _digest(
+    lm: CachedLM, renderer: Renderer, prompts: Sequence[Prompt], *, sampling: Sampling, max_new_tokens: int, seed: int
+) -> str:
+    """Of all that the answers depend on."""
+    identity = {
+        "weights": lm.weights_hash,
+        "dtype": str(lm.dtype),
+        "quantisation": lm.quantisation,
+        "sampling": dataclasses.asdict(sampling),
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "rendering": renderer.key,
+        "stop_ids": sorted(renderer.stop_ids),
+        "prompts": sorted(each.prompt_id for each in prompts),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(lm: CachedLM, digest: str) -> Path | None:
+    """Where answers are kept; None for a model that was made in memory."""
+    return paths.cache_dir() / "responses" / f"{digest[:32]}.jsonl" if lm.weights_hash else None
 
 
 def unwritten_responses(

@@ -56,6 +56,11 @@ class CachePlan:
     seconds: float
     """Estimated from one row, for one process."""
 
+    @property
+    def fits(self) -> bool:
+        """The disk has room for what is not there yet."""
+        return self.missing_bytes * _MARGIN <= self.free_bytes
+
 
 class StateCache:
     """A FeatureSource over files."""
@@ -120,7 +125,7 @@ class StateCache:
 
     def check_room(self, plan: CachePlan) -> None:
         """Raises EnvironmentFailed where the disk lacks room."""
-        if plan.missing_bytes * _MARGIN > plan.free_bytes:
+        if not plan.fits:
             raise EnvironmentFailed(
                 f"the states of {len(self._online.rows)} rows need {plan.missing_bytes / 1e9:.1f} GB, "
                 f"but the disk has {plan.free_bytes / 1e9:.1f} GB free",

@@ -7,6 +7,7 @@ is the target's text, not the data's). `demo` is `self:demo`: the embedded promp
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,17 +28,17 @@ _SELF = "self"
 
 
 def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, accelerator: Accelerator) -> Corpus:
-    """Every process gets the same; the main one makes it. A dry run decodes nothing: where the target would write the
-    answers, the corpus is what they come to at most. Raises as `specbench.data` does."""
-    is_unwritten = request.dry_run and _self_prompts(request.dataset) is not None
-    box: list[Documents | None] = [None]
+    """Every process gets the same; the main one makes it. A dry run decodes nothing: where the target has yet to write
+    the answers, the corpus is what they come to at most. Raises as `specbench.data` does."""
+    box: list[Documents | bool | None] = [None, False]
     if accelerator.is_main_process:
+        is_unwritten = request.dry_run and not _is_written(request, lm)
         read = _unwritten_documents if is_unwritten else read_documents
-        box = [read(request, lm, progress)]
+        box = [read(request, lm, progress), is_unwritten]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(box, src=0)
-    documents = box[0]
-    assert documents is not None and request.eval_documents is not None and request.seed is not None
+    documents, is_unwritten = box[0], bool(box[1])
+    assert isinstance(documents, Documents) and request.eval_documents is not None and request.seed is not None
     # A third at most: a small data set is for learning.
     held_out = min(request.eval_documents, len(documents) // 3)
     parts = documents.split(held_out, seed=request.data_seed)
@@ -90,14 +91,32 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
     written = write_responses(
         lm,
         found.prompts,
-        sampling=Sampling(temperature=request.response_temperature),
-        max_new_tokens=request.response_tokens,
-        seed=request.seed,
+        **_asked(request),
         max_len=request.max_length,
     )
     # A published drafter says what it comes from: whose prompts were answered, and under which licence they are.
     source = f"written by {target_name(request.target)} to prompts of {found.name}"
     return replace(written, source=source, licence=found.licence)
+
+
+def _asked(request: Settled) -> dict[str, Any]:
+    """What answers of the target itself depend on, beside target and prompts."""
+    return {
+        "sampling": Sampling(temperature=request.response_temperature),
+        "max_new_tokens": request.response_tokens,
+        "seed": request.seed,
+    }
+
+
+def _is_written(request: Settled, lm: CachedLM) -> bool:
+    """Nothing is left for the target to write."""
+    prompts_of = _self_prompts(request.dataset)
+    if prompts_of is None:
+        return True
+    # torch comes with it
+    from specbench.data.writing import are_written
+
+    return are_written(lm, _prompts(request, prompts_of).prompts, **_asked(request))
 
 
 def _unwritten_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> Documents:

@@ -45,7 +45,8 @@ def make_plan(setup: Setup, cache: StateCache | None, *, time_it: bool) -> Train
         if setup.corpus.is_unwritten:
             # Of other texts they would lie in another folder, and may need less room.
             size = _gigabytes(planned.num_bytes)
-            notes.append(f"states on disk: at most {size}; {_gigabytes(planned.free_bytes)} free")
+            may_not = "" if planned.fits else ": if they come to that, --cache-states is refused then"
+            notes.append(f"states on disk: at most {size}; {_gigabytes(planned.free_bytes)} free{may_not}")
         else:
             notes.append(
                 f"states on disk: {_gigabytes(planned.num_bytes)} in {planned.folder.name}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +111,22 @@ def test_a_dry_run_decodes_no_answer_and_says_what_they_come_to_at_most(
     assert planned["learn_tokens_per_epoch"] == 8 * 20
     assert plan["tokens_per_epoch"] - plan["learn_tokens_per_epoch"] == prompts, "the same documents are held out"
     assert plan["tokens_per_epoch"] <= planned["tokens_per_epoch"] and plan["rows"] <= planned["rows"]
+    # Now they are there, and a plan need not guess.
+    again = json.loads(specbench(*words, "--dry-run", "--json").out)["plan"]
+    assert not again["at_most"] and again["tokens_per_epoch"] == plan["tokens_per_epoch"]
+    other = json.loads(specbench(*words, "--seed", "5", "--dry-run", "--json").out)["plan"]
+    assert other["at_most"], "another seed is another answer, which nobody has written"
+
+
+def test_a_plan_of_unwritten_answers_says_where_their_states_may_not_fit(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*_of_target(line, data, tmp_path), "--dry-run", "--cache-states"]
+    assert "is refused then" not in specbench(*words).out
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("specbench.training.cache.shutil.disk_usage", lambda _: usage)
+    ran = specbench(*words)
+    assert ran.code == 0 and "if they come to that, --cache-states is refused then" in ran.out
 
 
 def test_answers_of_the_target_itself_are_learnt(
