@@ -133,7 +133,8 @@ def target(
         make_decisive(model)
     lm = CachedLM(model, name=name)
     if is_compiled:
-        lm.compile()
+        # A rehearsal traces only: inductor takes minutes on a CPU; tests hold what it makes against plain forwards.
+        lm.compile(backend="eager" if bench.is_small else "inductor")
     try:
         yield lm
     finally:
