@@ -54,7 +54,7 @@ class RecordedGraph:
     """The calls of one step."""
 
     def __init__(self, recorder: _Recorder, returned: Any, backend: RecordedGraphs) -> None:
-        self._calls = recorder.calls
+        self._calls = [(func, args, kwargs, _made(args, kwargs, out)) for func, args, kwargs, out in recorder.calls]
         self._cuts = recorder.cuts
         self._returned = returned
         self._backend = backend
@@ -75,13 +75,23 @@ class RecordedGraph:
         return self._returned
 
     def _repeat(self, begin: int, end: int) -> None:
-        for func, args, kwargs, out in self._calls[begin:end]:
-            made = func(*args, **kwargs)
-            inputs = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-            for old, new in zip(tree_leaves(out), tree_leaves(made), strict=True):
-                # What shares an input's memory is there already: a view, or the operand of an in-place operator.
-                if isinstance(old, Tensor) and _storage(old) not in inputs:
-                    old.copy_(new)
+        for func, args, kwargs, made in self._calls[begin:end]:
+            again = func(*args, **kwargs)
+            if made:
+                leaves = tree_leaves(again)
+                for place, old in made:
+                    old.copy_(leaves[place])
+
+
+def _made(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[tuple[int, Tensor]]:
+    """Place among the results and tensor of everything that a call made anew. What shares an input's memory is there
+    already: a view, or the operand of an in-place operator."""
+    inputs = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+    return [
+        (place, old)
+        for place, old in enumerate(tree_leaves(out))
+        if isinstance(old, Tensor) and _storage(old) not in inputs
+    ]
 
 
 def _tensors(returned: Any) -> Iterator[Tensor]:
