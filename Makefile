@@ -20,8 +20,9 @@ demo: $(STAMP)
 	$(BIN)/specbench run demo --repeats 2
 	$(BIN)/specbench leaderboard -o board.html
 
+# Where Python is told to write no bytecode, each of the hundred processes of the tests compiles the package anew.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(STAMP)
 	@status=0; \

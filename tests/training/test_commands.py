@@ -164,15 +164,6 @@ def test_help_loads_no_torch() -> None:
         assert "--dataset" in done.stdout
 
 
-def test_the_runner_loads_no_screen_no_store_and_no_page() -> None:
-    script = (
-        "import sys, specbench.training.runner, specbench.training.measure\n"
-        "sys.exit(', '.join({'textual', 'duckdb', 'plotly', 'typer'} & set(sys.modules)) or None)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_bar_and_lines_say_the_same(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from specbench.cli.train_progress import TrainLines, open_train_progress
 

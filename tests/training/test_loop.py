@@ -120,8 +120,9 @@ def _pair(target: Path, store: Path, *trainings: dict[str, Any]) -> list[str]:
         processes.append(_start(target, store, *others, environment=environment, **first))
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs[0][1][-3000:] + outputs[1][1][-3000:]
-    [told] = {tuple(output.strip().splitlines()[-len(trainings) :]) for output, _ in outputs}
-    return list(told)
+    [told] = {tuple(output.strip().splitlines()[-len(trainings) - 1 :]) for output, _ in outputs}
+    assert told[-1] == "loaded:", "the runner loads no screen, no store and no page"
+    return list(told[:-1])
 
 
 def test_two_processes_train_what_one_does_and_resume_to_the_same_losses(target: Path, tmp_path: Path) -> None:

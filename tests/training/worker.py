@@ -1,7 +1,8 @@
 """`python worker.py TARGET STORE CHANGED`: trainings of the in-memory corpus in a process of its own, or of several.
 
 CHANGED: a JSON list of changes to the request, each a training, one behind the other. `resume` continues a run, or the
-`last` one, `interrupt_at` presses Ctrl-C in the first process behind that step, `fsdp` shards the drafter.
+`last` one, `interrupt_at` presses Ctrl-C in the first process behind that step, `fsdp` shards the drafter. Behind the
+runs' ids it prints which of the packages that are none of a training's business were loaded before them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from training.small import METHODS, Quiet, make_corpus, make_request
 
-from specbench.training import TrainRequest, runner, train
+from specbench.training import TrainRequest, measure, runner, train  # noqa: F401 - measure: what it loads is asked for
 
 
 class _Pressing(Quiet):
@@ -69,9 +70,11 @@ def _train(target: Path, store: Path, changed: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    strangers = sorted({"textual", "duckdb", "plotly", "typer"} & set(sys.modules))
     run_id = ""
     for each in json.loads(sys.argv[3]):
         if each.get("resume") == "last":
             each["resume"] = run_id
         run_id = _train(Path(sys.argv[1]), Path(sys.argv[2]), each)
         print(run_id)
+    print("loaded:", *strangers)
