@@ -199,11 +199,13 @@ def test_what_only_a_chain_can_do_is_refused_with_what_to_type(
 
 
 def _alpha(target: CachedLM, draft: CachedLM, *, picks: str, rule: Rule, prompts: list[tuple[int, ...]]) -> float:
-    engine = Engine(target, sampling=Sampling(temperature=1.0), rule=rule, max_len=200, max_nodes=4)
+    engine = Engine(
+        target, sampling=Sampling(temperature=1.0), rule=rule, max_batch=len(prompts), max_len=200, max_nodes=4
+    )
     drafter = ChainDrafter(draft, engine.view(), num_tokens=4, num_shared=105, picks=picks)  # type: ignore[arg-type]
     accepted = tried = 0
-    for request in requests_for(prompts, max_new_tokens=120):
-        for step in engine.generate(drafter, [request]).generations[0].steps:
+    for answer in engine.generate(drafter, requests_for(prompts, max_new_tokens=120)).generations:
+        for step in answer.steps:
             if not step.num_truncated:
                 accepted += step.num_accepted
                 tried += min(step.num_accepted + 1, step.num_nodes)
@@ -212,10 +214,11 @@ def _alpha(target: CachedLM, draft: CachedLM, *, picks: str, rule: Rule, prompts
 
 def _best_for_one_child(target: CachedLM, draft: CachedLM, prompts: list[tuple[int, ...]]) -> float:
     """Mean of sum_v min(p, q) over the target's own texts, from plain full forwards: no one-child rule accepts more."""
-    engine = Engine(target, sampling=Sampling(temperature=1.0), max_len=200)
+    engine = Engine(target, sampling=Sampling(temperature=1.0), max_batch=len(prompts), max_len=200)
     overlaps = []
-    for request in requests_for(prompts, max_new_tokens=120):
-        answer = engine.generate(NoDrafter(), [request]).generations[0].tokens
+    requests = requests_for(prompts, max_new_tokens=120)
+    for request, generation in zip(requests, engine.generate(NoDrafter(), requests).generations, strict=True):
+        answer = generation.tokens
         p, q = (
             plain_logits(lm, [*request.prompt, *answer])[len(request.prompt) :].softmax(-1) for lm in (target, draft)
         )
