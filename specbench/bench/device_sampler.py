@@ -286,3 +286,5 @@ def _write(line: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), sys.argv[2])
+    # The run waits for this process, and at its niceness taking an interpreter down lasts: 0.3 s beside other work.
+    os._exit(0)
