@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,9 +102,10 @@ def drive(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(body())
 
 
-async def settled(pilot: Any, until: Callable[[], bool], *, seconds: float = 20.0) -> None:
+async def settled(pilot: Any, until: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait for a thread's result to be on the screen; a busy machine may take its time."""
-    for _ in range(int(seconds / 0.05)):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         await pilot.pause(0.05)
         if until():
             await pilot.pause()
