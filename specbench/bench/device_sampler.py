@@ -123,8 +123,20 @@ class _Machine:
         # Stolen time counts as busy: a neighbour on the same hardware had it.
         names = ("user", "nice", "system", "irq", "softirq", "steal")
         busy = sum(getattr(cores[cpu], name, 0.0) for cpu in self.cpus for name in names)
-        own = run.user + run.system + run.children_user + run.children_system
+        own = run.user + run.system + run.children_user + run.children_system + self._children_s()
         return time.monotonic(), busy, own, 0.0 if self._is_aside else me.user + me.system
+
+    def _children_s(self) -> float:
+        """CPU seconds so far of the run's children that live: a round of learning beside its answers is no neighbour.
+        0 where the kernel does not list them."""
+        found = 0.0
+        for path in Path(f"/proc/{self._run.pid}/task").glob("*/children"):
+            for child in (_text(path) or "").split():
+                if int(child) != os.getpid():
+                    with suppress(psutil.Error):
+                        times = psutil.Process(int(child)).cpu_times()
+                        found += times.user + times.system
+        return found
 
     def sample(self, *, least_s: float) -> dict[str, Any] | None:
         """One line; None where less than least_s went by. Raises psutil.NoSuchProcess when the run is gone."""
