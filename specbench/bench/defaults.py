@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from specbench import paths, registry
-from specbench.bench.request import RunRequest, Setting
+from specbench.bench.request import READY, RunRequest, Setting
 from specbench.card import Option
 from specbench.discovery import Entry
 from specbench.errors import UsageError
@@ -72,9 +72,9 @@ def with_defaults(request: RunRequest, defaults: Defaults) -> Filled:
     if request.threads is None and (request.target or defaults.target) in DEMO_TARGETS:
         taken["threads"] = DEMO_THREADS
     left_out: tuple[str, ...] = ()
-    if request.methods is None:
+    if request.methods in (None, READY):
         target = request.target or defaults.target
-        if defaults.methods == "ready":
+        if request.methods == READY or defaults.methods == "ready":
             taken["methods"], left_out = ready_methods(request, target=target)
         else:
             taken["methods"] = defaults.methods

@@ -24,6 +24,8 @@ Rule = Literal["coupled", "rejection", "typical"]
 Carry = Literal["none", "stream"]
 Dtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 
+READY = ("ready",)
+"""As `methods`: all that can run as they are, whatever the suite's own default."""
 _SWITCHES = ("auto", "on", "off")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -252,7 +254,9 @@ class RunRequest:
                     try_="say it once, by --set, --grid or --variant",
                 )
             seen.add((method, name))
-            if self.methods is not None and method not in self.methods and method not in self._wrapped(self.methods):
+            if self.methods in (None, READY):
+                continue
+            if method not in self.methods and method not in self._wrapped(self.methods):
                 raise UsageError(
                     f"{method}.{name} is set but {method!r} is not among the methods of this run",
                     where=option,

@@ -40,7 +40,7 @@ def run(
     target: Annotated[str | None, option("--target", WHAT, "MODEL", "Hub id, folder, or `demo`.")] = None,
     methods: Annotated[
         list[str] | None,
-        option("--methods", WHAT, "A,B,…", "Default: the suite's, usually all that are ready."),
+        option("--methods", WHAT, "A,B,…", "Or `ready`: all that can run. Default: the suite's, usually that."),
     ] = None,
     set_: options.Settings = None,
     grid: Annotated[

@@ -212,6 +212,13 @@ class TestDefaults:
         request = RunRequest(suite="demo", settings=(Setting("draft_model", "model", "org/small"),))
         assert "draft_model" in ready_methods(request, target="org/model").names
 
+    def test_ready_can_be_asked_for_by_name_whatever_the_suite_would_take(self) -> None:
+        setting = Setting("draft_model", "model", "org/small")
+        asked = RunRequest(suite="demo", target="org/model", methods=("ready",), settings=(setting,))
+        filled = with_defaults(asked, Defaults(methods=("prompt_lookup",)))
+        assert filled.request.methods == ("autoregressive", "apple", "draft_model")
+        assert "--methods autoregressive,apple,draft_model" in filled.command
+
     def test_the_embedded_target_takes_one_thread_and_another_what_torch_takes(self) -> None:
         """Two threads for a model of 4 M parameters wait for each other: on a busy machine 20 times slower."""
         defaults = Defaults(methods=("prompt_lookup",))
