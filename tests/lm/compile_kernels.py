@@ -40,7 +40,7 @@ FEW = (
     Case("bf16", 256, 4, 9, 2, has_window=True),
     Case("fp32", 64, 1, 17, 1),
 )
-"""Every dtype, every kind of block, every switch on and off; float32 once and narrow: of 80 it takes the compiler 9 s."""
+"""Every dtype, every kind of block, every switch on and off; float32 once, narrow: 80 take the compiler 9 s."""
 
 
 def every_case() -> Iterator[Case]:
