@@ -139,8 +139,8 @@ def test_ctrl_c_keeps_the_finished_answers_and_exits_130(tmp_path):
     store = tmp_path / "results"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "specbench", "run", "demo", "--methods", "prompt_lookup"),
-            *("--threads", "1", "--store", str(store)),
+            *(sys.executable, "-m", "specbench", "run", "demo", "--methods", "prompt_lookup", "--limit", "6"),
+            *("--max-new-tokens", "48", "--threads", "1", "--store", str(store)),
         ],
         cwd=tmp_path,
         env=environment(),
