@@ -24,14 +24,18 @@ class Point:
     speedup: float | None
     """Over plain decoding at this batch size; None for plain decoding itself."""
     speedup_ci: Interval | None
+    is_disturbed: bool = False
+    """The run's A/A control failed: differences of that size mean nothing there."""
 
 
 def crossing(points: Sequence[Point]) -> float | None:
     """The batch size at which the speed-up falls to 1, between two that were measured; None where it does not.
 
-    Straight lines of log speed-up over log batch size, as drawn; of several crossings the last one down.
+    Straight lines of log speed-up over log batch size; of several crossings the last one down. Disturbed points are
+    passed over.
     """
-    measured = [(math.log(p.batch_size), math.log(p.speedup)) for p in _in_order(points) if p.speedup]
+    still = [point for point in _in_order(points) if not point.is_disturbed]
+    measured = [(math.log(p.batch_size), math.log(p.speedup)) for p in still if p.speedup]
     found = None
     for (x0, y0), (x1, y1) in pairwise(measured):
         if y0 > 0 >= y1:
@@ -41,12 +45,13 @@ def crossing(points: Sequence[Point]) -> float | None:
 
 def verdict(points: Sequence[Point]) -> str:
     """What the intervals say, in words: a batch size whose interval holds 1 proves nothing either way."""
-    named: dict[str, list[str]] = {"pays": [], "costs": [], "not told apart from plain decoding": []}
+    unknown, disturbed = "not told apart from plain decoding", "not judged, for the A/A control failed,"
+    named: dict[str, list[str]] = {"pays": [], "costs": [], unknown: [], disturbed: []}
     for point in _in_order(points):
         if point.speedup_ci is None:
             continue
         low, high = point.speedup_ci
-        word = "pays" if low > 1 else "costs" if high < 1 else "not told apart from plain decoding"
+        word = disturbed if point.is_disturbed else "pays" if low > 1 else "costs" if high < 1 else unknown
         named[word].append(str(point.batch_size))
     said = [f"{word} at {', '.join(sizes)}" for word, sizes in named.items() if sizes]
     return "; ".join(said)
@@ -73,6 +78,7 @@ def curves(points: Sequence[tuple[str, str, Point]]) -> list[dict[str, Any]]:
                     "tokens_per_s": point.tokens_per_s,
                     "speedup": point.speedup,
                     "speedup_ci": list(point.speedup_ci) if point.speedup_ci else None,
+                    "is_disturbed": point.is_disturbed,
                 }
                 for point in _in_order(of_method)
             ],

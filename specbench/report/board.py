@@ -100,6 +100,7 @@ def _point(batch_size: int, row: dict[str, Any]) -> Point:
         tokens_per_s=row["tokens_per_s"],
         speedup=None if is_baseline else row["speedup"],
         speedup_ci=None if is_baseline or row["speedup_ci"] is None else Interval(*row["speedup_ci"]),
+        is_disturbed=not is_baseline and row["control_failed"],
     )
 
 

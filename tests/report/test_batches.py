@@ -41,6 +41,18 @@ def test_an_interval_that_holds_one_proves_neither_side() -> None:
     assert verdict(points) == "pays at 1, 2; costs at 8; not told apart from plain decoding at 4"
 
 
+def test_where_the_control_failed_nothing_is_judged() -> None:
+    """The point is shown; no verdict and no crossing rests on it."""
+    points = [_point(1, 1.5), _point(4, 1.25), dataclasses.replace(_point(16, 0.8), is_disturbed=True)]
+    assert crossing(points) is None
+    assert verdict(points) == "pays at 1, 4; not judged, for the A/A control failed, at 16"
+    shaken = dataclasses.replace(method_row("a", speedup=0.8), control_failed=True, ranked=False, rank=None)
+    last = summary(rows=(baseline_row(tokens_per_s=800.0), control_row(), shaken))
+    board = build_board([_at(1, ("a", 2.0)), record(dataclasses.replace(last, run_id="b16", batch_size=16))], [])
+    [line] = [line for line in board["scopes"][0]["batches"] if line["method"] == "a"]
+    assert [point["is_disturbed"] for point in line["points"]] == [False, True] and line["crossing"] is None
+
+
 def test_runs_that_differ_in_the_batch_size_alone_share_their_curves() -> None:
     board = build_board([_at(1, ("a", 2.0), ("b", 1.5)), _at(4, ("a", 1.25)), _at(16, ("a", 0.8))], [])
     assert len(board["scopes"]) == 3, "they are never ranked together"
