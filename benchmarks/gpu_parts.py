@@ -17,6 +17,7 @@ from benchmarks.gpu_timing import (
     engine_for,
     fastest_steps,
     held_bytes,
+    memory_share,
     outside,
     peak_bytes,
     phase_s,
@@ -263,8 +264,7 @@ def long_context(bench: Bench, found: Found) -> dict[str, Any]:
         out[what] = {"shares": shares, "peak_bytes": peak, "held_bytes": held}
         slowest = f"{max(shares):.2f} (median {statistics.median(shares):.2f})"
         rows.append(row(f"{what}: slowest step / (bytes / bandwidth)", slowest, "<= 1.3"))
-        memory = f"{peak / held:.2f}" if peak else "no reading on a CPU"
-        rows.append(row(f"{what}: peak memory / (weights + cache)", memory, "<= 1.10"))
+        rows.append(row(f"{what}: peak memory / (weights + cache)", memory_share(peak, held), "<= 1.10"))
     return {"rows": rows, "raw": out}
 
 

@@ -18,6 +18,7 @@ from benchmarks.gpu_timing import (
     Found,
     engine_for,
     held_bytes,
+    memory_share,
     outside,
     peak_bytes,
     requests,
@@ -150,7 +151,7 @@ def assisted(bench: Bench, found: Found) -> dict[str, Any]:
             row("common prefix of their texts", f"{num_same} of {new}", str(new)),
             row("against assisted generation", f"{theirs_s / total_s:.2f}", ">= 3"),
             row("step outside both forwards, chain of 5", f"{rest:.1%}", "<= 3 %"),
-            row("peak memory / (weights + cache + drafter)", _ratio(peak, held), "<= 1.10"),
+            row("peak memory / (weights + cache + drafter)", memory_share(peak, held), "<= 1.10"),
         ],
         "specbench_s": total_s, "assisted_s": theirs_s, "tau": tau(ours), "acceptance": accepted, "scale": scale,
         "num_same": num_same,
@@ -194,7 +195,3 @@ def _their_acceptance(rounds: list[_Round], *, length: int) -> float:
         if length - each.length > NUM_DRAFTED
     ]
     return sum(accepted for accepted, _ in full) / sum(drafted for _, drafted in full)
-
-
-def _ratio(peak: int, held: int) -> str:
-    return f"{peak / held:.2f}" if peak else "no reading on a CPU"

@@ -114,6 +114,11 @@ def peak_bytes(bench: Bench) -> int:
     return torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
 
 
+def memory_share(peak: int, held: int) -> str:
+    """Of `peak_bytes` over `held_bytes`, for the table."""
+    return f"{peak / held:.2f}" if peak else "no reading on a CPU"
+
+
 def tau(results: list[GroupResult]) -> float:
     """Tokens committed per step, pooled."""
     steps = [step for result in results for step in result.generations[0].steps]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
-from specbench import registry
-from specbench.bench.defaults import DEMO_TARGETS, with_defaults
+from specbench.bench.competitors import competitors
+from specbench.bench.defaults import with_defaults
 from specbench.bench.request import Carry, Dtype, PlanSummary, RunOutcome, RunRequest
 from specbench.bench.request import Rule as RuleName
 from specbench.cli import options
@@ -176,16 +175,8 @@ def _check(request: RunRequest) -> None:
     there."""
     from specbench.suite.reading import read_suite_file, resolve_spec
 
-    if request.suite is not None:
-        request = with_defaults(request, read_suite_file(resolve_spec(request.suite)).defaults).request
-    for name in request.methods or ():
-        registry.card(name, methods_dirs=request.methods_dirs)
-    of_method: dict[str, dict[str, Any]] = defaultdict(dict)
-    for item in request.settings:
-        of_method[item.method][item.option] = item.value
-    for name, values in of_method.items():
-        card = registry.card(name, methods_dirs=request.methods_dirs, named_by="--set")
-        registry.check_options(card, values, target_is_demo=request.target in DEMO_TARGETS)
+    if request.suite is not None:  # a resumed run's manifest decides
+        competitors(with_defaults(request, read_suite_file(resolve_spec(request.suite)).defaults).request)
 
 
 def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:

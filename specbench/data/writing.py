@@ -197,15 +197,6 @@ def write_responses(
     )
 
 
-def are_written(lm: CachedLM, prompts: Sequence[Prompt], *, sampling: Sampling, max_new_tokens: int, seed: int) -> bool:
-    """Whether `write_responses` would only read. Raises as it does."""
-    renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=None)
-    path = _kept(lm, _digest(lm, renderer, prompts, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed))
-    if path is None or not path.exists():
-        return False
-    return {ask.prompt.prompt_id for ask in asked.asks} <= {response.prompt_id for response in read_responses(path)}
-
-
 def _digest(
     lm: CachedLM, renderer: Renderer, prompts: Sequence[Prompt], *, sampling: Sampling, max_new_tokens: int, seed: int
 ) -> str:
@@ -230,11 +221,18 @@ def _kept(lm: CachedLM, digest: str) -> Path | None:
 
 
 def unwritten_responses(
-    lm: CachedLM, prompts: Sequence[Prompt], *, max_new_tokens: int, max_len: int, name: str = "self"
-) -> Documents:
+    lm: CachedLM, prompts: Sequence[Prompt], *, sampling: Sampling, max_new_tokens: int, seed: int, max_len: int,
+    name: str = "self",
+) -> Documents | None:  # fmt: skip
     """What `write_responses` would come to at most: its prompts, each with an answer of max_new_tokens tokens that
-    stand for others. Nothing is decoded. For plans, never to be learnt from. Raises as `write_responses`."""
-    _, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=None)
+    stand for others. Nothing is decoded. For plans, never to be learnt from. None where every answer is written and
+    `write_responses` would only read. Raises as it does."""
+    renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=None)
+    path = _kept(lm, _digest(lm, renderer, prompts, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed))
+    if path is not None and path.exists():
+        written = {response.prompt_id for response in read_responses(path)}
+        if {ask.prompt.prompt_id for ask in asked.asks} <= written:
+            return None
     builder = Builder(max_len=max_len)
     for ask in asked.asks:
         answer = [ask.ids[-1]] * max_new_tokens

@@ -32,9 +32,8 @@ def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, acceler
     the answers, the corpus is what they come to at most. Raises as `specbench.data` does."""
     box: list[Documents | bool | None] = [None, False]
     if accelerator.is_main_process:
-        is_unwritten = request.dry_run and not _is_written(request, lm)
-        read = _unwritten_documents if is_unwritten else read_documents
-        box = [read(request, lm, progress), is_unwritten]
+        unwritten = _unwritten_documents(request, lm) if request.dry_run else None
+        box = [read_documents(request, lm, progress) if unwritten is None else unwritten, unwritten is not None]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(box, src=0)
     documents, is_unwritten = box[0], bool(box[1])
@@ -108,28 +107,19 @@ def _asked(request: Settled) -> dict[str, Any]:
     }
 
 
-def _is_written(request: Settled, lm: CachedLM) -> bool:
-    """Nothing is left for the target to write."""
+def _unwritten_documents(request: Settled, lm: CachedLM) -> Documents | None:
+    """What `read_documents` would have the target write, at most; None where nothing is left for it to write. Raises as
+    it does."""
     prompts_of = _self_prompts(request.dataset)
     if prompts_of is None:
-        return True
-    # torch comes with it
-    from specbench.data.writing import are_written
-
-    return are_written(lm, _prompts(request, prompts_of).prompts, **_asked(request))
-
-
-def _unwritten_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> Documents:
-    """What `read_documents` would have the target write, at most. Raises as it does."""
+        return None
     # torch comes with it
     from specbench.data.writing import unwritten_responses
 
-    prompts_of = _self_prompts(request.dataset)
-    assert prompts_of is not None
     found = _prompts(request, prompts_of)
-    documents = unwritten_responses(
-        lm, found.prompts, max_new_tokens=request.response_tokens, max_len=request.max_length
-    )
+    documents = unwritten_responses(lm, found.prompts, **_asked(request), max_len=request.max_length)
+    if documents is None:
+        return None
     note = (
         f"{lm.name} has yet to answer {len(found.prompts):,} prompts of {found.name}: "
         f"every answer counts as {request.response_tokens} tokens, the most it may have"

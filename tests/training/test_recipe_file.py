@@ -181,6 +181,7 @@ def test_flags_and_repeatable_options_are_those_of_the_commands() -> None:
         ("bench", "rule: copled", "did you mean 'coupled'"),
         ("bench", "suite: gsm8", "gsm8"),
         ("bench", "temperature: -1", "temperature"),
+        ("bench", "methods: [redrafter, suffix], grid: ['suffix.nope=1,2']", "unknown option 'nope'"),
         ("export", "layuot: apple", "--layuot"),
         ("export", "layout: appel", "did you mean 'apple'"),
         ("train", "cache_staets: true", "--cache-staets"),
