@@ -76,8 +76,8 @@ def main() -> None:
             num_steps += len(found[0].steps)
     sums = Bootstrap(len(requests), seed=0).sums(seconds_UK)
     off, on, settle = seconds_UK.sum(0)
-    inside = percentile_interval(sums[:, 1] / sums[:, 0] - 1)
-    both = percentile_interval((sums[:, 1] + sums[:, 2]) / sums[:, 0] - 1)
+    inside = percentile_interval(sums[:, 1] / sums[:, 0] - 1, len(requests))
+    both = percentile_interval((sums[:, 1] + sums[:, 2]) / sums[:, 0] - 1, len(requests))
     assert inside is not None and both is not None
     print(f"{len(requests)} questions, {arguments.rounds} rounds, {num_steps} steps, CPU seconds {off:.1f} without")
     print(f"in the step        {on / off - 1:+.2%} [{inside.low:+.2%}, {inside.high:+.2%}]")

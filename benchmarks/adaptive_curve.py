@@ -163,7 +163,7 @@ def _line(name: str, seed: str, ends: Sequence[tuple[dict[str, Any], dict[str, A
         summed = counts.sum(0)  # seeds share their held-out answers: the answer is the unit
         columns = summed.reshape(4, -1).T
         sums = Bootstrap(columns.shape[0], seed=0).sums(columns)
-        gain = percentile_interval(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1])
+        gain = percentile_interval(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1], columns.shape[0])
         off, on = (summed[side, 0].sum() / summed[side, 1].sum() for side in (0, 1))
         cells.append(f"{off:.4f} → {on:.4f}")
         cells.append("" if gain is None else f"{on - off:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]")

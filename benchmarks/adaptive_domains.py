@@ -146,9 +146,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         sums = [Bootstrap(each.shape[0], seed=0).sums(each) for each in counts]
         rates = [each[:, 0].sum() / each[:, 1].sum() for each in counts]
         off, one, each = (side[:, 0] / side[:, 1] for side in sums)
+        num = counts[0].shape[0]
         cells = [name, str(len(seeds)), f"{rates[0]:.4f}"]
-        cells += [f"{rates[1]:.4f}", _gain(rates[1] - rates[0], one - off)]
-        cells += [f"{rates[2]:.4f}", _gain(rates[2] - rates[0], each - off), _gain(rates[2] - rates[1], each - one)]
+        cells += [f"{rates[1]:.4f}", _gain(rates[1] - rates[0], one - off, num)]
+        cells += [
+            f"{rates[2]:.4f}",
+            _gain(rates[2] - rates[0], each - off, num),
+            _gain(rates[2] - rates[1], each - one, num),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -169,8 +174,8 @@ def _counts(
     return np.array(found, dtype=np.float64).sum(0).T
 
 
-def _gain(value: float, resampled: np.typing.NDArray[np.float64]) -> str:
-    interval = percentile_interval(resampled)
+def _gain(value: float, resampled: np.typing.NDArray[np.float64], num_units: int) -> str:
+    interval = percentile_interval(resampled, num_units)
     return f"{value:+.4f}" + ("" if interval is None else f" [{interval.low:+.4f}, {interval.high:+.4f}]")
 
 

@@ -62,7 +62,7 @@ def places(rows: Sequence[dict[str, Any]], name: str) -> list[Place]:
         sums = Bootstrap(counts.shape[0], seed=0).sums(counts)
         total = counts.sum(0)
         off, on = total[0] / total[1], total[2] / total[3]
-        gain = percentile_interval(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1])
+        gain = percentile_interval(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1], counts.shape[0])
         assert gain is not None, "at least two held-out answers"
         positions = float(np.mean([row["positions"] for row in here]))
         found.append(Place(positions, on, off + gain.low, off + gain.high))

@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import SCHEMA
+from specbench.paths import check_run_id
 
 
 class _Frozen(BaseModel):
@@ -128,12 +129,23 @@ class Manifest(_Frozen):
     batch_size: int
     repeats: int
     max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, beside the target's own stop ids. Not given, as by runs from before it was recorded:
+    those of the recorded request."""
     carry: Literal["none", "stream"]
     methods: tuple[MethodRecord, ...]
     questions: tuple[QuestionRecord, ...]
     groups: tuple[GroupRecord, ...]
     provenance: dict[str, Any]
     """Git SHA and dirty flag, versions, CPU/GPU, environment variables that matter (specbench.provenance)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stop_of_request(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or "stop" in body or not isinstance(body.get("provenance"), dict):
+            return body
+        request = body["provenance"].get("request")
+        return body | {"stop": (request.get("stop") if isinstance(request, dict) else None) or ()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -144,7 +156,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises EnvironmentFailed naming the file when it is missing, damaged or newer than this program."""
+    """Raises EnvironmentFailed naming the file when it is missing, damaged, newer than this program or another
+    folder's."""
     path = folder / "manifest.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -154,8 +167,10 @@ def read_manifest(folder: Path) -> Manifest:
                 where=str(path),
                 try_="pip install --upgrade specbench",
             )
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except FileNotFoundError as error:
         raise EnvironmentFailed(f"no run here: {path} is missing", try_="specbench results ls") from error
     except (json.JSONDecodeError, ValidationError) as error:
         raise EnvironmentFailed(f"manifest.json is damaged: {error}", where=str(path)) from error
+    check_run_id(manifest.run_id, path)
+    return manifest

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specbench import paths
 from specbench.cli import options
 from specbench.cli.failures import note
+from specbench.cli.failures import show as show_failure
 from specbench.cli.help import examples, new_app, refuse_early_options
 from specbench.cli.text import Column, console, show, show_json, show_table, visible
-from specbench.errors import UsageError
+from specbench.errors import EnvironmentFailed, UsageError
+
+if TYPE_CHECKING:
+    from specbench.store.records import RunEntry
 
 app = new_app(
     help="List, show, compare, export and import runs. Without a command: ls.",
@@ -101,7 +105,7 @@ def compare(
                 e.method,
                 text.times(e.speedup),
                 text.interval(e.speedup_ci),
-                "" if e.ranked else "control failed",
+                e.rank_words,
             )
             for e in found.entries
         ],
@@ -123,7 +127,7 @@ def compare(
                 f"{pair.second.method} ({pair.second.run_id})",
                 text.times(pair.ratio),
                 text.interval(pair.ratio_ci),
-                "tied" if pair.tied else "",
+                "tied" if pair.tied else "" if pair.ranked else "not ranked",
             )
             for pair in found.pairs
         ],
@@ -163,6 +167,8 @@ def export(
             case Format.answers:
                 assert method is not None, "checked above"
                 exporting.export_answers(connection, run, method, out)
+                if said := exporting.failed_turns(connection, run, method):
+                    note(visible(said))
             case Format.json:
                 exporting.export_json(connection, run, out)
             case Format.csv:
@@ -211,7 +217,7 @@ def import_file(
     show_table(
         [
             *(Column("suite"), Column("target"), Column("method"), Column("questions", right=True)),
-            *(Column("tokens/s", right=True), Column("τ", right=True), Column("speed-up", right=True)),
+            *(Column("tokens/s", right=True), Column("tokens/step", right=True), Column("speed-up", right=True)),
         ],
         [
             (
@@ -230,32 +236,40 @@ def ingest(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Put journals into the store, whole or not at all. A deleted store is rebuilt this way, but for imported files."""
-    from specbench.store.ingest import ingest as ingest_run
-    from specbench.store.training import ingest_training, is_training, training_folders
+    """Put journals into the store, whole or not at all. A deleted store is rebuilt this way, but for imported files.
+
+    A damaged folder is named, the others go in, and the command exits 3.
+    """
+    from specbench.store.rebuilding import ingest_all
+    from specbench.store.training import training_folders
 
     folders = [paths.run_dir(store, run) for run in runs or ()]
-    trainings = [folder for folder in folders if is_training(folder)]
-    if runs is None or not runs:
-        folders = sorted(path.parent for path in paths.run_dir(store, "").glob("*/manifest.json"))
-        trainings = list(training_folders(paths.run_dir(store, "")))
-    if not folders and not trainings:
+    if not folders:
+        root = paths.run_dir(store, "")
+        folders = sorted({*(path.parent for path in root.glob("*/manifest.json")), *training_folders(root)})
+    if not folders:
         raise UsageError(
             f"no run under {paths.run_dir(store, '')}", where="--store", try_="specbench run demo, or --store PATH"
         )
-    done = [ingest_run(paths.store_file(store), folder) for folder in folders if folder not in trainings]
-    trained = [ingest_training(paths.store_file(store), folder) for folder in trainings]
+    done = ingest_all(paths.store_file(store), folders)
+    if len(folders) == len(done.refused) == 1:
+        raise done.refused[0].error
     if as_json:
-        of_training = [{"run_id": e.run_id, "state": e.state, "num_steps": len(e.steps)} for e in trained]
-        show_json([*(dataclasses.asdict(each) for each in done), *of_training])
-        return
-    show_table(
-        [Column("run"), Column("state"), Column("generations", right=True), Column("steps", right=True)],
-        [
-            *((each.run_id, each.state, str(each.num_generations), str(each.num_steps)) for each in done),
-            *((each.run_id, each.state, "", str(len(each.steps))) for each in trained),
-        ],
-    )
+        of_training = [{"run_id": e.run_id, "state": e.state, "num_steps": len(e.steps)} for e in done.trainings]
+        show_json([*(dataclasses.asdict(each) for each in done.runs), *of_training])
+    else:
+        show_table(
+            [Column("run"), Column("state"), Column("generations", right=True), Column("steps", right=True)],
+            [
+                *((each.run_id, each.state, str(each.num_generations), str(each.num_steps)) for each in done.runs),
+                *((each.run_id, each.state, "", str(len(each.steps))) for each in done.trainings),
+            ],
+        )
+    for each in done.refused:
+        note(f"✗ {each.folder.name} stays out of the store")
+        show_failure(each.error, as_json=False)
+    if done.refused:
+        raise typer.Exit(EnvironmentFailed.exit_code)
 
 
 @app.command(epilog=examples("specbench results plot RUN", "specbench results plot RUN -o curves.html --json"))
@@ -346,7 +360,7 @@ def _list(store: Path | None, *, as_json: bool) -> None:
                     entry.target,
                     entry.state,
                     entry.headline
-                    or ", ".join(f"{method} {value:.2f}×" for method, value in entry.speedups.items())
+                    or ", ".join(_figure(entry, method) for method in entry.speedups)
                     or ("" if entry.is_stored or entry.kind == "train" else "not ingested"),
                 )
                 for entry in listing.runs
@@ -358,6 +372,14 @@ def _list(store: Path | None, *, as_json: bool) -> None:
         names = visible(", ".join(entry.run_id for entry in cut if entry.kind == kind))
         note(f"not finished, {names}; to continue one: specbench {kind} --resume RUN{visible(where)}")
     _note_imports(store)
+
+
+def _figure(entry: RunEntry, method: str) -> str:
+    """`suffix 1.94×`, `oracle 4.00× (not ranked: a control, not a competitor)`."""
+    reason = entry.unranked.get(method, "")
+    # The numbers behind a failed control are the same for every method: `results show` has them, once.
+    why = reason.partition(":")[0] if reason.startswith("control failed") else reason
+    return f"{method} {entry.speedups[method]:.2f}×" + (f" ({why})" if why else "")
 
 
 def _note_imports(store: Path | None) -> None:

@@ -26,16 +26,18 @@ class Point:
     speedup_ci: Interval | None
     is_disturbed: bool = False
     """The run's A/A control failed: differences of that size mean nothing there."""
+    is_unranked: bool = False
+    """May not be ranked there whatever its interval says: lossy, wrong, implausible, no competitor, a slow baseline."""
 
 
 def crossing(points: Sequence[Point]) -> float | None:
     """The batch size at which the speed-up falls to 1, between two that were measured; None where it does not.
 
-    Straight lines of log speed-up over log batch size; of several crossings the last one down. Disturbed points are
-    passed over.
+    Straight lines of log speed-up over log batch size; of several crossings the last one down. Disturbed and unranked
+    points are passed over.
     """
-    still = [point for point in _in_order(points) if not point.is_disturbed]
-    measured = [(math.log(p.batch_size), math.log(p.speedup)) for p in still if p.speedup]
+    judged = [point for point in _in_order(points) if not point.is_disturbed and not point.is_unranked]
+    measured = [(math.log(p.batch_size), math.log(p.speedup)) for p in judged if p.speedup]
     found = None
     for (x0, y0), (x1, y1) in pairwise(measured):
         if y0 > 0 >= y1:
@@ -46,12 +48,14 @@ def crossing(points: Sequence[Point]) -> float | None:
 def verdict(points: Sequence[Point]) -> str:
     """What the intervals say, in words: a batch size whose interval holds 1 proves nothing either way."""
     unknown, disturbed = "not told apart from plain decoding", "not judged, for the A/A control failed,"
-    named: dict[str, list[str]] = {"pays": [], "costs": [], unknown: [], disturbed: []}
+    unranked = "not judged, for it may not be ranked,"
+    named: dict[str, list[str]] = {"pays": [], "costs": [], unknown: [], disturbed: [], unranked: []}
     for point in _in_order(points):
         if point.speedup_ci is None:
             continue
         low, high = point.speedup_ci
-        word = disturbed if point.is_disturbed else "pays" if low > 1 else "costs" if high < 1 else unknown
+        word = "pays" if low > 1 else "costs" if high < 1 else unknown
+        word = disturbed if point.is_disturbed else unranked if point.is_unranked else word
         named[word].append(str(point.batch_size))
     said = [f"{word} at {', '.join(sizes)}" for word, sizes in named.items() if sizes]
     return "; ".join(said)
@@ -79,6 +83,7 @@ def curves(points: Sequence[tuple[str, str, Point]]) -> list[dict[str, Any]]:
                     "speedup": point.speedup,
                     "speedup_ci": list(point.speedup_ci) if point.speedup_ci else None,
                     "is_disturbed": point.is_disturbed,
+                    "is_unranked": point.is_unranked,
                 }
                 for point in _in_order(of_method)
             ],

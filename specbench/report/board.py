@@ -100,7 +100,8 @@ def _point(batch_size: int, row: dict[str, Any]) -> Point:
         tokens_per_s=row["tokens_per_s"],
         speedup=None if is_baseline else row["speedup"],
         speedup_ci=None if is_baseline or row["speedup_ci"] is None else Interval(*row["speedup_ci"]),
-        is_disturbed=not is_baseline and row["control_failed"],
+        is_disturbed=not is_baseline and row["standing"] == Standing.CONTROL_FAILED,
+        is_unranked=not is_baseline and row["standing"] == Standing.UNRANKED,
     )
 
 
@@ -130,6 +131,7 @@ def _setting_key(summary: RunSummary) -> list[object]:
         summary.batch_size,
         summary.carry,
         summary.max_new_tokens,
+        summary.stop,
     ]
 
 
@@ -296,6 +298,7 @@ def _conditions(record: RunRecord) -> list[tuple[str, str]]:
         ("Batch size", str(summary.batch_size)),
         ("Carry", summary.carry),
         ("New tokens", f"at most {summary.max_new_tokens}"),
+        ("Stop strings", text.stops(summary) or "none"),
     ]
 
 

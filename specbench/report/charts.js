@@ -231,9 +231,9 @@ function figBatches(mount, scope) {
       const ci = (point, side) => (kind === "speedup" && point.speedup_ci ? Math.abs(point.speedup_ci[side] - point.speedup) : 0);
       return {
         type: "scatter", mode: "lines+markers", x: points.map((point) => point.batch_size), y: points.map((point) => point[kind]),
-        line: { color: style.colour, width: 2, dash: style.dash }, marker: { color: style.colour, size: 8, symbol: points.map((point) => (point.is_disturbed ? "x-thin-open" : style.symbol)) },
+        line: { color: style.colour, width: 2, dash: style.dash }, marker: { color: style.colour, size: 8, symbol: points.map((point) => (point.is_disturbed || point.is_unranked ? "x-thin-open" : style.symbol)) },
         error_y: { type: "data", symmetric: false, array: points.map((point) => ci(point, 1)), arrayminus: points.map((point) => ci(point, 0)), color: style.colour, thickness: 1, width: 3, visible: kind === "speedup" },
-        hovertext: points.map((point) => [line.method, `batch ${point.batch_size}`, `${rate(point.tokens_per_s)} tokens/s`, ...(point.speedup === null ? [] : [`${times(point.speedup)} ${interval(point.speedup_ci)}`]), ...(point.is_disturbed ? ["the A/A control failed"] : [])].map(plain).join("<br>")), hoverinfo: "text",
+        hovertext: points.map((point) => [line.method, `batch ${point.batch_size}`, `${rate(point.tokens_per_s)} tokens/s`, ...(point.speedup === null ? [] : [`${times(point.speedup)} ${interval(point.speedup_ci)}`]), ...(point.is_disturbed ? ["the A/A control failed"] : []), ...(point.is_unranked ? ["may not be ranked"] : [])].map(plain).join("<br>")), hoverinfo: "text",
       };
     });
     const chart = el("div");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable
 
@@ -136,7 +137,13 @@ def settings(summary: RunSummary) -> list[str]:
         f"batch {summary.batch_size}",
         f"carry {summary.carry}",
         f"≤ {summary.max_new_tokens} tokens",
+        *([f"stop at {stops(summary)}"] if summary.stop else []),
     ]
+
+
+def stops(summary: RunSummary) -> str:
+    """The stop strings in quotes, line breaks as `\\n`; empty where there are none."""
+    return ", ".join(printable(json.dumps(string, ensure_ascii=False)) for string in summary.stop)
 
 
 def meter(summary: RunSummary) -> str:

@@ -22,8 +22,9 @@ from typing import Any
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.store.words import count
 
-_FAILED = "ERROR"
-"""What Spec-Bench writes as the text of a turn that raised; its numbers are the previous question's."""
+FAILED = "ERROR"
+"""What Spec-Bench writes as the text of a turn that raised; its numbers are the previous question's. specbench's own
+files have zeros there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,10 @@ def read_answers(path: Path) -> AnswerFile:
     if len(model_ids) > 1:
         notes.append(f"{path.name}: several model ids ({_some(model_ids)})")
     turns = [turn for of_question in by_question.values() for turn in of_question]
-    good = [turn for turn in turns if turn.text != _FAILED]
+    good = [turn for turn in turns if turn.text != FAILED]
     if len(good) < len(turns):
         failed, are = len(turns) - len(good), "is" if len(turns) - len(good) == 1 else "are"
-        notes.append(f"{path.name}: {count(failed, 'turn')} failed in that tool ({_FAILED}) and {are} left out")
+        notes.append(f"{path.name}: {count(failed, 'turn')} failed in that tool ({FAILED}) and {are} left out")
     return AnswerFile(
         name=path.name,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -185,7 +186,7 @@ def _turns(question_id: str, row: dict[str, Any], choice: dict[str, Any]) -> lis
     index = int(_number(choice.get("index", 0), "index"))
     found = []
     for turn, (text, tokens, wall_s) in enumerate(zip(texts, tokens_of, seconds_of, strict=True)):
-        if tokens < 0 or steps[turn] < 0 or wall_s <= 0:
+        if text != FAILED and (tokens < 0 or steps[turn] < 0 or wall_s <= 0):
             raise _Foreign(f"question {question_id} turn {turn}: tokens {tokens}, steps {steps[turn]}, {wall_s} s")
         found.append(
             AnswerTurn(

@@ -103,3 +103,20 @@ def finished_groups(folder: Path) -> set[int]:
     attempts = Attempts(planned_rows(folder))
     completed = (attempts.feed(event) for event in replay(folder, with_steps=False))
     return {attempt.group for attempt in completed if attempt is not None}
+
+
+def count_bugs(folder: Path) -> dict[str, int]:
+    """Answers per method that differ from the target's own without a reason, of the whole run: what an earlier part
+    found counts as well as what a resumed one finds. Methods without any are left out."""
+    attempts = Attempts(planned_rows(folder))
+    completed = {
+        attempt.group: attempt
+        for attempt in (attempts.feed(event) for event in replay(folder, with_steps=False))
+        if attempt is not None
+    }
+    found: dict[str, int] = {}
+    for attempt in completed.values():
+        for answer in attempt.finished.values():
+            if answer.equality == "bug":
+                found[answer.method] = found.get(answer.method, 0) + 1
+    return found

@@ -6,7 +6,7 @@ the drift of the baselines is shown beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ import numpy as np
 
 from specbench.errors import UsageError
 from specbench.metrics import Bootstrap, FloatArray, Interval, log_ratio_intervals, percentile_interval
-from specbench.store.control import REMEDY, failure, load_control
-from specbench.store.facts import load_run
-from specbench.store.pairs import PairTable, fetch, load_pairs
+from specbench.store.control import REMEDY, failure
+from specbench.store.eligibility import Eligibility, eligibility_of
+from specbench.store.facts import Facts, load_run
+from specbench.store.pairs import PairTable
 from specbench.store.words import unit
 
 CONDITIONS = {
@@ -38,6 +39,7 @@ CONDITIONS = {
     "batch_size": "batch size",
     "carry": "carry",
     "max_new_tokens": "max new tokens",
+    "stop": "stop strings",
 }
 """Columns of `runs` that must agree, with the word a user knows them by."""
 
@@ -59,7 +61,14 @@ class EntryRow:
     """Geometric mean over the shared questions, against its own run's baseline."""
     speedup_ci: Interval | None
     ranked: bool
-    """False where its run's A/A control failed: its place in the order says nothing."""
+    """As its run's own table has it: where that gives no rank, the place in this order says nothing."""
+    reasons: tuple[str, ...]
+    """Why not, each with its class first (`too noisy here: …`); empty where ranked."""
+
+    @property
+    def rank_words(self) -> str:
+        """`control failed`, `not ranked`, `too noisy here`, …; empty where ranked."""
+        return self.reasons[0].partition(":")[0] if self.reasons else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,8 @@ class PairRow:
     ratio_ci: Interval | None
     tied: bool
     """The interval of the log-ratio contains 0 (or there is none)."""
+    ranked: bool
+    """Both entries are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +102,14 @@ class Comparison:
     conditions: dict[str, Any]
     """The conditions all runs share."""
     num_units: int
-    """Questions (groups at batch > 1) that every entry finished."""
+    """Questions (groups at batch > 1) that every entry finished, over the same turns."""
     entries: tuple[EntryRow, ...]
-    """Fastest first."""
+    """Those that are ranked first, fastest first."""
     pairs: tuple[PairRow, ...]
     drift: tuple[Drift, ...]
     """Of every run but the first."""
     notes: tuple[str, ...]
-    """Why entries are not ranked, a sentence a run."""
+    """Why entries are not ranked or left out; a failed control is said once a run."""
 
 
 def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Comparison:
@@ -111,12 +122,18 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
         raise UsageError("a comparison needs two different runs", try_="specbench results ls")
     runs = [load_run(connection, run_id) for run_id in chosen]
     _check_alike(runs)
-    entries: list[Entry] = []
+    found: dict[Entry, Eligibility] = {}
     tables: list[PairTable] = []
+    notes: list[str] = []
     for run in runs:
-        methods = _methods(connection, run["run_id"])
-        entries.extend(Entry(run["run_id"], method) for method in methods[1:])
-        tables.append(load_pairs(connection, run["run_id"], methods))
+        facts = Facts(connection, run)
+        of_run = _eligible(facts)
+        # Of a method that finished nothing no question would be left to compare by.
+        finished = [method for method in of_run if facts.speedups[method].num_units] if facts.speedups else []
+        found |= {Entry(run["run_id"], method): of_run[method] for method in finished}
+        tables.append(facts.pairs.select(methods=[facts.pairs.methods.index(m) for m in (facts.baseline, *finished)]))
+        notes += _notes(run["run_id"], facts, of_run, finished)
+    entries = list(found)
     if not entries:
         raise UsageError("these runs hold no method beside the baseline", try_="specbench results ls")
     logs_UK, base_UR = _shared_units(tables)
@@ -126,14 +143,14 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
             try_="specbench results ls",
         )
     bootstrap = Bootstrap(len(logs_UK), seed=runs[0]["seed"])
-    failures = {run["run_id"]: failure(load_control(connection, run)) for run in runs}
     rows = [
         EntryRow(
             run_id=entry.run_id,
             method=entry.method,
             speedup=ratio,
             speedup_ci=interval,
-            ranked=not failures[entry.run_id],
+            ranked=found[entry].ranked,
+            reasons=found[entry].reasons,
         )
         for entry, (ratio, interval) in zip(entries, _ratios(logs_UK, bootstrap), strict=True)
     ]
@@ -142,17 +159,13 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
         run_ids=tuple(chosen),
         conditions={name: runs[0][name] for name in ("suite", "target", *CONDITIONS)},
         num_units=len(logs_UK),
-        entries=tuple(sorted(rows, key=lambda row: -row.speedup)),
-        pairs=tuple(_pairs(entries, logs_UK, bootstrap)),
+        entries=tuple(sorted(rows, key=lambda row: (not row.ranked, -row.speedup))),
+        pairs=tuple(_pairs(found, logs_UK, bootstrap)),
         drift=tuple(
             Drift(run_id=run_id, ratio=ratio, ratio_ci=interval)
             for run_id, (ratio, interval) in zip(chosen[1:], drifts, strict=True)
         ),
-        notes=tuple(
-            f"{run_id}: control failed, {why}; its methods are not ranked. To get ranks, {REMEDY}"
-            for run_id, why in failures.items()
-            if why
-        ),
+        notes=tuple(notes),
     )
 
 
@@ -163,22 +176,38 @@ def _check_alike(runs: Sequence[dict[str, Any]]) -> None:
             if first[column] != other[column]:
                 raise UsageError(
                     f"{first['run_id']} and {other['run_id']} cannot be compared: they differ in {word} "
-                    f"({first[column]} and {other[column]})",
+                    f"({_shown(first[column])} and {_shown(other[column])})",
                     try_="choose runs made under the same conditions: specbench results ls",
                 )
 
 
-def _methods(connection: duckdb.DuckDBPyConnection, run_id: str) -> list[str]:
-    """The baseline, then every method that is neither it nor a control."""
-    baseline = fetch(connection, "SELECT method FROM baselines WHERE run_id = ?", run_id)
-    if not baseline:
-        raise UsageError(f"{run_id} has no autoregressive baseline to compare by", try_="specbench results ls")
-    query = "SELECT method FROM methods WHERE run_id = ? AND kind <> 'baseline' ORDER BY position"
-    return [baseline[0]["method"], *(row["method"] for row in fetch(connection, query, run_id))]
+def _shown(value: Any) -> str:
+    return (", ".join(map(repr, value)) or "none") if isinstance(value, list) else str(value)
+
+
+def _eligible(facts: Facts) -> dict[str, Eligibility]:
+    """Every method that is neither baseline nor control. Raises UsageError where there is no baseline."""
+    if facts.baseline is None:
+        raise UsageError(
+            f"{facts.run['run_id']} has no autoregressive baseline to compare by", try_="specbench results ls"
+        )
+    return {each["method"]: eligibility_of(facts, each) for each in facts.methods if each["kind"] != "baseline"}
+
+
+def _notes(run_id: str, facts: Facts, of_run: Mapping[str, Eligibility], finished: Sequence[str]) -> list[str]:
+    notes = []
+    if why := failure(facts.control):
+        notes.append(f"{run_id}: control failed, {why}; its methods are not ranked. To get ranks, {REMEDY}")
+    for method, each in of_run.items():
+        if method not in finished:
+            notes.append(f"{run_id}: {method} is left out of this comparison; {'; '.join(each.reasons)}")
+        elif each.reasons and not each.control_failed:
+            notes.append(f"{run_id}: {method} is {each.reasons[0]}")
+    return notes
 
 
 class _Logs(NamedTuple):
-    """Units that every method of every run finished, in one order."""
+    """Units that every method of every run finished over the same turns, in one order."""
 
     speedups_UK: FloatArray
     """log speed-up, one column per method, run after run."""
@@ -188,7 +217,9 @@ class _Logs(NamedTuple):
 
 def _shared_units(tables: Sequence[PairTable]) -> _Logs:
     """tables: a run each, the baseline in column 0."""
-    shared = [unit for unit in tables[0].units if all(unit in table.units for table in tables[1:])]
+    mixes = [dict(zip(table.units, table.mixes, strict=True)) for table in tables]
+    # A run whose baseline failed a second turn has the first one alone: another question, though of the same name.
+    shared = [unit for unit, mix in mixes[0].items() if all(other.get(unit) == mix for other in mixes[1:])]
     logs, bases = [], []
     for table in tables:
         place = {unit: index for index, unit in enumerate(table.units)}
@@ -205,12 +236,16 @@ def _ratios(logs_UK: FloatArray, bootstrap: Bootstrap) -> list[tuple[float, Inte
         return []
     means_RK = bootstrap.means(logs_UK)
     return [
-        (float(np.exp(logs_UK[:, k].mean())), _exp(percentile_interval(means_RK[:, k]) if len(logs_UK) > 1 else None))
+        (
+            float(np.exp(logs_UK[:, k].mean())),
+            _exp(percentile_interval(means_RK[:, k], len(logs_UK)) if len(logs_UK) > 1 else None),
+        )
         for k in range(logs_UK.shape[1])
     ]
 
 
-def _pairs(entries: Sequence[Entry], logs_UK: FloatArray, bootstrap: Bootstrap) -> list[PairRow]:
+def _pairs(found: Mapping[Entry, Eligibility], logs_UK: FloatArray, bootstrap: Bootstrap) -> list[PairRow]:
+    entries = list(found)
     return [
         PairRow(
             first=entries[a],
@@ -218,6 +253,7 @@ def _pairs(entries: Sequence[Entry], logs_UK: FloatArray, bootstrap: Bootstrap) 
             ratio=float(np.exp((logs_UK[:, a] - logs_UK[:, b]).mean())),
             ratio_ci=_exp(interval),
             tied=interval is None or interval.contains(0.0),
+            ranked=found[entries[a]].ranked and found[entries[b]].ranked,
         )
         for (a, b), interval in log_ratio_intervals(logs_UK, bootstrap).items()
     ]

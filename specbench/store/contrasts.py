@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specbench.metrics import Bootstrap, Interval, log_ratio_intervals, percentile_interval
+from specbench.metrics import Bootstrap, Interval, log_ratio_intervals, ratio_interval
 from specbench.store.facts import Facts, Row
 from specbench.store.pairs import PairTable
 from specbench.store.records import Contrast
@@ -89,4 +89,4 @@ def _acceptance_interval(pair: PairTable, bootstrap: Bootstrap) -> Interval | No
     """A ratio of totals, as tau is pooled; resampled by unit, both columns together."""
     tokens_RK, steps_RK = bootstrap.sums(pair.decode_tokens_UK), bootstrap.sums(pair.num_steps_UK)
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample of answers without a decode step has no tau
-        return percentile_interval((tokens_RK[:, 1] / steps_RK[:, 1]) / (tokens_RK[:, 0] / steps_RK[:, 0]))
+        return ratio_interval((tokens_RK[:, 1] / steps_RK[:, 1]) / (tokens_RK[:, 0] / steps_RK[:, 0]), len(pair.units))

@@ -6,12 +6,7 @@ differences of that size would be noise: no method of the run is ranked. Speed-u
 
 from __future__ import annotations
 
-from typing import Any
-
-import duckdb
-
-from specbench.metrics import Bootstrap, Speedup
-from specbench.store.pairs import fetch, load_pairs
+from specbench.metrics import Speedup
 from specbench.store.records import Control
 
 REMEDY = "measure again on a quiet machine, or with more questions or --repeats"
@@ -23,18 +18,6 @@ def judge(method: str, found: Speedup | None) -> Control:
         return Control(method=method, speedup=None, speedup_ci=None, passed=None)
     passed = found.interval.contains(1.0) if found.interval is not None else None
     return Control(method=method, speedup=found.geometric_mean, speedup_ci=found.interval, passed=passed)
-
-
-def load_control(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> Control | None:
-    """The control of a stored run, by the same resamples as its summary; None where it has none."""
-    query = "SELECT method FROM methods WHERE run_id = ? AND is_control ORDER BY position"
-    labels = [row["method"] for row in fetch(connection, query, run["run_id"])]
-    if not labels:
-        return None
-    pairs = load_pairs(connection, run["run_id"], labels[:1])
-    if not pairs.units:
-        return judge(labels[0], None)
-    return judge(labels[0], pairs.speedups(Bootstrap(len(pairs.units), seed=run["seed"]))[labels[0]])
 
 
 def failure(control: Control | None) -> str:

@@ -15,7 +15,7 @@ import duckdb
 from specbench.errors import EnvironmentFailed, StoreBusy
 from specbench.store.files import cannot_write
 
-STORE_SCHEMA = 6
+STORE_SCHEMA = 7
 """Version of schema.sql; a newer store is refused, an older one gets the tables and columns it lacks."""
 BUSY_S = 10.0
 """How long a locked store is waited for."""

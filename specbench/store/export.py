@@ -15,12 +15,14 @@ from typing import IO, Any
 import duckdb
 
 from specbench.errors import UsageError, did_you_mean
+from specbench.store.answers import FAILED
 from specbench.store.facts import load_run
 from specbench.store.files import cannot_write
 from specbench.store.ingest import RUN_TABLES
 from specbench.store.pairs import fetch
 from specbench.store.records import to_json
 from specbench.store.summary import summarise
+from specbench.store.words import count
 
 ELSEWHERE = "-o PATH, in a folder that you may write to and on a disk with room"
 _ANSWERS = """
@@ -36,13 +38,16 @@ _ANSWERS = """
     WHERE run_id = ? AND g.method = ?
     ORDER BY q.position, g.repeat, g.turn
 """
+_FAILED_TURNS = "SELECT question_id, repeat, turn FROM failures WHERE run_id = ? AND method = ?"
 
 
 def export_answers(connection: duckdb.DuckDBPyConnection, run_id: str, method: str, out: Path) -> int:
     """Writes a method's answers in Spec-Bench's schema, a line per question, a choice per repeat; returns the lines.
 
-    new_tokens counts ids, the prefill's included, nothing behind the stop; wall_time is end to end. Raises UsageError
-    for an unknown method and for batch > 1, where seconds belong to groups and not to questions.
+    new_tokens counts ids, the prefill's included, nothing behind the stop; wall_time is end to end. A failed turn keeps
+    its place as that tool writes it, with the text ERROR, but with no tokens, steps or seconds; of a choice without a
+    finished turn nothing is written. Raises UsageError for an unknown method and for batch > 1, where seconds belong to
+    groups and not to questions.
     """
     run = load_run(connection, run_id)
     if run["batch_size"] > 1:
@@ -53,13 +58,24 @@ def export_answers(connection: duckdb.DuckDBPyConnection, run_id: str, method: s
     methods = [row["method"] for row in fetch(connection, "SELECT method FROM methods WHERE run_id = ?", run_id)]
     if method not in methods:
         raise UsageError(f"no method {method!r} in {run_id}; {did_you_mean(method, methods)}")
-    rows = fetch(connection, _ANSWERS, run_id, method)
+    rows = _with_failures(fetch(connection, _ANSWERS, run_id, method), fetch(connection, _FAILED_TURNS, run_id, method))
     num_lines = 0
     with _writing(out) as file:
         for question_id, of_question in groupby(rows, key=lambda row: row["question_id"]):
             file.write(json.dumps(_answer(run, method, question_id, list(of_question)), ensure_ascii=False) + "\n")
             num_lines += 1
     return num_lines
+
+
+def failed_turns(connection: duckdb.DuckDBPyConnection, run_id: str, method: str) -> str:
+    """A sentence on what `export_answers` wrote of turns that failed; empty where none did."""
+    number = len(fetch(connection, _FAILED_TURNS, run_id, method))
+    if not number:
+        return ""
+    what = f"{count(number, 'turn')} of {method} failed"
+    return (
+        f"{what}: the text there is {FAILED}, without tokens or seconds; answers without a finished turn are left out"
+    )
 
 
 def export_json(connection: duckdb.DuckDBPyConnection, run_id: str, out: Path) -> None:
@@ -99,6 +115,20 @@ def export_parquet(connection: duckdb.DuckDBPyConnection, run_id: str, folder: P
             raise cannot_write(path, OSError(0, str(error).splitlines()[0]), try_=ELSEWHERE) from error
         written.append(path)
     return tuple(written)
+
+
+def _with_failures(rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """rows: finished turns in the file's order; a failed turn goes between those of its own question and repeat."""
+    failed: dict[tuple[str, int], list[int]] = {}
+    for each in failures:
+        failed.setdefault((each["question_id"], each["repeat"]), []).append(each["turn"])
+    nothing = {"text": FAILED, "num_steps": 0, "num_new_tokens": 0, "total_s": 0.0, "accept_lengths": []}
+    found = []
+    for key, of_choice in groupby(rows, key=lambda row: (row["question_id"], row["repeat"])):
+        turns = list(of_choice)
+        turns += [turns[0] | nothing | {"turn": turn} for turn in failed.get(key, [])]
+        found += sorted(turns, key=lambda row: row["turn"])
+    return found
 
 
 def _answer(run: dict[str, Any], method: str, question_id: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

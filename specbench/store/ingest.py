@@ -158,6 +158,7 @@ def _run_row(manifest: Manifest, *, state: str, last_word: RunFinished | None) -
         "repeats": manifest.repeats,
         "max_new_tokens": manifest.max_new_tokens,
         "carry": manifest.carry,
+        "stop": sorted(set(manifest.stop)),
         "num_groups": len(manifest.groups),
         "manifest": manifest.model_dump_json(),
     }

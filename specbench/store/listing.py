@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,6 +13,8 @@ from specbench import paths
 from specbench.errors import EnvironmentFailed
 from specbench.metrics import geometric_mean
 from specbench.store.db import open_store
+from specbench.store.eligibility import eligibility_of
+from specbench.store.facts import Bootstraps, Facts
 from specbench.store.journal import run_state
 from specbench.store.pairs import fetch
 from specbench.store.records import Listing as Listing
@@ -21,8 +22,11 @@ from specbench.store.records import RunEntry as RunEntry
 from specbench.store.training import headline, training_folders
 
 
-def list_runs(results: Path | None, *, timeout_s: float = 1.0) -> Listing:
+def list_runs(results: Path | None, *, timeout_s: float = 1.0, with_ranks: bool = True) -> Listing:
     """Runs under a results folder (or beside a store file), newest first.
+
+    with_ranks: say which methods have no rank, and why. That takes some bootstraps a run (30 ms at 80 questions of two
+    turns): too much for a viewer that lists every two seconds beside a live run and shows the runs' own tables.
 
     A store that is busy or unreadable costs the speed-ups, and a note says so: the folders alone are listed then.
     """
@@ -33,7 +37,7 @@ def list_runs(results: Path | None, *, timeout_s: float = 1.0) -> Listing:
     if store.exists():
         try:
             with open_store(store, read_only=True, timeout_s=timeout_s) as connection:
-                _add_stored(connection, entries)
+                _add_stored(connection, entries, with_ranks=with_ranks)
         except EnvironmentFailed as error:
             notes.append(f"speed-ups are missing: {error.what}")
     ordered = sorted(entries.values(), key=lambda entry: (entry.created, entry.run_id), reverse=True)
@@ -50,6 +54,7 @@ def _from_folders(runs: Path) -> Iterator[RunEntry]:
         try:
             # Not validated: a thousand runs of ten thousand planned groups would take pydantic seconds.
             raw = json.loads(manifest.read_text(encoding="utf-8"))
+            paths.check_run_id(raw["run_id"], manifest)
             created, suite, target = raw["created"], raw["suite"]["name"], raw["target"]["name"]
             state = run_state(folder)
         except (ValueError, KeyError, TypeError, EnvironmentFailed):
@@ -88,7 +93,7 @@ def _trainings(runs: Path) -> Iterator[RunEntry]:
         )
 
 
-def _add_stored(connection: duckdb.DuckDBPyConnection, entries: dict[str, RunEntry]) -> None:
+def _add_stored(connection: duckdb.DuckDBPyConnection, entries: dict[str, RunEntry], *, with_ranks: bool) -> None:
     ratios: dict[str, dict[str, list[float]]] = {}
     query = """
         SELECT p.run_id, p.method, p.speedup
@@ -98,17 +103,22 @@ def _add_stored(connection: duckdb.DuckDBPyConnection, entries: dict[str, RunEnt
     """
     for row in fetch(connection, query):
         ratios.setdefault(row["run_id"], {}).setdefault(row["method"], []).append(row["speedup"])
-    for run in fetch(connection, "SELECT run_id, created, suite, target, state FROM runs"):
+    bootstraps: Bootstraps = {}
+    for run in fetch(connection, "SELECT * EXCLUDE manifest FROM runs"):
         found = entries.get(run["run_id"])
-        # Without its folder a run that was ingested half way will never say more.
-        state = found.state if found else run["state"].replace("running", "lost")
-        values: dict[str, Any] = run | {"state": state}
+        of_run = ratios.get(run["run_id"], {})
         entries[run["run_id"]] = RunEntry(
-            **values,
+            **{name: run[name] for name in ("run_id", "created", "suite", "target")},
+            # Without its folder a run that was ingested half way will never say more.
+            state=found.state if found else run["state"].replace("running", "lost"),
             has_journal=found is not None and found.has_journal,
             is_stored=True,
-            speedups={
-                method: geometric_mean(np.array(of_method))
-                for method, of_method in ratios.get(run["run_id"], {}).items()
-            },
+            speedups={method: geometric_mean(np.array(of_method)) for method, of_method in of_run.items()},
+            unranked=_unranked(Facts(connection, run, bootstraps), of_run) if with_ranks else {},
         )
+
+
+def _unranked(facts: Facts, shown: Collection[str]) -> dict[str, str]:
+    """Of the shown methods those without a rank, with the first reason."""
+    eligible = {each["method"]: eligibility_of(facts, each) for each in facts.methods if each["method"] in shown}
+    return {method: each.reasons[0] for method, each in eligible.items() if each.reasons}

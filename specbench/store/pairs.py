@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import duckdb
@@ -31,12 +33,21 @@ def fetch(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> li
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+Mix = frozenset[tuple[int, Fraction]]
+"""What a unit is made of: its turns, each with its share of the timed groups. Repeats leave it as it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairTable:
-    """Methods beside the baseline, unit by unit; float64 (U, K), NaN where a method has no pair for a unit."""
+    """Methods beside the baseline, unit by unit; float64 (U, K), NaN where a method has no pair for a unit.
+
+    All methods that have a unit have the same turns and repeats of it (paired_cells).
+    """
 
     units: tuple[str, ...]
     categories: tuple[str, ...]
+    """Of each unit."""
+    mixes: tuple[Mix, ...]
     """Of each unit."""
     methods: tuple[str, ...]
     seconds_UK: FloatArray
@@ -62,6 +73,7 @@ class PairTable:
         return PairTable(
             units=tuple(self.units[u] for u in rows),
             categories=tuple(self.categories[u] for u in rows),
+            mixes=tuple(self.mixes[u] for u in rows),
             methods=tuple(self.methods[k] for k in columns),
             **{name: getattr(self, name)[np.ix_(rows, columns)] for name in _FIELDS},
         )
@@ -85,17 +97,24 @@ class PairTable:
 
 
 def load_pairs(connection: duckdb.DuckDBPyConnection, run_id: str, methods: Sequence[str]) -> PairTable:
-    """The run's units in a fixed order (so that a seed means the same resamples), columns in the order of `methods`.
-
-    Rows of methods that were not asked for (a comparison leaves the A/A control out) are passed over.
-    """
+    """The run's units in a fixed order (so that a seed means the same resamples), columns in the order of `methods`."""
     rows = fetch(connection, "SELECT * FROM unit_pairs WHERE run_id = ? ORDER BY unit, method", run_id)
-    category_of = {row["unit"]: row["category"] for row in rows}
-    units = {unit: index for index, unit in enumerate(category_of)}
+    of_unit = {row["unit"]: row for row in rows}
+    units = {unit: index for index, unit in enumerate(of_unit)}
     columns = {method: index for index, method in enumerate(methods)}
     arrays = {name: np.full((len(units), len(columns)), np.nan) for name in _FIELDS}
-    for row in (row for row in rows if row["method"] in columns):
+    for row in rows:
         place = (units[row["unit"]], columns[row["method"]])
         for name, source in _FIELDS.items():
             arrays[name][place] = row[source]
-    return PairTable(units=tuple(units), categories=tuple(category_of.values()), methods=tuple(methods), **arrays)
+    return PairTable(
+        units=tuple(units),
+        categories=tuple(row["category"] for row in of_unit.values()),
+        mixes=tuple(_mix(row["turns"]) for row in of_unit.values()),
+        methods=tuple(methods),
+        **arrays,
+    )
+
+
+def _mix(turns: Sequence[int]) -> Mix:
+    return frozenset((turn, Fraction(number, len(turns))) for turn, number in Counter(turns).items())

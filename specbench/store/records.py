@@ -7,7 +7,7 @@ Field names are the JSON's: `to_json` adds nothing and renames nothing.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specbench.metrics import Interval
@@ -122,7 +122,10 @@ class MethodRow:
     is_control: bool
     num_parameters: int
     num_questions: int
+    """With an answer."""
     num_repeats: int
+    num_units: int
+    """Questions (groups at batch > 1) that its speed-up rests on: those it finished as far as the baseline did."""
     num_failed: int
     num_new_tokens: int
     num_steps: int
@@ -164,16 +167,18 @@ class MethodRow:
     carry: str
     ranked: bool
     control_failed: bool = False
-    """Nothing but the run's failed A/A control stands between this row and a rank."""
+    """The run's A/A control failed; but for that and perhaps its noise the row would have a rank."""
     too_noisy: bool = False
-    """Nothing but the width of its interval does: more questions or repeats would bring one."""
+    """Nothing but the width of its interval takes its rank: more questions or repeats would bring one."""
+    reasons: tuple[str, ...] = ()
+    """Why it has no rank, each with its class first (`not ranked: …`); also the first of `notes`."""
     rank: int | None
     """1 + the number of ranked methods that are faster beyond doubt; None where not ranked."""
     tied_with: tuple[str, ...]
     """Ranked methods whose paired log-ratio with this one has an interval that contains 0."""
     by_category: tuple[CategoryRow, ...]
     notes: tuple[str, ...]
-    """Why a row is not ranked, and whatever else a reader must know; one sentence each."""
+    """Its reasons, and whatever else a reader must know; one sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +246,8 @@ class RunSummary:
     repetition_penalty: float
     rule: str
     carry: str
+    stop: tuple[str, ...]
+    """Strings that end an answer, sorted."""
     seed: int
     repeats: int
     rows: tuple[MethodRow, ...]
@@ -316,6 +323,8 @@ class RunEntry:
     """Its speed-ups can be read: `results ingest` makes it so."""
     speedups: dict[str, float]
     """Geometric means by method; empty until ingested. Intervals: `results show`."""
+    unranked: dict[str, str] = field(default_factory=dict)
+    """Of the methods that the run's table does not rank, why; empty where the list was asked for without ranks."""
     kind: Literal["run", "train"] = "run"
     """What made the folder; a training's `suite` is its data set."""
     headline: str = ""

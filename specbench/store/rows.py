@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from specbench.metrics import Interval, Speedup, efficiency_interval, is_implausible, is_too_noisy, leviathan
-from specbench.store.control import failure
+from specbench.metrics import Speedup, is_too_noisy, leviathan
+from specbench.store.eligibility import eligibility_of, equality_of
 from specbench.store.facts import Facts, Row
 from specbench.store.records import (
     BaselineMeter,
     CategoryRow,
-    Equality,
     MethodRow,
     PhaseSeconds,
     Positions,
@@ -27,6 +26,7 @@ _UNPAIRED = Speedup(float("nan"), None, 0, float("nan"))
 
 def method_row(facts: Facts, method: Row) -> MethodRow:
     """A row without its rank; `notes` and `ranked` are final."""
+    found = eligibility_of(facts, method)
     label = method["method"]
     totals = facts.totals.get((label, None), {})
     water = facts.waterfall.get((label, None), {})
@@ -34,7 +34,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
     is_baseline = label == facts.baseline
     speedup = facts.speedups.get(label, _UNPAIRED)
     is_paired = speedup.num_units > 0
-    equality = _equality(verdicts)
+    equality = equality_of(verdicts)
     row = MethodRow(
         method=label,
         name=method["name"],
@@ -44,6 +44,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         num_parameters=method["num_parameters"],
         num_questions=verdicts.get("num_questions", 0),
         num_repeats=totals.get("num_repeats", 0),
+        num_units=speedup.num_units,
         num_failed=_num_failed(facts, label),
         num_new_tokens=totals.get("num_new_tokens", 0),
         num_steps=totals.get("num_steps", 0),
@@ -58,7 +59,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         learn_s=facts.learn_s.get(label),
         speedup_serial=_serial(facts.learn_s.get(label), totals, speedup.ratio_of_totals if is_paired else None),
         efficiency=water.get("efficiency"),
-        efficiency_ci=None if is_baseline else _efficiency_interval(facts, label),
+        efficiency_ci=facts.efficiency_ci(label),
         phase_s=_phases(totals),
         waterfall=_waterfall(water),
         theory=_theory(facts.theory.get(label)),
@@ -66,30 +67,24 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         joules_per_token=facts.energy.get(label, {}).get("joules_per_token"),
         equality=equality,
         accuracy=verdicts.get("accuracy"),
-        lossless=not _is_lossy(facts, method["kind"]) and (equality is None or equality.bug == 0),
+        # Of a method without an answer nothing was seen to be equal.
+        lossless=bool(totals) and not facts.is_lossy(method["kind"]) and (equality is None or equality.bug == 0),
         carry=facts.run["carry"],
-        ranked=False,
+        ranked=found.ranked,
+        control_failed=found.control_failed,
+        too_noisy=found.too_noisy,
+        reasons=found.reasons,
         rank=None,
         tied_with=(),
         by_category=tuple(_category_rows(facts, label)),
         notes=(),
     )
-    reasons = _reasons_not_to_rank(facts, row, speedup, is_competitor=method["is_ranked"])
-    noise = _noise(row)
-    # Beside methods that may not be ranked there is nothing to rank the baseline against either.
-    can_rank = not reasons and facts.run["rule"] != "typical"
-    failed_control = failure(facts.control) if can_rank and not noise else ""
-    if failed_control:
-        reasons = [f"control failed: {failed_control} in this run, so nothing in it is ranked"]
     return dataclasses.replace(
         row,
-        ranked=can_rank and not noise and not failed_control,
-        control_failed=bool(failed_control),
-        too_noisy=can_rank and bool(noise),
         notes=(
-            *reasons,
-            *noise,
-            *_remarks(row, is_lossy=_is_lossy(facts, row.kind)),
+            *found.reasons,
+            *_coverage(facts, row),
+            *_remarks(row, is_lossy=facts.is_lossy(row.kind)),
             *_learning(row, learns_beside=label in facts.learn_beside),
             *_execution(facts, label),
             *method["notes"],
@@ -97,44 +92,21 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
     )
 
 
-def _is_lossy(facts: Facts, kind: str) -> bool:
-    """The baseline drafts nothing, so that no rule can take anything from it."""
-    return facts.run["rule"] == "typical" and kind != "baseline"
-
-
-def _reasons_not_to_rank(facts: Facts, row: MethodRow, speedup: Speedup, *, is_competitor: bool) -> list[str]:
-    """Those that more questions or repeats would not remove."""
-    reasons = []
-    is_lossy = _is_lossy(facts, row.kind)
-    if row.is_control:
-        reasons.append("A/A control: the baseline under a second name, shown and not ranked")
-    elif not is_competitor:
-        reasons.append("not ranked: a control, not a competitor")
-    if is_lossy:
-        reasons.append("not ranked: the acceptance rule `typical` is lossy")
-    elif row.equality is not None and row.equality.bug:
-        differ = "1 answer differs" if row.equality.bug == 1 else f"{row.equality.bug} answers differ"
-        reasons.append(f"not ranked: {differ} from the reference beyond rounding (bug)")
-    if speedup.num_units == 0:
-        reasons.append("not ranked: nothing that the baseline finished as well")
-    elif speedup.num_units == 1:
-        reasons.append(f"not ranked: one {unit(facts.run['batch_size'])} gives no interval")
-    if row.efficiency_ci is not None and is_implausible(row.efficiency_ci):
-        low, high = row.efficiency_ci
-        reasons.append(
-            f"implausible: efficiency {low:.2f} to {high:.2f}, but one engine cannot gain more than it accepts"
-        )
-    if facts.is_slow_baseline():
-        share = facts.meter[facts.baseline or ""]["share"]
-        reasons.append(f"not ranked: the baseline is slow, {share:.0%} of the device's measured bandwidth")
-    return reasons
-
-
-def _noise(row: MethodRow) -> tuple[str, ...]:
-    if row.speedup is None or row.speedup_ci is None or not is_too_noisy(row.speedup, row.speedup_ci):
-        return ()
-    half = (row.speedup_ci.high - row.speedup_ci.low) / 2 / row.speedup
-    return (f"too noisy here: the interval is ±{half:.0%} wide",)
+def _coverage(facts: Facts, row: MethodRow) -> list[str]:
+    """What of its answers is in no ratio, because the other side has nothing to set beside them."""
+    found = facts.unpaired.get(row.method, {})
+    num_left, num_failed = found.get("num_units", 0), found.get("num_failed_units", 0)
+    noun = unit(facts.run["batch_size"])
+    remarks = []
+    if num_left and row.num_units:
+        parts = {"in which it failed": num_failed, "not measured to the end": num_left - num_failed}
+        why = " and ".join(f"{number} {words}" for words, number in parts.items() if number)
+        total = count(row.num_units + num_left, noun)
+        remarks.append(f"its speed-up rests on {row.num_units} of {total}: left out whole are {why}")
+    if lone := found.get("num_lone_cells", 0):
+        stands = "stands" if lone == 1 else "stand"
+        remarks.append(f"{lone} of its timed generations {stands} in no speed-up: the baseline failed there")
+    return remarks
 
 
 def _remarks(row: MethodRow, *, is_lossy: bool) -> list[str]:
@@ -226,27 +198,8 @@ def _meter(row: Row | None) -> BaselineMeter | None:
     return BaselineMeter(**{field.name: row[field.name] for field in dataclasses.fields(BaselineMeter)})
 
 
-def _equality(verdicts: Row) -> Equality | None:
-    if not verdicts.get("num_judged"):
-        return None
-    return Equality(**{field.name: verdicts[field.name] for field in dataclasses.fields(Equality)})
-
-
 def _num_failed(facts: Facts, label: str) -> int:
     return int(facts.failures.get((label, None), {}).get("num_failed", 0))
-
-
-def _efficiency_interval(facts: Facts, label: str) -> Interval | None:
-    table = facts.pairs.of_method(label)
-    if len(table.units) < 2:
-        return None
-    return efficiency_interval(
-        seconds_U=table.decode_s_UK[:, 0],
-        num_steps_U=table.num_steps_UK[:, 0],
-        base_seconds_U=table.base_decode_s_UK[:, 0],
-        base_tokens_U=table.base_decode_tokens_UK[:, 0],
-        bootstrap=facts.bootstrap_of(len(table.units)),
-    )
 
 
 def _category_rows(facts: Facts, label: str) -> list[CategoryRow]:

@@ -44,10 +44,15 @@ CREATE TABLE IF NOT EXISTS runs (
     repeats INTEGER NOT NULL,
     max_new_tokens INTEGER NOT NULL,
     carry VARCHAR NOT NULL,              -- none | stream
+    stop VARCHAR[],                      -- strings that end an answer, each once and sorted: their order changes nothing
     num_groups INTEGER NOT NULL,         -- planned
     manifest JSON NOT NULL
 );
 ALTER TABLE runs ADD COLUMN IF NOT EXISTS execution VARCHAR DEFAULT 'operators'; -- schema 4
+ALTER TABLE runs ADD COLUMN IF NOT EXISTS stop VARCHAR[]; -- schema 7: of runs from before, what their requests said
+UPDATE runs
+SET stop = list_sort(list_distinct(coalesce((manifest -> '$.provenance.request.stop')::VARCHAR[], [])))
+WHERE stop IS NULL;
 
 -- One row per competitor of a run, in the order of the manifest.
 CREATE TABLE IF NOT EXISTS methods (

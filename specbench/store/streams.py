@@ -91,7 +91,9 @@ def _point(rows: list[dict[str, Any]], *, since: int, until: int) -> StreamPoint
     interval: Interval | None = None
     if len(counts) > 1:
         resampled = Bootstrap(len(counts), seed=_SEED, resamples=2000).sums(counts)
-        interval = percentile_interval(resampled[:, 0] / resampled[:, 1])
+        interval = percentile_interval(resampled[:, 0] / resampled[:, 1], len(counts))
+        if interval is not None:  # of few questions it is wider than a share can be
+            interval = Interval(max(0.0, interval.low), min(1.0, interval.high))
     return StreamPoint(
         since=since,
         until=until,

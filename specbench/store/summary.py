@@ -61,6 +61,7 @@ def summarise(connection: duckdb.DuckDBPyConnection, run_id: str) -> RunSummary:
     facts = Facts(connection, run)
     rows = _ranked(facts, [method_row(facts, method) for method in facts.methods])
     given = {field.name: run[field.name] for field in dataclasses.fields(RunSummary) if field.name in run}
+    given["stop"] = tuple(run["stop"])
     return RunSummary(
         schema=SUMMARY_SCHEMA,
         rows=tuple(rows),

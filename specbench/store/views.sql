@@ -131,15 +131,33 @@ SELECT
 FROM timed_groups
 GROUP BY GROUPING SETS ((run_id, method), (run_id, method, category));
 
--- The mean of the categories' acceptance lengths, each category once however long its answers.
+-- The mean of the categories' acceptance lengths, each category once however long its answers. By the categories of the
+-- answers: a group of several rows may hold more than one.
 CREATE OR REPLACE VIEW acceptance_macro AS
+WITH categories AS (
+    SELECT
+        g.run_id,
+        g.method,
+        g.category,
+        sum(g.num_new_tokens - 1) / nullif(sum(g.num_steps), 0) AS acceptance_length
+    FROM generations AS g
+    SEMI JOIN timed_groups AS t ON t.run_id = g.run_id AND t.group_id = g.group_id
+    GROUP BY g.run_id, g.method, g.category
+)
 SELECT run_id, method, avg(acceptance_length) AS acceptance_length_macro
-FROM totals
-WHERE category IS NOT NULL
+FROM categories
 GROUP BY run_id, method;
 
--- A method's timed group beside the baseline's of the same unit, turn and repeat: only what both finished is compared.
+-- A method's timed group beside the baseline's of the same unit (a question; at batch > 1 a group of questions), turn and
+-- repeat. All such cells of a unit or none: a unit is a method's only where it finished every cell that the baseline
+-- finished. Two methods that have a unit then have the same cells of it, and whoever fails an answer on which drafting
+-- pays little does not gain by it.
 CREATE OR REPLACE VIEW paired_cells AS
+WITH base AS (
+    SELECT t.*, count(*) OVER (PARTITION BY t.run_id, t.unit) AS num_cells
+    FROM timed_groups AS t
+    JOIN baselines USING (run_id, method)
+)
 SELECT
     m.run_id, m.method, m.unit, m.category, m.turn, m.repeat,
     m.num_new_tokens, m.num_decode_tokens, m.num_steps, m.total_s, m.decode_s,
@@ -149,18 +167,49 @@ SELECT
     b.total_s AS base_total_s,
     b.decode_s AS base_decode_s
 FROM timed_groups AS m
-JOIN baselines AS bl ON bl.run_id = m.run_id
-JOIN timed_groups AS b
-    ON b.run_id = m.run_id AND b.method = bl.method
-    AND b.unit = m.unit AND b.turn = m.turn AND b.repeat = m.repeat;
+JOIN base AS b ON b.run_id = m.run_id AND b.unit = m.unit AND b.turn = m.turn AND b.repeat = m.repeat
+QUALIFY count(*) OVER (PARTITION BY m.run_id, m.method, m.unit) = b.num_cells;
 
--- One unit (a question; at batch > 1 a group of questions), its turns and repeats pooled, method beside baseline.
+-- What is in none of a method's ratios although one side finished it. num_units: units that the baseline has and the
+-- method not as far; of them num_failed_units, in which a generation of the method's failed (in the others the run did
+-- not come to the end). num_lone_cells: cells that the method finished and the baseline failed.
+CREATE OR REPLACE VIEW unpaired AS
+WITH base AS (
+    SELECT g.* FROM groups AS g JOIN baselines USING (run_id, method)
+),
+units AS (
+    SELECT
+        m.run_id,
+        m.method,
+        b.unit,
+        count(*) FILTER (b.num_failed = 0) AS num_cells,
+        count(*) FILTER (b.num_failed = 0 AND g.num_failed = 0) AS num_pairs,
+        count(*) FILTER (b.num_failed = 0 AND g.num_failed > 0) AS num_failed,
+        count(*) FILTER (b.num_failed > 0 AND g.num_failed = 0) AS num_lone
+    FROM methods AS m
+    JOIN base AS b USING (run_id)
+    LEFT JOIN groups AS g
+        ON g.run_id = m.run_id AND g.method = m.method
+        AND g.unit = b.unit AND g.turn = b.turn AND g.repeat = b.repeat
+    GROUP BY m.run_id, m.method, b.unit
+)
+SELECT
+    run_id,
+    method,
+    count(*) FILTER (num_pairs < num_cells) AS num_units,
+    count(*) FILTER (num_pairs < num_cells AND num_failed > 0) AS num_failed_units,
+    sum(num_lone)::BIGINT AS num_lone_cells
+FROM units
+GROUP BY run_id, method;
+
+-- One unit, its turns and repeats pooled, method beside baseline. turns: of every pooled cell, ascending.
 CREATE OR REPLACE VIEW unit_pairs AS
 SELECT
     run_id,
     method,
     unit,
     category,
+    list(turn ORDER BY turn) AS turns,
     sum(num_new_tokens)::BIGINT AS num_new_tokens,
     sum(num_decode_tokens)::BIGINT AS num_decode_tokens,
     sum(num_steps)::BIGINT AS num_steps,

@@ -76,15 +76,15 @@ def comparison_lines(found: Comparison) -> list[Line]:
     rows.append(line(f"{text.count(found.num_units, 'question')} that every method finished"))
     rows.append(())
     for entry in found.entries:
-        control = "" if entry.ranked else "  control failed"
+        unranked = "" if entry.ranked else f"  {entry.rank_words}"
         words = f"{text.times(entry.speedup):>6} {text.interval(entry.speedup_ci):>14}  "
-        rows.append(line(words, Span(entry.method, "bold"), Span(f"  {entry.run_id}{control}", "dim")))
+        rows.append(line(words, Span(entry.method, "bold"), Span(f"  {entry.run_id}{unranked}", "dim")))
     rows += [(), line(Span("first / second, question by question", "bold"))]
     for pair in found.pairs:
         if pair.first.run_id == pair.second.run_id:
             continue
         words = f"{text.times(pair.ratio):>6} {text.interval(pair.ratio_ci):>14}  "
-        tied = "  tied" if pair.tied else ""
+        tied = "  tied" if pair.tied else "" if pair.ranked else "  not ranked"
         rows.append(line(words, f"{pair.first.method} / {pair.second.method}", Span(tied, "warn")))
     rows.append(())
     for drift in found.drift:

@@ -1,7 +1,8 @@
 """Speed-up so far, from a journal alone: the pairs the store's views would make, through metrics.py. No Textual.
 
-A cell is one timed group; a unit is a question (a batch of them), its turns and repeats pooled. The same pairing stands
-in views.sql (`paired_cells`, `unit_pairs`); a test holds the two together.
+A cell is one timed group; a unit is a question (a batch of them), its turns and repeats pooled: a method's where it has
+finished every cell that the baseline has. The same pairing stands in views.sql (`paired_cells`, `unit_pairs`); a test
+holds the two together.
 """
 
 from __future__ import annotations
@@ -115,12 +116,15 @@ class SoFar:
         rows = {unit: place for place, unit in enumerate(units)}
         columns = {method: place for place, method in enumerate(methods)}
         sums = np.full((4, len(units), len(methods)), np.nan)
+        num_cells = np.zeros((len(units), len(methods)), dtype=np.int64)
         for cell, (tokens, seconds) in cells.items():
             base = cells.get(cell._replace(method=self.baseline))
             if base is None:
                 continue
-            place = (slice(None), rows[cell.unit], columns[cell.method])
-            sums[place] = np.nan_to_num(sums[place]) + np.array([seconds, tokens, base[1], base[0]])
+            place = (rows[cell.unit], columns[cell.method])
+            num_cells[place] += 1
+            sums[:, *place] = np.nan_to_num(sums[:, *place]) + np.array([seconds, tokens, base[1], base[0]])
+        sums[:, num_cells < num_cells[:, [columns[self.baseline]]]] = np.nan
         if self._bootstrap is None or self._bootstrap.num_units != len(units):
             self._bootstrap = Bootstrap(len(units), seed=self._manifest.seed)
         found = speedups(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.store.synthetic import write_synthetic
+from specbench.events import Event, GenerationFailed, GenerationFinished
+from tests.store.synthetic import make_manifest, run_events, write_run, write_synthetic
 
 
 @pytest.fixture
@@ -102,6 +104,52 @@ def test_exported_answers_can_be_imported_and_are_external(
     words = ("--suite", "demo", "--method", "theirs", "--target", "tiny", "--store", results)
     row = json.loads(specbench("results", "import", out, *words, "--json").out)
     assert row["ranked"] is False and row["num_questions"] == 4
+
+
+def test_tokens_per_step_of_an_imported_file_are_not_called_by_the_name_of_the_acceptance_length(
+    specbench: Callable[..., Any], results: str, tmp_path: Path
+) -> None:
+    """They count the prefill's token, which belongs to no step."""
+    out = str(tmp_path / "answers.jsonl")
+    words = ("--format", "answers", "--method", "draft_model", "-o", out, "--store", results)
+    assert specbench("results", "export", "run-a", *words).code == 0
+    words = ("--suite", "demo", "--method", "theirs", "--target", "tiny", "--store", results)
+    shown = specbench("results", "import", out, *words).out
+    assert "tokens/step" in shown and "τ" not in shown
+
+
+def test_rows_that_a_table_does_not_rank_are_marked_in_the_list_and_in_a_comparison(
+    specbench: Callable[..., Any], tmp_path: Path
+) -> None:
+    store = str(tmp_path / "r")
+    methods = [each.model_copy(update={"is_ranked": each.label != "tree"}) for each in make_manifest().methods]
+    for seed, name in enumerate(("run-a", "run-b")):
+        folder = tmp_path / "r" / "runs" / name
+        write_synthetic(folder, run_id=name, seed=seed, num_questions=12, methods=tuple(methods))
+    assert specbench("results", "ingest", "--store", store).code == 0
+    listed = specbench("results", "ls", "--store", store).out
+    assert "(not ranked: a control, not a competitor)" in listed and listed.count("not ranked") == 2
+    ran = specbench("results", "compare", "run-a", "run-b", "--store", store)
+    assert [line.split()[1] for line in ran.out.splitlines() if line.endswith("not ranked")][:2] == ["tree", "tree"]
+    assert "run-a: tree is not ranked: a control, not a competitor" in ran.err
+
+
+def test_an_export_of_answers_says_what_it_wrote_of_failed_turns(specbench: Callable[..., Any], tmp_path: Path) -> None:
+    def failing(event: Event) -> Event:
+        if not isinstance(event, GenerationFinished) or (event.method, event.turn) != ("tree", 0):
+            return event
+        names = [field.name for field in dataclasses.fields(GenerationFailed) if field.name != "error"]
+        return GenerationFailed(**{name: getattr(event, name) for name in names}, error="out of memory")
+
+    manifest = make_manifest(num_questions=1, num_turns=2, repeats=1)
+    folder = tmp_path / "r" / "runs" / "run-a"
+    write_run(folder, manifest, (failing(event) for event in run_events(manifest)))
+    where = ("--store", str(tmp_path / "r"))
+    assert specbench("results", "ingest", *where).code == 0
+    for method, number in (("tree", 1), ("draft_model", 0)):
+        out = str(tmp_path / f"{method}.jsonl")
+        ran = specbench("results", "export", "run-a", "--format", "answers", "--method", method, "-o", out, *where)
+        assert ran.code == 0 and ("1 turn of tree failed" in ran.err) is bool(number)
 
 
 def test_answers_without_a_method_are_refused(specbench: Callable[..., Any], results: str, tmp_path: Path) -> None:

@@ -53,6 +53,26 @@ def test_where_the_control_failed_nothing_is_judged() -> None:
     assert [point["is_disturbed"] for point in line["points"]] == [False, True] and line["crossing"] is None
 
 
+def test_a_row_that_may_not_be_ranked_says_nothing_of_where_it_pays() -> None:
+    """A control that knows the answers pays everywhere; what is noisy alone still proves what its interval shows."""
+    points = [_point(1, 3.0), dataclasses.replace(_point(8, 2.0), is_unranked=True), _point(16, 0.9)]
+    assert verdict(points) == "pays at 1; costs at 16; not judged, for it may not be ranked, at 8"
+    assert crossing(points) == pytest.approx(crossing([points[0], points[2]]))
+
+    def at(batch_size: int) -> Any:
+        oracle = method_row("oracle", speedup=3.0, rank=None, reasons=("not ranked: a control, not a competitor",))
+        wide = method_row("suffix", speedup=1.6, half=0.4, rank=None, too_noisy=True)
+        found = summary(rows=(baseline_row(tokens_per_s=50.0), control_row(), oracle, wide))
+        return record(dataclasses.replace(found, run_id=f"b{batch_size}", batch_size=batch_size))
+
+    board = build_board([at(1), at(8)], [])
+    lines = {line["method"]: line for line in board["scopes"][0]["batches"]}
+    assert lines["oracle"]["verdict"] == "not judged, for it may not be ranked, at 1, 8"
+    assert all(point["is_unranked"] for point in lines["oracle"]["points"])
+    assert lines["suffix"]["verdict"] == "pays at 1, 8"
+    assert not any(point["is_unranked"] for name in ("suffix", "autoregressive") for point in lines[name]["points"])
+
+
 def test_runs_that_differ_in_the_batch_size_alone_share_their_curves() -> None:
     board = build_board([_at(1, ("a", 2.0), ("b", 1.5)), _at(4, ("a", 1.25)), _at(16, ("a", 0.8))], [])
     assert len(board["scopes"]) == 3, "they are never ranked together"

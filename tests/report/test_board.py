@@ -40,6 +40,7 @@ def _later(found: RunSummary, **changes: Any) -> RunSummary:
         {"batch_size": 2},
         {"carry": "stream"},
         {"max_new_tokens": 128},
+        {"stop": ("Question:",)},
     ],
     ids=lambda change: next(iter(change)),
 )

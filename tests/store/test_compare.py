@@ -19,10 +19,14 @@ from specbench.store.summary import summarise, to_json
 from tests.store.synthetic import AR_S, AUTOREGRESSIVE, CHAIN, CONTROL, SLOW, make_manifest, run_events, write_run
 
 
-def put(tmp_path: Path, manifest: Manifest, *competitors: Any, slower: float = 1.0, seed: int = 0) -> None:
+def put(
+    tmp_path: Path, manifest: Manifest, *competitors: Any, slower: float = 1.0, seed: int = 0, bug_of: str = ""
+) -> None:
     def drifted(event: Event) -> Event:
         if not isinstance(event, GenerationFinished):
             return event
+        if event.method == bug_of:
+            event = dataclasses.replace(event, equality="bug")
         names = ("prefill_s", "decode_s", "total_s", "draft_s", "verify_s", "accept_s", "commit_s")
         return dataclasses.replace(event, **{name: getattr(event, name) * slower for name in names})
 
@@ -78,6 +82,7 @@ def test_only_questions_that_all_have_are_compared(tmp_path: Path) -> None:
         ({"device.name": "another"}, "device"),
         ({"device.threads": 2}, "threads"),
         ({"sampling.temperature": 1.0}, "temperature"),
+        ({"stop": ("Question:",)}, "stop strings"),
     ],
 )
 def test_unlike_runs_are_refused_by_the_condition_that_differs(
@@ -110,6 +115,31 @@ def test_methods_of_a_run_whose_control_failed_are_shown_and_not_ranked(tmp_path
         control = summarise(connection, "run-a").control
     assert control is not None and control.speedup_ci is not None
     assert f"run-a: control failed, autoregression against itself gives [{control.speedup_ci.low:.3f}" in note
+
+
+def test_what_a_runs_own_table_does_not_rank_is_not_ranked_beside_other_runs(tmp_path: Path) -> None:
+    """A control that knows the answers and a method whose answers are wrong would otherwise lead the comparison."""
+    oracle, buggy = (dataclasses.replace(CHAIN, label=label, alpha=0.95) for label in ("oracle", "buggy"))
+    four = (AUTOREGRESSIVE, CHAIN, oracle, buggy)
+    for seed, run_id in enumerate(("run-a", "run-b")):
+        manifest = make_manifest(four, num_questions=12, run_id=run_id)
+        methods = tuple(each.model_copy(update={"is_ranked": each.label != "oracle"}) for each in manifest.methods)
+        put(tmp_path, manifest.model_copy(update={"methods": methods}), *four, seed=seed, bug_of="buggy")
+    found = comparison(tmp_path, "run-a", "run-b")
+    assert [(row.method, row.ranked) for row in found.entries][:2] == [("draft_model", True)] * 2
+    words = {row.method: row.rank_words for row in found.entries}
+    assert words == {"draft_model": "", "oracle": "not ranked", "buggy": "not ranked"}
+    assert all(pair.ranked is (pair.first.method == pair.second.method == "draft_model") for pair in found.pairs)
+    assert len(found.notes) == 4
+    assert "run-a: oracle is not ranked: a control, not a competitor" in found.notes
+    assert "run-b: buggy is not ranked: 36 answers differ from the reference beyond rounding (bug)" in found.notes
+
+
+def test_the_order_of_stop_strings_is_no_condition(tmp_path: Path) -> None:
+    pair = (AUTOREGRESSIVE, CHAIN)
+    for run_id, stop in (("run-a", ("Q:", "A:")), ("run-b", ("A:", "Q:", "Q:"))):
+        put(tmp_path, make_manifest(pair, num_questions=2, run_id=run_id, stop=stop), *pair)
+    assert comparison(tmp_path, "run-a", "run-b").conditions["stop"] == ["A:", "Q:"]
 
 
 def test_units_of_batched_runs_are_groups(tmp_path: Path) -> None:

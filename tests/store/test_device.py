@@ -54,7 +54,7 @@ def summary_of(tmp_path: Path, *lines: dict[str, Any] | str, is_dated: bool = Tr
     """A run of three questions, one repeat: groups 0 .. 5, autoregressive and chain in turn."""
     manifest = make_manifest(PAIR, **({"num_questions": 3, "repeats": 1} | plan))
     events = run_events(manifest, PAIR)
-    folder = write_run(tmp_path / "run", manifest, dated(events) if is_dated else events)
+    folder = write_run(tmp_path / "run-a", manifest, dated(events) if is_dated else events)
     if lines:
         texts = [line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines]
         metrics_file(folder).write_text("".join(texts))
@@ -128,10 +128,10 @@ def test_samples_are_rebuilt_from_the_run_s_folder(tmp_path: Path) -> None:
     summary_of(tmp_path, HEADER, sample(1000.5), sample(1001.5))
     query = "SELECT count(*) AS num FROM device_sample"
     assert view(tmp_path, query) == [{"num": 2}]
-    ingest(tmp_path / "s.duckdb", tmp_path / "run")
+    ingest(tmp_path / "s.duckdb", tmp_path / "run-a")
     assert view(tmp_path, query) == [{"num": 2}]
-    metrics_file(tmp_path / "run").unlink()
-    ingest(tmp_path / "s.duckdb", tmp_path / "run")
+    metrics_file(tmp_path / "run-a").unlink()
+    ingest(tmp_path / "s.duckdb", tmp_path / "run-a")
     assert view(tmp_path, query) == [{"num": 0}]
 
 
@@ -196,6 +196,6 @@ def test_joules_per_token_come_from_readings_at_a_groups_own_edges(tmp_path: Pat
         HEADER,
         energy("end", 4, 1041.0, 950.0),
     ]
-    found = {row.method: row for row in summary_of(tmp_path / "run", *lines).rows}
+    found = {row.method: row for row in summary_of(tmp_path / "run-a", *lines).rows}
     assert found["autoregressive"].joules_per_token == pytest.approx(30.0 / timed[0]["num_new_tokens"])
     assert found["draft_model"].joules_per_token is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +12,20 @@ import duckdb
 import pytest
 
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.events import Event, GenerationFailed, GenerationFinished
 from specbench.store.answers import read_answers
 from specbench.store.db import open_store
-from specbench.store.export import export_answers, export_csv, export_json, export_parquet
+from specbench.store.export import export_answers, export_csv, export_json, export_parquet, failed_turns
 from specbench.store.external import import_answers
 from specbench.store.ingest import ingest
 from specbench.store.pairs import fetch
 from specbench.store.summary import summarise, to_json
-from tests.store.synthetic import write_synthetic
+from tests.store.synthetic import make_manifest, run_events, write_run, write_synthetic
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    folder = write_synthetic(tmp_path / "run", num_questions=3, num_turns=2, repeats=2)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=3, num_turns=2, repeats=2)
     ingest(tmp_path / "s.duckdb", folder)
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         yield connection
@@ -78,8 +80,40 @@ def test_answers_follow_spec_benchs_schema(store: duckdb.DuckDBPyConnection, tmp
     assert sum(choice["accept_lengths"]) == sum(choice["new_tokens"]) - 2
 
 
+def test_a_failed_turn_keeps_its_place(tmp_path: Path) -> None:
+    """Without it the second turn of an answer whose first one failed would be read as a first one."""
+
+    def failing(event: Event) -> Event:
+        if not isinstance(event, GenerationFinished) or event.method != "draft_model":
+            return event
+        place = (event.question_id, event.repeat, event.turn)
+        if place not in (("81", 1, 0), ("82", 0, 1), ("83", 0, 0), ("83", 0, 1)):
+            return event
+        names = [field.name for field in dataclasses.fields(GenerationFailed) if field.name != "error"]
+        return GenerationFailed(**{name: getattr(event, name) for name in names}, error="out of memory")
+
+    manifest = make_manifest(num_questions=3, num_turns=2, repeats=2)
+    events = (failing(event) for event in run_events(manifest))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / manifest.run_id, manifest, events))
+    out = tmp_path / "a.jsonl"
+    with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
+        export_answers(connection, "run-a", "draft_model", out)
+        assert failed_turns(connection, "run-a", "draft_model").startswith("4 turns of draft_model failed: ")
+        assert failed_turns(connection, "run-a", "tree") == ""
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [[choice["index"] for choice in line["choices"]] for line in lines] == [[0, 1], [0, 1], [1]]
+    first, second = lines[0]["choices"][1], lines[1]["choices"][0]
+    assert first["turns"][0] == second["turns"][1] == "ERROR" and len(first["turns"]) == len(second["turns"]) == 2
+    for name in ("decoding_steps", "new_tokens", "wall_time"):
+        assert first[name][0] == second[name][1] == 0 and first[name][1] > 0 and second[name][0] > 0
+    read = read_answers(out)
+    found = {(turn.question_id, turn.choice, turn.turn) for turn in read.turns}
+    assert ("81", 1, 1) in found and ("82", 0, 0) in found and len(found) == 12 - 4
+    assert any("2 turns failed in that tool" in note for note in read.notes)
+
+
 def test_seconds_of_a_batch_are_nobodys(tmp_path: Path) -> None:
-    ingest(tmp_path / "s.duckdb", write_synthetic(tmp_path / "run", num_questions=2, batch_size=2))
+    ingest(tmp_path / "s.duckdb", write_synthetic(tmp_path / "run-a", num_questions=2, batch_size=2))
     with (
         open_store(tmp_path / "s.duckdb", read_only=True) as connection,
         pytest.raises(UsageError, match="2 questions at a time"),
@@ -112,7 +146,7 @@ def test_csv_has_a_line_per_timed_group_and_no_model_text(store: duckdb.DuckDBPy
 
 
 def test_parquet_holds_every_table_of_the_run_alone(store: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
-    other = write_synthetic(tmp_path / "other", run_id="run-b", num_questions=1)
+    other = write_synthetic(tmp_path / "run-b", run_id="run-b", num_questions=1)
     store.close()
     ingest(tmp_path / "s.duckdb", other)
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:

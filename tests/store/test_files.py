@@ -45,7 +45,7 @@ def test_a_full_disk_names_the_run_to_go_on_with(tmp_path: Path, monkeypatch: py
 
 def test_an_export_that_is_refused_names_its_own_option(tmp_path: Path) -> None:
     """Not the store: that one was read without trouble."""
-    ingest(tmp_path / "s.duckdb", write_synthetic(tmp_path / "run", num_questions=1, repeats=1))
+    ingest(tmp_path / "s.duckdb", write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1))
     (tmp_path / "file").write_text("in the way of a folder")
     blocked = tmp_path / "file" / "out"
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -15,11 +16,13 @@ import pytest
 
 from specbench.errors import EnvironmentFailed, StoreBusy
 from specbench.events import SCHEMA, Event, GenerationFailed, GenerationFinished, RunFinished, RunStarted, to_line
+from specbench.manifest import Manifest, read_manifest
 from specbench.store.attempts import finished_groups
 from specbench.store.db import open_store
 from specbench.store.ingest import RUN_TABLES, ingest
 from specbench.store.invariants import InvariantViolation
 from specbench.store.pairs import fetch
+from specbench.store.summary import summarise
 from tests.store.synthetic import COMPETITORS, group_events, make_manifest, run_events, write_run, write_synthetic
 
 RESUMED = RunStarted(schema=SCHEMA, run_id="run-a", time="t", pid=2, resumed=True)
@@ -85,8 +88,8 @@ def killed_and_resumed(num_events: int) -> Iterator[Event]:
 @pytest.mark.parametrize("num_events", [3, 7, 8, 50, 75])
 def test_a_killed_and_resumed_run_is_stored_as_an_uninterrupted_one(tmp_path: Path, num_events: int) -> None:
     manifest = make_manifest(num_questions=2)
-    whole = write_run(tmp_path / "whole", manifest, run_events(manifest))
-    resumed = write_run(tmp_path / "resumed", manifest, killed_and_resumed(num_events))
+    whole = write_run(tmp_path / "whole" / "run-a", manifest, run_events(manifest))
+    resumed = write_run(tmp_path / "resumed" / "run-a", manifest, killed_and_resumed(num_events))
     ingest(tmp_path / "whole.duckdb", whole)
     ingest(tmp_path / "resumed.duckdb", resumed)
     no_reference = (
@@ -104,10 +107,10 @@ def test_of_two_complete_attempts_the_last_one_counts(tmp_path: Path) -> None:
     record = manifest.groups[2]
     slow = list(group_events(manifest, record, chain, num_tokens=40, seed=1))
     events = [*run_events(manifest)]
-    write_run(tmp_path / "twice", manifest, iter([*slow, *events]))
-    write_run(tmp_path / "once", manifest, iter(events))
-    ingest(tmp_path / "twice.duckdb", tmp_path / "twice")
-    ingest(tmp_path / "once.duckdb", tmp_path / "once")
+    write_run(tmp_path / "twice" / "run-a", manifest, iter([*slow, *events]))
+    write_run(tmp_path / "once" / "run-a", manifest, iter(events))
+    ingest(tmp_path / "twice.duckdb", tmp_path / "twice" / "run-a")
+    ingest(tmp_path / "once.duckdb", tmp_path / "once" / "run-a")
     assert content(tmp_path / "twice.duckdb") == content(tmp_path / "once.duckdb")
 
 
@@ -119,7 +122,7 @@ def test_a_failed_question_is_an_error_and_no_number(tmp_path: Path) -> None:
     assert isinstance(answer, GenerationFinished)
     names = [field.name for field in dataclasses.fields(GenerationFailed) if field.name != "error"]
     events[at] = GenerationFailed(**{name: getattr(answer, name) for name in names}, error="out of memory")
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         (failure,) = fetch(connection, "SELECT * FROM failures")
         groups = fetch(connection, "SELECT group_id FROM timed_groups")
@@ -130,7 +133,7 @@ def test_a_failed_question_is_an_error_and_no_number(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_is_no_obstacle(tmp_path: Path) -> None:
-    folder = write_synthetic(tmp_path / "run", num_questions=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1)
     journal = folder / "events.jsonl"
     journal.write_bytes(journal.read_bytes()[:-30])
     report = ingest(tmp_path / "s.duckdb", folder)
@@ -139,7 +142,7 @@ def test_a_torn_last_line_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_counts_that_cannot_be_are_refused_and_nothing_is_stored(tmp_path: Path) -> None:
-    folder = write_synthetic(tmp_path / "run", num_questions=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1)
     journal = folder / "events.jsonl"
     journal.write_text(journal.read_text().replace('"num_steps":39,', '"num_steps":40,', 1))
     with pytest.raises(InvariantViolation, match="num_steps is 40, but 39"):
@@ -154,12 +157,12 @@ def test_a_group_that_took_no_time_is_refused(tmp_path: Path) -> None:
         for event in run_events(manifest)
     ]
     with pytest.raises(InvariantViolation, match=r"group 0 \(autoregressive\) finished in 0.0 s"):
-        ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+        ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
 
 
 def test_an_insert_that_breaks_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "s.duckdb"
-    folder = write_synthetic(tmp_path / "run", num_questions=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1)
     ingest(store, folder)
     before = content(store)
     monkeypatch.setattr(
@@ -200,7 +203,7 @@ def hold(tmp_path: Path) -> Iterator[Any]:
 
 def test_a_locked_store_is_named_with_its_holder_and_loses_nothing(tmp_path: Path, hold: Any) -> None:
     store = tmp_path / "s.duckdb"
-    folder = write_synthetic(tmp_path / "run", num_questions=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1)
     journal = (folder / "events.jsonl").read_bytes()
     with open_store(store):
         pass
@@ -216,7 +219,7 @@ def test_a_locked_store_is_named_with_its_holder_and_loses_nothing(tmp_path: Pat
 
 def test_a_store_that_is_locked_for_a_moment_is_waited_for(tmp_path: Path, hold: Any) -> None:
     store = tmp_path / "s.duckdb"
-    folder = write_synthetic(tmp_path / "run", num_questions=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1)
     hold(store, 0.5)
     assert ingest(store, folder, timeout_s=20).num_generations == 15
 
@@ -271,8 +274,41 @@ def test_a_reader_brings_its_own_views(tmp_path: Path) -> None:
         assert connection.execute("SELECT * FROM baselines").fetchall() == []
 
 
+@pytest.mark.parametrize(
+    ("provenance", "stop"),
+    [({"request": {"stop": ["Q:", "A:"]}}, ["A:", "Q:"]), ({"request": {"stop": []}}, []), ({"git": "none"}, [])],
+    ids=["asked for two", "asked for none", "does not say"],
+)
+def test_runs_from_before_stop_strings_were_recorded_have_those_of_their_request(
+    tmp_path: Path, provenance: dict[str, Any], stop: list[str]
+) -> None:
+    """In a folder that is ingested now, and in a store that was filled then."""
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1, provenance=provenance)
+    body = json.loads((folder / "manifest.json").read_text())
+    del body["stop"]
+    (folder / "manifest.json").write_text(json.dumps(body))
+    assert sorted(read_manifest(folder).stop) == stop
+    store = tmp_path / "s.duckdb"
+    ingest(store, folder)
+    for is_older in (False, True):
+        if is_older:
+            with open_store(store) as connection:
+                connection.execute("ALTER TABLE runs DROP COLUMN stop")
+                connection.execute("UPDATE meta SET value = '6' WHERE key = 'schema_version'")
+        with open_store(store, read_only=True) as connection:
+            assert fetch(connection, "SELECT stop FROM runs") == [{"stop": stop}]
+            assert summarise(connection, "run-a").stop == tuple(stop)
+
+
+def test_a_new_manifest_records_the_stop_strings_of_its_request() -> None:
+    """Whoever makes one need not say them twice."""
+    plan = make_manifest(num_questions=1).model_dump(exclude={"stop"})
+    made = Manifest(**plan | {"provenance": {"request": {"stop": ("Q:",)}}})
+    assert made.stop == ("Q:",) and json.loads(made.model_dump_json())["stop"] == ["Q:"]
+
+
 def test_a_group_that_the_plan_lacks_is_an_error(tmp_path: Path) -> None:
-    folder = write_synthetic(tmp_path / "run", num_questions=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1)
     manifest = make_manifest(num_questions=2)
     with (folder / "events.jsonl").open("a") as file:
         for event in group_events(manifest, manifest.groups[-1], COMPETITORS[-1], num_tokens=5):
@@ -283,7 +319,7 @@ def test_a_group_that_the_plan_lacks_is_an_error(tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_steps_are_ingested_in_a_tenth_of_the_budget_twice_over(tmp_path: Path) -> None:
     """The budget is 20 s for a million; on a busy machine this leaves twice that."""
-    folder = write_synthetic(tmp_path / "run", num_questions=20, repeats=3, num_tokens=485)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=20, repeats=3, num_tokens=485)
     began = time.process_time()
     report = ingest(tmp_path / "s.duckdb", folder)
     assert 95_000 < report.num_steps < 105_000

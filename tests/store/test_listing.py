@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from specbench.events import SCHEMA, RunFinished, RunStarted
 from specbench.manifest import write_manifest
+from specbench.store.db import open_store
 from specbench.store.ingest import ingest
 from specbench.store.journal import Journal
 from specbench.store.listing import RunEntry, list_runs
+from specbench.store.summary import summarise
 from tests.store.synthetic import make_manifest, write_synthetic
 
 
@@ -62,8 +65,23 @@ def test_speedups_appear_once_the_run_is_in_the_store(tmp_path: Path) -> None:
     assert entry.speedups["draft_model"] > 1 > entry.speedups["slow"]
 
 
+def test_a_speedup_that_the_table_does_not_rank_says_why(tmp_path: Path) -> None:
+    manifest = make_manifest(num_questions=12)
+    methods = tuple(each.model_copy(update={"is_ranked": each.label != "tree"}) for each in manifest.methods)
+    write_synthetic(tmp_path / "runs" / "run-a", num_questions=12, methods=methods)
+    ingest(tmp_path / "specbench.duckdb", tmp_path / "runs" / "run-a")
+    entry = by_id(tmp_path)["run-a"]
+    assert entry.unranked == {"tree": "not ranked: a control, not a competitor"}
+    with open_store(tmp_path / "specbench.duckdb", read_only=True) as connection:
+        rows = [row for row in summarise(connection, "run-a").rows if row.kind != "baseline"]
+    assert entry.speedups == pytest.approx({row.method: row.speedup for row in rows})
+    (light,) = list_runs(tmp_path, with_ranks=False).runs
+    assert light.speedups == entry.speedups and light.unranked == {}
+    assert set(entry.unranked) == {row.method for row in rows if not row.ranked}
+
+
 def test_a_run_that_only_the_store_remembers_is_listed(tmp_path: Path) -> None:
-    ingest(tmp_path / "specbench.duckdb", write_synthetic(tmp_path / "elsewhere", num_questions=1))
+    ingest(tmp_path / "specbench.duckdb", write_synthetic(tmp_path / "elsewhere" / "run-a", num_questions=1))
     entry = by_id(tmp_path)["run-a"]
     assert entry.is_stored and not entry.has_journal
 
@@ -88,3 +106,11 @@ def test_no_results_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list_runs(tmp_path / "nothing").runs == ()
     monkeypatch.setenv("SPECBENCH_RESULTS", str(tmp_path / "nothing"))
     assert list_runs(None).runs == ()
+
+
+def test_a_copied_folder_is_listed_as_damaged(tmp_path: Path) -> None:
+    """Its rows would be those of the run that it was copied from."""
+    whole = write_synthetic(tmp_path / "runs" / "run-a", num_questions=1)
+    shutil.copytree(whole, tmp_path / "runs" / "run-a.bak")
+    found = by_id(tmp_path)
+    assert (found["run-a"].state, found["run-a.bak"].state) == ("finished", "damaged")

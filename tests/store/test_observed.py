@@ -208,7 +208,7 @@ def test_a_store_of_schema_four_gains_the_tables(tmp_path: Path) -> None:
         assert fetch(connection, "SELECT count(*) AS num FROM observed_positions") == [{"num": 0}]
         assert fetch(connection, "SELECT count(*) AS num FROM generations")[0]["num"] > 0
         (version,) = fetch(connection, "SELECT value FROM meta WHERE key = 'schema_version'")
-    assert version["value"] == str(STORE_SCHEMA) == "6"
+    assert version["value"] == str(STORE_SCHEMA) == "7"
     assert ingested(folder, "SELECT count(*) AS num FROM observed") == [{"num": 4}]
 
 

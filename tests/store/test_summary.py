@@ -14,6 +14,7 @@ import pytest
 
 from specbench.errors import UsageError
 from specbench.events import Event, GenerationFailed, GenerationFinished, Measured
+from specbench.report.standing import Standing, standing
 from specbench.store.db import open_store
 from specbench.store.ingest import ingest
 from specbench.store.summary import MethodRow, RunSummary, run_ids, summarise, to_json
@@ -236,6 +237,17 @@ def test_failures_are_counted_and_in_no_number(tmp_path: Path) -> None:
     assert any("3 generations failed" in note for note in row.notes)
 
 
+def test_a_method_without_an_answer_is_not_called_lossless(tmp_path: Path) -> None:
+    def failing(event: Event) -> Event:
+        if not (isinstance(event, GenerationFinished) and event.method == "tree"):
+            return event
+        names = [field.name for field in dataclasses.fields(GenerationFailed) if field.name != "error"]
+        return GenerationFailed(**{name: getattr(event, name) for name in names}, error="out of memory")
+
+    rows = rows_of(summary_of(tmp_path, change=failing, num_questions=2, repeats=1))
+    assert rows["tree"].speedup is None and not rows["tree"].lossless and rows["draft_model"].lossless
+
+
 def test_a_failed_control_is_said_of_the_run(tmp_path: Path) -> None:
     def change(event: Event) -> Event:
         if isinstance(event, GenerationFinished) and event.method == "autoregressive#2":
@@ -265,6 +277,21 @@ def test_a_failed_control_withholds_every_rank_and_no_speedup(tmp_path: Path) ->
         assert row.notes[0].startswith("control failed: autoregression against itself gives [")
         assert (row.speedup, row.speedup_ci) == (still[label].speedup, still[label].speedup_ci)
     assert not rows["autoregressive#2"].control_failed  # it never had a rank to lose
+
+
+def test_a_failed_control_counts_for_a_row_that_is_too_noisy_as_well(tmp_path: Path) -> None:
+    """Else the page would say of it that the whole of its interval lies above plain decoding."""
+
+    def change(event: Event) -> Event:
+        event = slower_control(event)
+        if isinstance(event, GenerationFinished) and event.method == "draft_model":
+            return dataclasses.replace(event, total_s=event.total_s * (1.0 + int(event.question_id) % 2))
+        return event
+
+    row = rows_of(summary_of(tmp_path, change=change))["draft_model"]
+    assert row.control_failed and not row.too_noisy and standing(row) is Standing.CONTROL_FAILED
+    assert [reason.partition(":")[0] for reason in row.reasons] == ["control failed", "too noisy here"]
+    assert row.notes[:2] == row.reasons
 
 
 def test_a_row_with_a_reason_of_its_own_keeps_it_when_the_control_fails(tmp_path: Path) -> None:
@@ -310,7 +337,7 @@ def test_categories_stand_below_the_whole_and_not_at_batch_two(tmp_path: Path) -
 def test_an_interrupted_run_is_summed_up_and_says_how_far_it_came(tmp_path: Path) -> None:
     manifest = make_manifest(num_questions=4)
     events = list(run_events(manifest))
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events[: len(events) // 2])))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events[: len(events) // 2])))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         summary = summarise(connection, "run-a")
     assert summary.state == "lost"
@@ -319,7 +346,7 @@ def test_an_interrupted_run_is_summed_up_and_says_how_far_it_came(tmp_path: Path
 
 def test_a_run_that_has_measured_nothing_is_summed_up_too(tmp_path: Path) -> None:
     manifest = make_manifest(num_questions=1)
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(list(run_events(manifest))[:1])))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(list(run_events(manifest))[:1])))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         summary = summarise(connection, "run-a")
     assert all(row.speedup is None and row.tokens_per_s is None and not row.ranked for row in summary.rows)

@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         *crafted_group(manifest, 0, [(0, 0, 0)] * 10),
         *crafted_group(manifest, 1, SHAPES, **SECONDS, equality="tie", correct=True),
     ]
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         yield connection
 
@@ -127,7 +127,7 @@ def test_macro_gives_each_category_one_vote(tmp_path: Path) -> None:
             shapes[record.question_ids[0]] if record.method == CHAIN.label else [(0, 0, 0)] * 3,
         )
     ]
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         pooled = one(connection, "SELECT * FROM totals WHERE method = 'draft_model' AND category IS NULL")
         macro = one(connection, "SELECT * FROM acceptance_macro WHERE method = 'draft_model'")
@@ -135,12 +135,36 @@ def test_macro_gives_each_category_one_vote(tmp_path: Path) -> None:
     assert macro["acceptance_length_macro"] == pytest.approx(2.5)
 
 
+def test_macro_goes_by_the_categories_of_answers_where_groups_mix_them(tmp_path: Path) -> None:
+    """Two groups of both categories and one of a single one: 4 tokens a step in one category, 1 in the other."""
+    categories = {"81": "math", "82": "chat", "83": "math", "84": "chat", "85": "math", "86": "math"}
+    shapes = {"math": [(3, 3, 0)] * 2, "chat": [(3, 0, 0)] * 8}
+    manifest = make_manifest([AUTOREGRESSIVE, CHAIN], num_questions=6, repeats=1, batch_size=2)
+    questions = tuple(q.model_copy(update={"category": categories[q.question_id]}) for q in manifest.questions)
+    manifest = manifest.model_copy(update={"questions": questions})
+    events: list[Event] = []
+    for record in manifest.groups:
+        is_chain = record.method == CHAIN.label
+        steps = [
+            crafted_steps(shapes[categories[question_id]] if is_chain else [(0, 0, 0)] * 8, row=row)
+            for row, question_id in enumerate(record.question_ids)
+        ]
+        answers = [crafted_answer(manifest, record.group, of_row) for of_row in steps]
+        events += [started(answer) for answer in answers]
+        events += [Steps(group=record.group, rows=tuple(steps[0] + steps[1])), *answers]
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / manifest.run_id, manifest, iter(events)))
+    with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
+        macro = {row["method"]: row for row in fetch(connection, "SELECT * FROM acceptance_macro")}
+    assert macro["draft_model"]["acceptance_length_macro"] == pytest.approx((4 + 1) / 2)
+    assert macro["autoregressive"]["acceptance_length_macro"] == pytest.approx(1.0)
+
+
 def test_only_what_both_sides_finished_is_paired(tmp_path: Path) -> None:
     """The method lacks question 82: its pair is missing, the baseline's own total is not."""
     manifest = make_manifest([AUTOREGRESSIVE, CHAIN], num_questions=2, repeats=1)
     chosen = [record for record in manifest.groups if record.question_ids == ("81",) or record.method != CHAIN.label]
     events = [event for record in chosen for event in crafted_group(manifest, record.group, [(0, 0, 0)] * 3)]
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         pairs = fetch(connection, "SELECT method, unit FROM unit_pairs ORDER BY method, unit")
     assert [(row["method"], row["unit"]) for row in pairs] == [
@@ -161,7 +185,7 @@ def test_at_batch_two_the_unit_is_the_group_and_weights_are_read_once_a_round(tm
     events.append(Measured(name="copy_bandwidth", value=1e9, unit="bytes/s"))
     device = manifest.device.model_copy(update={"copy_bandwidth": None})
     manifest = manifest.model_copy(update={"device": device})
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         pair = one(connection, "SELECT * FROM unit_pairs")
         meter = one(connection, "SELECT * FROM baseline_meter")
@@ -179,7 +203,7 @@ def test_ranks_are_counted_by_depth_and_not_beyond_the_cut(tmp_path: Path) -> No
     answer = crafted_answer(manifest, 1, steps)
     events: list[Event] = [*crafted_group(manifest, 0, [(0, 0, 0)] * 8)]
     events += [started(answer), Steps(group=1, rows=tuple(steps)), answer]
-    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run", manifest, iter(events)))
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / "run-a", manifest, iter(events)))
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
         rows = fetch(connection, "SELECT depth, rank, num, share FROM acceptance_ranks ORDER BY depth, rank")
     # The cut step kept two tokens, both accepted: its ranks at depths 1 and 2 stand.
@@ -194,7 +218,7 @@ def test_the_conditional_rate_is_the_one_that_was_forced(tmp_path: Path, alpha: 
     """About 12 000 steps at a known rate, cut by the length limit as real ones are."""
     forced = Competitor(label="forced", depth=5, alpha=alpha)
     folder = write_synthetic(
-        tmp_path / "run", [AUTOREGRESSIVE, forced], num_questions=40, num_tokens=300, repeats=3, seed=2
+        tmp_path / "run-a", [AUTOREGRESSIVE, forced], num_questions=40, num_tokens=300, repeats=3, seed=2
     )
     ingest(tmp_path / "s.duckdb", folder)
     with open_store(tmp_path / "s.duckdb", read_only=True) as connection:

@@ -16,7 +16,7 @@ from tests.store.synthetic import COMPETITORS, make_manifest, run_events, write_
 
 def test_reading_in_pieces_gives_what_reading_at_once_gives(tmp_path: Path) -> None:
     """Live and replay are the same code only if this holds."""
-    folder = write_synthetic(tmp_path / "run")
+    folder = write_synthetic(tmp_path / "run-a")
     whole = RunIndex(folder)
     whole.advance()
     pieces = RunIndex(folder)
@@ -29,7 +29,7 @@ def test_reading_in_pieces_gives_what_reading_at_once_gives(tmp_path: Path) -> N
 
 def test_a_torn_last_line_is_left_until_it_is_whole(tmp_path: Path) -> None:
     """The writer may be in the middle of a line at any look."""
-    folder = write_synthetic(tmp_path / "run", num_questions=1, repeats=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1)
     journal = folder / "events.jsonl"
     data = journal.read_bytes()
     journal.write_bytes(data[:-10])
@@ -47,8 +47,8 @@ def test_a_group_that_was_begun_again_counts_once(tmp_path: Path) -> None:
     events = list(run_events(manifest))
     first = next(place for place, event in enumerate(events) if isinstance(event, GenerationStarted))
     again = RunStarted(schema=2, run_id=manifest.run_id, time="later", pid=2, resumed=True)
-    folder = write_run(tmp_path / "run", manifest, iter([*events[: first + 2], again, *events[first:]]))
-    index, once = RunIndex(folder), RunIndex(write_run(tmp_path / "once", manifest, iter(events)))
+    folder = write_run(tmp_path / "run-a", manifest, iter([*events[: first + 2], again, *events[first:]]))
+    index, once = RunIndex(folder), RunIndex(write_run(tmp_path / "once" / "run-a", manifest, iter(events)))
     index.advance()
     once.advance()
     assert list(index.generations()) == list(once.generations())
@@ -61,7 +61,7 @@ def test_a_failed_question_is_an_ending_with_its_error(tmp_path: Path) -> None:
     failed = GenerationFailed(
         group=0, row=0, method=record.method, question_id="81", category="writing", turn=0, repeat=0, error="too long"
     )
-    folder = write_run(tmp_path / "run", manifest, iter([failed]))
+    folder = write_run(tmp_path / "run-a", manifest, iter([failed]))
     index = RunIndex(folder)
     index.advance()
     (generation,) = index.generations()
@@ -70,7 +70,7 @@ def test_a_failed_question_is_an_ending_with_its_error(tmp_path: Path) -> None:
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_that_says_where(tmp_path: Path) -> None:
-    folder = write_synthetic(tmp_path / "run", num_questions=1, repeats=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1)
     journal = folder / "events.jsonl"
     journal.write_bytes(b"{broken\n" + journal.read_bytes())
     with pytest.raises(EnvironmentFailed, match="damaged at byte 0"):
@@ -79,7 +79,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_says_where(tmp_path: Path
 
 def test_a_journal_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     """Offsets into a file that was replaced would show one run's steps under another's names."""
-    folder = write_synthetic(tmp_path / "run", num_questions=1, repeats=1)
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1)
     index = RunIndex(folder)
     index.advance()
     (folder / "events.jsonl").write_text(to_line(RunFinished(state="finished", time="")) + "\n", encoding="ascii")

@@ -23,7 +23,7 @@ def _timeline(folder: Path, group: int = 0, row: int = 0) -> Timeline:
 def test_tokens_carry_the_depth_they_were_accepted_at(tmp_path: Path) -> None:
     """Three drafted and two accepted: depths 1 and 2, then the target's own; a step without a draft is plain."""
     manifest = make_manifest((AUTOREGRESSIVE, CHAIN), num_questions=1, repeats=1)
-    folder = write_run(tmp_path / "run", manifest, crafted_group(manifest, 1, [(3, 2, 0), (0, 0, 0), (2, 0, 0)]))
+    folder = write_run(tmp_path / "run-a", manifest, crafted_group(manifest, 1, [(3, 2, 0), (0, 0, 0), (2, 0, 0)]))
     timeline = _timeline(folder, 1)
     assert [(token.kind, token.depth) for token in timeline.tokens] == [
         (Kind.PLAIN, 0),
@@ -39,7 +39,7 @@ def test_tokens_carry_the_depth_they_were_accepted_at(tmp_path: Path) -> None:
 def test_a_cut_step_keeps_only_what_was_kept(tmp_path: Path) -> None:
     """Two accepted, the second and the bonus cut by a stop: one drafted token stays."""
     manifest = make_manifest((AUTOREGRESSIVE, CHAIN), num_questions=1, repeats=1)
-    folder = write_run(tmp_path / "run", manifest, crafted_group(manifest, 1, [(3, 2, 2)]))
+    folder = write_run(tmp_path / "run-a", manifest, crafted_group(manifest, 1, [(3, 2, 2)]))
     assert [token.kind for token in _timeline(folder, 1).tokens] == [Kind.PLAIN, Kind.DRAFTED]
 
 
@@ -51,7 +51,7 @@ def test_the_first_token_is_missing_until_the_answer_has_ended(tmp_path: Path) -
         group=1, row=0, method="draft_model", question_id="81", category="writing", turn=0, repeat=0,
         num_prompt_tokens=3, began_s=1.0,
     )  # fmt: skip
-    folder = write_run(tmp_path / "run", manifest, iter([started, Steps(group=1, rows=tuple(steps))]))
+    folder = write_run(tmp_path / "run-a", manifest, iter([started, Steps(group=1, rows=tuple(steps))]))
     index = RunIndex(folder)
     index.advance()
     timeline = load_timeline(folder, index.groups[1], index.groups[1].rows[0])
@@ -64,7 +64,7 @@ def test_the_first_token_is_missing_until_the_answer_has_ended(tmp_path: Path) -
 
 
 def test_rows_of_a_batch_are_told_apart_and_share_their_steps_seconds(tmp_path: Path) -> None:
-    folder = write_synthetic(tmp_path / "run", (AUTOREGRESSIVE, CHAIN), num_questions=2, batch_size=2, repeats=1)
+    folder = write_synthetic(tmp_path / "run-a", (AUTOREGRESSIVE, CHAIN), num_questions=2, batch_size=2, repeats=1)
     first, second = _timeline(folder, 1, 0), _timeline(folder, 1, 1)
     assert [token.id for token in first.tokens] != [token.id for token in second.tokens]
     assert len(first.tokens) == len(second.tokens) == 40
@@ -73,7 +73,7 @@ def test_rows_of_a_batch_are_told_apart_and_share_their_steps_seconds(tmp_path: 
 
 def test_time_moves_tokens_step_by_step(tmp_path: Path) -> None:
     manifest = make_manifest((AUTOREGRESSIVE, CHAIN), num_questions=1, repeats=1)
-    folder = write_run(tmp_path / "run", manifest, crafted_group(manifest, 1, [(3, 2, 0), (3, 0, 0)], prefill_s=0.5))
+    folder = write_run(tmp_path / "run-a", manifest, crafted_group(manifest, 1, [(3, 2, 0), (3, 0, 0)], prefill_s=0.5))
     timeline = _timeline(folder, 1)
     assert [timeline.tokens_at(at) for at in (0.0, 0.5, 0.99, 1.0, 1.5, 2.0, 9.0)] == [0, 1, 1, 4, 4, 5, 5]
     assert timeline.next_event(0.0) == 0.5
@@ -89,7 +89,7 @@ def test_time_moves_tokens_step_by_step(tmp_path: Path) -> None:
 
 def test_seeking_in_a_long_answer_takes_less_than_a_tenth_of_a_second(tmp_path: Path) -> None:
     manifest = make_manifest((AUTOREGRESSIVE, CHAIN), num_questions=1, repeats=1)
-    folder = write_run(tmp_path / "run", manifest, crafted_group(manifest, 1, [(1, 1, 0)] * 50_000))
+    folder = write_run(tmp_path / "run-a", manifest, crafted_group(manifest, 1, [(1, 1, 0)] * 50_000))
     timeline = _timeline(folder, 1)
     began = time.process_time()
     for at in range(0, 50_000, 500):
