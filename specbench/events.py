@@ -169,7 +169,7 @@ class GenerationFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Event):
-    """A named reading of the machine or the engine: `noise_floor`, `copy_bandwidth`, `warm_up_s`, `rss_bytes`, ..."""
+    """A named reading of the machine or the engine: `noise_floor`, `rounding`, `copy_bandwidth`, `warm_up_s`, ..."""
 
     kind: ClassVar[str] = "measured"
     name: str
@@ -252,7 +252,7 @@ class TrainEval(Event):
     num: tuple[int, ...]
     """Labels per depth."""
     loss: tuple[float, ...]
-    """Summed loss per depth."""
+    """Summed loss per depth; labels that the drafter cannot say count with the mean of the others."""
     correct: tuple[tuple[int, ...], ...]
     """[depth][r]: labels among the first r + 1 choices."""
     whole: tuple[int, ...]

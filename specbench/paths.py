@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from specbench.errors import UsageError
+from specbench.errors import EnvironmentFailed, UsageError
 
 PACKAGE = Path(__file__).resolve().parent
 DEMO = PACKAGE / "demo"
 DEMO_MODELS = {"demo": DEMO / "target", "demo-draft": DEMO / "draft"}
 """Names that stand for the embedded models wherever a model is named."""
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def expanded(text: str | Path, *, where: str = "") -> Path:
@@ -47,6 +50,24 @@ def store_file(store: Path | None) -> Path:
 def run_dir(store: Path | None, run_id: str) -> Path:
     """The journal's folder of one run."""
     return results_dir(store) / "runs" / run_id
+
+
+def check_run_id(run_id: object, path: Path) -> None:
+    """Raises EnvironmentFailed unless a run is called what its folder is. path: the file that says so.
+
+    Rows in the store and the folder that `--resume` writes to go by the id: a copied folder would replace the rows of
+    the run it was copied from, and an id that is a path would lead out of the store.
+    """
+    folder = path.absolute().parent
+    if run_id == folder.name and _RUN_ID.fullmatch(folder.name) and folder.name not in (".", ".."):
+        return
+    if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id):
+        what = f"a run's folder is called as the run, and this one says that it is {run_id!r}"
+        remedy = f"rename the folder to {run_id}, or delete it where it is a copy"
+    else:
+        what = f"{run_id!r} cannot be the id of a run: letters, digits, '_', '.' and '-'"
+        remedy = "restore the file from a copy, or delete the folder"
+    raise EnvironmentFailed(f"{path.name} of {folder.name} is not this folder's: {what}", where=str(path), try_=remedy)
 
 
 def cache_dir() -> Path:

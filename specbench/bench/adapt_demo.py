@@ -295,7 +295,7 @@ def _compare(name: str, before: _Decoded, after: _Decoded, *, seed: int) -> Comp
     sides = [np.array([row[:4] for row in side], dtype=np.float64) for side in (before, after)]
     bootstrap = Bootstrap(len(before), seed=seed, resamples=_RESAMPLES)
     rates = [bootstrap.sums(side[:, :2]) for side in sides]
-    interval = percentile_interval(rates[1][:, 1] / rates[1][:, 0] - rates[0][:, 1] / rates[0][:, 0])
+    interval = percentile_interval(rates[1][:, 1] / rates[1][:, 0] - rates[0][:, 1] / rates[0][:, 0], len(before))
     assert interval is not None, "positions were tried"
     summed = [_summed(side) for side in sides]
     return Compared(

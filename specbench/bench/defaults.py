@@ -87,6 +87,12 @@ def with_defaults(request: RunRequest, defaults: Defaults) -> Filled:
     )
 
 
+def without_fallbacks(request: RunRequest) -> RunRequest:
+    """A filled request with that left open which would be filled the same again: its command says what matters."""
+    same: dict[str, Any] = {name: None for name, value in _FALLBACKS.items() if getattr(request, name) == value}
+    return replace(request, **same)
+
+
 def _adapting(request: RunRequest) -> dict[str, Any]:
     """What `--adapt` stands for: the option of every method that has it, and `on` a stream.
 

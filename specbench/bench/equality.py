@@ -6,18 +6,27 @@ model, without our tree or cache, also yields the method's token; `bug`: neither
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.rounding import largest_difference
 from specbench.sampling import STREAM_ACCEPT, NoiseStream, Sampling, process
 from specbench.tree import chain
 
 Class = Literal["identical", "tie", "numeric", "bug"]
+
+_MOST: Final = 8
+"""Times what rounding makes of transformers' own forwards that our verification may differ from one-token forwards."""
+_CONTEXT: Final = 256
+_COMPARED: Final = 32
+"""Tokens of a prompt that are read for it, and most tokens compared, per answer: rounding is a property of type and
+weights, and whole prompts through the plain attention would take as long as answering them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +92,44 @@ class EqualityCheck:
         return scores + noise.at_depth(1)[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """How far logits of one text lie apart that two of our forwards made, and what of it rounding explains."""
+
+    measured: float
+    """Of our own forwards: `measure_noise_floor`."""
+    rounding: float
+    """Of forwards in which we have no part: `measure_rounding`."""
+
+    @property
+    def is_rounding(self) -> bool:
+        """A verification that is wrong measures a large floor of itself, and must not be judged by it."""
+        return self.measured <= _MOST * self.rounding
+
+    @property
+    def floor(self) -> float:
+        """Answers whose scores differ by at most twice this are ties."""
+        return self.measured if self.is_rounding else self.rounding
+
+    def complaint(self, dtype: torch.dtype) -> str:
+        """Empty where rounding explains what was measured."""
+        if self.is_rounding:
+            return ""
+        return (
+            f"verifying several tokens at once differs by {self.measured:.3g} logits from one at a time, where "
+            f"rounding in {str(dtype).removeprefix('torch.')} explains {_MOST * self.rounding:.2g}: answers that "
+            "differ are bugs here, not ties. To find what is wrong, --attention plain, --compile off and --graphs off, "
+            "one after the other"
+        )
+
+
 def measure_noise_floor(
     lm: CachedLM, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, num_nodes: int
 ) -> float:
     """Largest |logit difference| between a one-token forward and a forward of num_nodes + 1 slots, on accepted text.
 
-    sequences: (prompt, answer) pairs of this run's reference. 0.0 where no answer is long enough to compare.
+    sequences: (prompt, answer) pairs of this run's reference. 0.0 where no answer is long enough to compare; inf where
+    a forward is not finite.
     """
     worst = 0.0
     for prompt, answer in sequences:
@@ -103,5 +144,28 @@ def measure_noise_floor(
         together = lm.verify(root, tree).logits_BMV[0]
         for slot in range(nodes + 1):
             alone, _ = lm.prefill(0, text[len(prompt) + slot : len(prompt) + slot + 1])
-            worst = max(worst, float((alone.float() - together[slot].float()).abs().max()))
+            difference = float(largest_difference(alone, together[slot]))
+            worst = max(worst, math.inf if math.isnan(difference) else difference)
+    return worst
+
+
+def measure_rounding(
+    lm: CachedLM, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, num_nodes: int
+) -> float:
+    """Largest |logit difference| that rounding makes between transformers' own one-token and many-token forwards.
+
+    As `measure_noise_floor`, of the same tokens: what a text has in near ties (of experts, of quantised activations)
+    both meet. At least one unit in the last place of the largest logit: two forwards may happen to round alike. 0.0
+    where no answer is long enough, or no forward is finite.
+    """
+    # Transformers' plain attentions take their softmax in float32 at most.
+    eps = max(torch.finfo(lm.dtype).eps, torch.finfo(torch.float32).eps)
+    worst = 0.0
+    for prompt, answer in sequences:
+        num_last = min(num_nodes + 1, _COMPARED, len(answer))
+        if num_last < 2:
+            continue
+        spread = lm.own_spread([*prompt[-_CONTEXT:], *answer[:num_last]], num_last=num_last)
+        if math.isfinite(spread.difference) and math.isfinite(spread.largest):
+            worst = max(worst, spread.difference, eps * spread.largest)
     return worst

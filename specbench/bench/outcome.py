@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from specbench import paths
 from specbench.bench.request import RunOutcome, RunRequest
 from specbench.errors import EnvironmentFailed, SpecbenchError
+from specbench.metrics import Interval, is_too_noisy
 from specbench.store.absent import is_absent, where_to_ingest
+from specbench.store.attempts import count_bugs
 from specbench.store.words import count
 
 if TYPE_CHECKING:
-    from specbench.store.records import RunSummary
+    from specbench.store.records import MethodRow, RunSummary
 
 State = Literal["finished", "interrupted", "failed"]
 
 
 def outcome_of(
-    request: RunRequest, folder: Path, state: State, *, num_bugs: Mapping[str, int], say: Callable[[str], None]
+    request: RunRequest, folder: Path, state: State, *, complaint: str = "", say: Callable[[str], None]
 ) -> RunOutcome:
-    """Ingest the run of `folder` and sum it up. num_bugs: answers per method that differ without a reason.
+    """Ingest the run of `folder` and sum it up; its checks are those of the whole run, earlier parts included.
+    complaint: what may be the reason where answers differ.
 
     A machine without DuckDB (a borrowed GPU) keeps the journal, to be ingested elsewhere, and has no summary. Raises
     SpecbenchError where the store refuses, or where --fail-under asks for figures that only a store has; the journal is
     whole then.
     """
-    bugs = tuple(
-        f"{label}: {count(number, 'answer')} {'differs' if number == 1 else 'differ'} from the target's own "
-        "and no rounding explains it"
-        for label, number in num_bugs.items()
-    )
+    # A lossy rule promises no equality.
+    bugs = () if request.rule == "typical" else _bugs(folder)
+    if bugs and complaint:
+        bugs = (*bugs, complaint)
     if is_absent():
         return _without_store(request, folder, state, bugs, say)
     # 0.1 s of DuckDB and its store, not needed while anything is timed.
@@ -51,6 +53,14 @@ def outcome_of(
     return RunOutcome(run_id=run_id, state=state, summary=summary, failed_checks=failed)
 
 
+def _bugs(folder: Path) -> tuple[str, ...]:
+    return tuple(
+        f"{label}: {count(number, 'answer')} {'differs' if number == 1 else 'differ'} from the target's own "
+        "and no rounding explains it"
+        for label, number in count_bugs(folder).items()
+    )
+
+
 def _without_store(
     request: RunRequest, folder: Path, state: State, bugs: tuple[str, ...], say: Callable[[str], None]
 ) -> RunOutcome:
@@ -64,15 +74,36 @@ def _without_store(
     return RunOutcome(run_id=folder.name, state=state, failed_checks=bugs)
 
 
+def _has_rank_but_for_control(row: MethodRow, speedup: float, interval: Interval) -> bool:
+    return row.control_failed and not is_too_noisy(speedup, interval)
+
+
 def too_slow(summary: RunSummary, *, least: float | None) -> list[str]:
-    """A sentence for every method under `--fail-under`. A failed A/A control takes the ranks, not this question."""
+    """A sentence for every method that does not reach `--fail-under`, or has no number to hold against it.
+
+    A row that is ranked, or would be but for a failed A/A control, is judged by its speed-up: the control takes the
+    ranks, not this question. Any other row is too slow where its whole interval is, or where it has none to doubt by.
+    """
     if least is None:
         return []
-    return [
-        f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}"
-        for row in summary.rows
-        if (row.ranked or row.control_failed)
-        and row.kind != "baseline"
-        and row.speedup is not None
-        and row.speedup < least
-    ]
+    found = []
+    for row in summary.rows:
+        if row.kind == "baseline":
+            continue
+        if row.speedup is None:
+            failed = f" ({count(row.num_failed, 'generation')} failed)" if row.num_failed else ""
+            found.append(f"{row.method}: no speed-up was measured{failed}, so it cannot be said to reach {least:g}")
+        elif (
+            row.speedup_ci is None
+            or row.ranked
+            or (row.control_failed and not is_too_noisy(row.speedup, row.speedup_ci))
+        ):
+            if row.speedup < least:
+                found.append(f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}")
+        elif row.speedup_ci.high < least:
+            low, high = row.speedup_ci
+            found.append(
+                f"{row.method}: speed-up {row.speedup:.3f} is not ranked, and its whole interval, {low:.3f} to "
+                f"{high:.3f}, is under {least:g}"
+            )
+    return found

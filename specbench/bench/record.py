@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from specbench import provenance
 from specbench.bench.competitors import Competitor
@@ -53,20 +54,56 @@ def prompt_hash(question: Question) -> str:
     return hashlib.sha256("\x1e".join(question.turns).encode()).hexdigest()[:16]
 
 
-def changed_since(manifest: Manifest, session: Session) -> list[str]:
-    """What an answer depends on and is not as it was when the run began, in words."""
-    return [
-        f"{what} ({was[:12]} then, {is_now[:12]} now)"
-        for what, was, is_now in (
-            ("the suite", manifest.suite.hash, session.suite_hash()),
-            ("the target's weights", manifest.target.weights_hash, session.lm.weights_hash),
-            ("the device", manifest.device.kind, session.lm.device.type),
-            ("the dtype", manifest.target.dtype, str(session.lm.dtype).removeprefix("torch.")),
-            ("how steps are run", manifest.device.execution, describe(session.lm, session.graphs)),
-            ("the quantisation", manifest.target.quantisation, session.lm.quantisation),
-        )
-        if was != is_now
-    ]
+class Change(NamedTuple):
+    """Something an answer or its seconds depend on, that is not as it was."""
+
+    what: str
+    was: str
+    """Empty where the run does not say."""
+    is_now: str
+    """Empty where it cannot be told now."""
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.was or 'unknown'} then, {self.is_now or 'unknown'} now)"
+
+
+def changed_since(manifest: Manifest, session: Session) -> list[Change]:
+    """Questions, target, device and how steps are run. The attention in use is known after the first forward."""
+    target, device, lm = manifest.target, manifest.device, session.lm
+    now = _device_record(session, copy_bandwidth=None)
+    return _unlike(
+        ("the suite", manifest.suite.hash[:12], session.suite_hash()[:12]),
+        ("the target's weights", target.weights_hash[:12], lm.weights_hash[:12]),
+        ("the device", device.kind, now.kind),
+        # A device of another kind has another name anyway.
+        ("the device's name", device.name, now.name if now.kind == device.kind else device.name),
+        ("the number of CPU threads", str(device.threads), str(now.threads)),
+        ("the attention", device.attention, now.attention if lm.attention_used else device.attention),
+        ("the dtype", target.dtype, str(lm.dtype).removeprefix("torch.")),
+        ("how steps are run", device.execution, now.execution),
+        ("the quantisation", target.quantisation, lm.quantisation),
+    )
+
+
+def software_changed(manifest: Manifest) -> list[Change]:
+    """specbench's commit, what multiplies and rounds, and the processor where that is not the device itself. A side
+    that is not recorded, or cannot be told now, is empty; whether the checkout was dirty is not asked."""
+    then, now = manifest.provenance, provenance.collect()
+    packages = ("torch", "transformers", *(provenance.QUANTISERS if manifest.target.quantisation != NONE else ()))
+    versions = then.get("versions") or {}
+    found = [("specbench's commit", _commit(then), _commit(now))]
+    found += [(name, versions.get(name) or "", now["versions"][name] or "") for name in packages]
+    if manifest.device.kind != "cpu":
+        found.append(("the processor", (then.get("machine") or {}).get("cpu") or "", now["machine"]["cpu"] or ""))
+    return _unlike(*found)
+
+
+def _unlike(*facts: tuple[str, str, str]) -> list[Change]:
+    return [Change(*fact) for fact in facts if fact[1] != fact[2]]
+
+
+def _commit(record: Mapping[str, Any]) -> str:
+    return str((record.get("git") or {}).get("sha") or "")[:12]
 
 
 def drafters_changed(manifest: Manifest, drafters: Mapping[str, Drafter]) -> list[str]:
@@ -130,15 +167,7 @@ def make_manifest(
             weight_bytes_per_token=lm.weight_bytes_per_token(),
             cache_bytes_per_token=lm.cache_bytes_per_token(),
         ),
-        device=DeviceRecord(
-            kind=lm.device.type,
-            name=(f"{lm.num_processes} × " if lm.num_processes > 1 else "")
-            + provenance.device_name(lm.device.type, lm.device.index),
-            threads=session.threads,
-            attention=", ".join(sorted(lm.attention_used)) or (request.attention or "auto"),
-            execution=describe(lm, session.graphs),
-            copy_bandwidth=copy_bandwidth,
-        ),
+        device=_device_record(session, copy_bandwidth=copy_bandwidth),
         sampling=SamplingRecord(**dataclasses.asdict(session.sampling)),
         rule=request.rule,
         seed=request.seed,
@@ -180,4 +209,17 @@ def make_manifest(
             "request": request_as_json(request),
             "suite_notes": list(session.suite.notes),
         },
+    )
+
+
+def _device_record(session: Session, *, copy_bandwidth: float | None) -> DeviceRecord:
+    lm = session.lm
+    return DeviceRecord(
+        kind=lm.device.type,
+        name=(f"{lm.num_processes} × " if lm.num_processes > 1 else "")
+        + provenance.device_name(lm.device.type, lm.device.index),
+        threads=session.threads,
+        attention=", ".join(sorted(lm.attention_used)) or (session.request.attention or "auto"),
+        execution=describe(lm, session.graphs),
+        copy_bandwidth=copy_bandwidth,
     )

@@ -153,7 +153,7 @@ class RunRequest:
     resume: str | None = None
     """The run to continue: everything above comes from its manifest and may not be said again."""
     fail_under: float | None = None
-    """Least speed-up every method but the baseline must reach; otherwise the command exits 1."""
+    """Least speed-up every method but the baseline must reach, by a number; otherwise the command exits 1."""
     dry_run: bool = False
     data: tuple[Path, ...] = ()
     """Extra folders of the suites' search path, first one first."""

@@ -50,7 +50,8 @@ def manifest_to_resume(store: Path | None, run_id: str) -> Manifest:
     folder = paths.run_dir(store, run_id)
     if is_training(folder):
         raise UsageError(f"{run_id} is a training", where="--resume", try_=f"specbench train --resume {run_id}")
-    if not (folder / "manifest.json").exists():
+    # A path leads to folders that are no run of this store, and what goes on is written into this store.
+    if not (folder / "manifest.json").exists() or folder.resolve().parent != paths.run_dir(store, "").resolve():
         known = paths.run_dir(store, "").glob("*/manifest.json")
         raise unknown_run(run_id, [path.parent.name for path in known])
     return read_manifest(folder)

@@ -18,7 +18,7 @@ from specbench.bench.competitors import BASELINE
 from specbench.bench.contestants import Contestant, make_contestant, plan_of
 from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
-from specbench.bench.equality import EqualityCheck, Verdict, measure_noise_floor
+from specbench.bench.equality import EqualityCheck, Noise, Verdict, measure_noise_floor, measure_rounding
 from specbench.bench.execution import tell_of_graphs
 from specbench.bench.learning import Learning, adapter_stores
 from specbench.bench.outcome import State, outcome_of
@@ -76,7 +76,7 @@ class _Run:
         self._progress = progress
         self._folder = paths.run_dir(session.request.store, run_id)
         self._equality: EqualityCheck | None = None
-        self._num_bugs: dict[str, int] = {}
+        self._complaint = ""  # of a verification that rounding does not explain
         self._single: dict[str, int] = {}
         """Timed steps that met no graph although steps are captured."""
         self._broken_journal: SpecbenchError | None = None
@@ -112,22 +112,16 @@ class _Run:
                 if number:
                     journal.write(Measured(name="single_steps", value=number, unit="steps", method=label))
             journal.write(RunFinished(state=state, time=record.now()))
-        return outcome_of(
-            self._session.request,
-            self._folder,
-            state,
-            num_bugs={} if self._session.engine.rule == "typical" else self._num_bugs,
-            say=self._progress.say,
-        )
+        return outcome_of(self._session.request, self._folder, state, complaint=self._complaint, say=self._progress.say)
 
     # --- before the first question ---------------------------------------------------------------------------------
 
     def _begin(self, journal: Journal, groups: tuple[GroupRecord, ...]) -> None:
         session = self._session
+        # One plain forward tells the attention in use and the cache's bytes per token.
+        shortest = session.cell(session.shortest(), 0)
+        session.warm_up(self._contestants[BASELINE].drafter, [shortest], with_reference=False)
         if self._resumed is None:
-            # One plain forward tells the attention in use and the cache's bytes per token.
-            shortest = session.cell(session.shortest(), 0)
-            session.warm_up(self._contestants[BASELINE].drafter, [shortest], with_reference=False)
             manifest = record.make_manifest(
                 session,
                 [(c.competitor, c.drafter) for c in self._contestants.values()],
@@ -164,12 +158,15 @@ class _Run:
 
     def _refuse_if_changed(self, manifest: Manifest) -> None:
         changed = record.changed_since(manifest, self._session)
-        changed += record.drafters_changed(manifest, {label: each.drafter for label, each in self._contestants.items()})
-        if changed:
+        # Without git, or from an installed copy, there is no commit to hold against another.
+        changed += [each for each in record.software_changed(manifest) if each.was and each.is_now]
+        drafters = {label: each.drafter for label, each in self._contestants.items()}
+        words = [*map(str, changed), *record.drafters_changed(manifest, drafters)]
+        if words:
             raise EnvironmentFailed(
-                f"run {manifest.run_id} cannot go on: {', '.join(changed)} changed since it began",
+                f"run {manifest.run_id} cannot go on: {', '.join(words)} changed since it began",
                 where=str(self._folder),
-                try_="start a new run; the old one stays as it is",
+                try_="the same command with what it began with, or start a new run (a recipe: delete the folder)",
             )
 
     def _prepare(self, journal: Journal, groups: Sequence[GroupRecord]) -> None:
@@ -197,8 +194,13 @@ class _Run:
         nodes = max([contestant.drafter.max_nodes for contestant in self._contestants.values()] + [1])
         session.engine.reserve(nodes)
         floor = measure_noise_floor(session.lm, answered, num_nodes=nodes)
-        journal.write(Measured(name="noise_floor", value=floor, unit="logit"))
-        self._equality = EqualityCheck(session.lm, session.sampling, noise_floor=floor)
+        noise = Noise(measured=floor, rounding=measure_rounding(session.lm, answered, num_nodes=nodes))
+        self._complaint = noise.complaint(session.lm.dtype)
+        if self._complaint:
+            self._progress.say(self._complaint)
+        journal.write(Measured(name="rounding", value=noise.rounding, unit="logit"))
+        journal.write(Measured(name="noise_floor", value=noise.floor, unit="logit", detail=self._complaint))
+        self._equality = EqualityCheck(session.lm, session.sampling, noise_floor=noise.floor)
         # The shortest prompt: captured steps are made for its length and every greater one.
         answered_first = (q for q in session.suite.questions if not session.references[q.question_id, 0].error)
         first = min(answered_first, key=lambda question: session.num_prompt_tokens[question.question_id])
@@ -353,8 +355,6 @@ class _Run:
         for row, (cell, generation) in enumerate(zip(cells, result.generations, strict=True)):
             text = session.decode(generation.tokens)
             verdict = self._verdict(cell, generation.tokens)
-            if verdict is not None and verdict.verdict == "bug":
-                self._num_bugs[group.method] = self._num_bugs.get(group.method, 0) + 1
             finished = entries.finished(
                 group,
                 row,

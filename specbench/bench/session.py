@@ -235,10 +235,9 @@ class Session:
                 capturing: Capturing = "met" if trial else "all"
                 result = self.generate(drafter, cells, with_reference=with_reference, capturing=capturing)
                 spent += result.total_s
-                steps = [step for generation in result.generations for step in generation.steps]
-                if not steps:
+                times = sorted(_step_times(result))
+                if not times:
                     break
-                times = sorted(step.draft_s + step.verify_s + step.accept_s + step.commit_s for step in steps)
                 median = times[len(times) // 2]
                 if previous and abs(median - previous) <= _SETTLED * previous:
                     break
@@ -311,3 +310,13 @@ class Session:
             text=self.decode(generation.tokens),
             finish_reason=generation.finish_reason,
         )
+
+
+def _step_times(result: GroupResult) -> list[float]:
+    """Seconds of each step of a group. A batched step's phases stand on its first live row: over rows, most are 0."""
+    seconds: dict[float, float] = {}
+    for generation in result.generations:
+        for step in generation.steps:
+            phases = step.draft_s + step.verify_s + step.accept_s + step.commit_s
+            seconds[step.end_s] = seconds.get(step.end_s, 0.0) + phases
+    return list(seconds.values())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from specbench import paths, provenance, suite
+from specbench import paths, suite
 from specbench.bench import record, resume
 from specbench.bench.competitors import competitors
 from specbench.bench.contestants import Contestant, make_contestant
@@ -190,17 +190,7 @@ def _decode(session: Session, contestant: Contestant, group: GroupRecord, row: i
 
 def _changed(manifest: Manifest, session: Session) -> tuple[str, ...]:
     """What could make the replay another answer."""
-    changed = record.changed_since(manifest, session)
-    then, now = manifest.provenance, provenance.collect()
-    for what, was, is_now in (
-        ("specbench's commit", (then.get("git") or {}).get("sha", "")[:12], (now["git"] or {}).get("sha", "")[:12]),
-        ("torch", then.get("versions", {}).get("torch"), now["versions"]["torch"]),
-        ("transformers", then.get("versions", {}).get("transformers"), now["versions"]["transformers"]),
-        ("the processor", then.get("machine", {}).get("cpu"), now["machine"]["cpu"]),
-    ):
-        if was != is_now:
-            changed.append(f"{what} ({was or 'unknown'} then, {is_now or 'unknown'} now)")
-    return tuple(changed)
+    return tuple(str(each) for each in (*record.changed_since(manifest, session), *record.software_changed(manifest)))
 
 
 def _assemble(

@@ -18,10 +18,20 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from specbench import registry, suite
-from specbench.bench.candidates import Candidate, Confirmed, Options, Tuned, combinations, interpolate
+from specbench.bench.candidates import (
+    Candidate,
+    Confirmed,
+    Options,
+    Tuned,
+    choose,
+    combinations,
+    confirmed_by,
+    in_order,
+    interpolate,
+)
 from specbench.bench.competitors import BASELINE, Competitor, competitors
 from specbench.bench.contestants import Contestant, make_contestant
-from specbench.bench.defaults import full_command
+from specbench.bench.defaults import full_command, without_fallbacks
 from specbench.bench.request import Progress, RunOutcome, RunRequest, Setting, Variant
 from specbench.bench.runner import run
 from specbench.bench.session import Cell, Session
@@ -32,7 +42,6 @@ from specbench.lm.parallel import num_processes
 from specbench.lm.taps import has_layers
 from specbench.method import Tap
 from specbench.probe import verification_costs
-from specbench.quantisation import NONE
 
 _NODES: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _TIMED_TOKENS: Final = 48
@@ -57,12 +66,15 @@ def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) 
     best = found.candidates[: top if top else 1]
     outcome = _confirm(request, method, best, progress) if top else None
     confirmed = _confirmed(outcome, request, method, best) if outcome else ()
-    winner = confirmed[0].options if confirmed and confirmed[0].decode is not None else best[0].options
+    choice = choose(found.candidates, confirmed, baseline=BASELINE)
     return dataclasses.replace(
         found,
         confirmed=confirmed,
         run_id=outcome.run_id if outcome else "",
-        command=_command(request, method, winner),
+        state=outcome.state if outcome else "",
+        failed_checks=outcome.failed_checks if outcome else (),
+        choice=choice.why,
+        command=_command(request, method, choice.options),
     )
 
 
@@ -144,7 +156,8 @@ def _texts(session: Session) -> tuple[list[Cell], list[Text]]:
             continue
         cell = session.cell(question, 0)
         cells.append(cell)
-        texts.append(Text(prompt=cell.prompt, answer=answer.tokens, key=cell.key))
+        limit = session.max_new_tokens
+        texts.append(Text(prompt=cell.prompt, answer=answer.tokens, key=cell.key, max_new_tokens=limit))
     if not texts:
         raise UsageError(
             f"no answer of {session.lm.name} to {session.suite.name} has two tokens", try_="another suite, or --limit"
@@ -303,35 +316,22 @@ def _confirmed(
     outcome: RunOutcome, request: RunRequest, method: str, best: Sequence[Candidate]
 ) -> tuple[Confirmed, ...]:
     rows = {row.method: row for row in outcome.summary.rows} if outcome.summary else {}
-    found = []
-    for each in best:
-        row = rows.get(_competitor(request, method, each.options).label)
-        found.append(
-            Confirmed(
-                options=each.options,
-                predicted=each.predicted,
-                decode=row.speedup_decode if row else None,
-                speedup=row.speedup if row else None,
-                speedup_ci=row.speedup_ci if row else None,
-            )
-        )
-    return tuple(sorted(found, key=lambda each: -(each.speedup or 0.0)))
+    return in_order(confirmed_by(rows.get(_competitor(request, method, each.options).label), each) for each in best)
 
 
 def _command(request: RunRequest, method: str, options: Options) -> str:
     varied = {name for name, _ in options}
     kept = tuple(item for item in request.settings if item.method != method or item.option not in varied)
     return full_command(
-        RunRequest(
-            suite=request.suite,
-            target=request.target,
+        dataclasses.replace(
+            without_fallbacks(request),
             methods=(BASELINE, method),
             settings=(*kept, *(Setting(method, name, value) for name, value in options)),
-            temperature=request.temperature or None,
-            quantisation=None if request.quantisation == NONE else request.quantisation,
-            threads=request.threads,
-            data=request.data,
-            store=request.store,
-            methods_dirs=request.methods_dirs,
+            grid=(),
+            variants=(),
+            # Few and short, so that many candidates can be tried.
+            limit=None,
+            max_new_tokens=None,
+            repeats=None,
         )
     )

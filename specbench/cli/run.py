@@ -93,7 +93,7 @@ def run(
     resume: Annotated[str | None, option("--resume", WHAT, "RUN_ID", "Continue a run; needs nothing else.")] = None,
     fail_under: Annotated[
         float | None,
-        option("--fail-under", OUTPUT, "X", "Exit 1 when a ranked method's speed-up is below X."),
+        option("--fail-under", OUTPUT, "X", "Exit 1 when a method's speed-up is below X, or has no number."),
     ] = None,
     dry_run: Annotated[bool, option("--dry-run", OUTPUT, "", "Print the plan and the time it would take.")] = False,
     as_json: options.Json = False,

@@ -107,6 +107,14 @@ def tune(
         show_json(found.as_dict())
     else:
         _print(found)
+    for sentence in found.failed_checks:
+        note(f"✗ {visible(sentence)}")
+    if found.state == "interrupted":
+        where = f" --store {store}" if store is not None else ""
+        note(f"interrupted; what was finished is kept. Continue: specbench run --resume {found.run_id}{where}")
+        raise typer.Exit(130)
+    if found.state == "failed" or found.failed_checks:
+        raise typer.Exit(1)
     if top and not any(each.decode is not None for each in found.confirmed):
         note("the confirming run has no number: see specbench results show " + found.run_id)
         raise typer.Exit(1)
@@ -144,7 +152,10 @@ def _print(found: Tuned) -> None:
         show_table(
             [
                 Column("measured"),
-                *(Column(title, right=True) for title in ("predicted", "decode", "end to end", "95 % interval")),
+                *(
+                    Column(title, right=True)
+                    for title in ("predicted", "decode", "end to end", "95 % interval", "rank")
+                ),
             ],
             [
                 (
@@ -152,9 +163,14 @@ def _print(found: Tuned) -> None:
                     f"{each.predicted:.2f}×",
                     *(f"{value:.2f}×" if value is not None else "–" for value in (each.decode, each.speedup)),
                     "–" if each.speedup_ci is None else f"[{each.speedup_ci[0]:.2f}, {each.speedup_ci[1]:.2f}]",
+                    "–" if each.rank is None else f"{each.rank}{'=' * bool(each.tied_with)}",
                 )
                 for each in found.confirmed
             ],
         )
+        for each in found.confirmed:
+            if each.rank is None and each.notes:
+                note(f"{','.join(f'{name}={value}' for name, value in each.options)}: {visible(each.notes[0])}")
     show("")
+    show(f"chosen: {visible(found.choice)}")
     show(found.command)

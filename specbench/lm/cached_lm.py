@@ -7,7 +7,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from specbench.lm import attention, facts, visibility
 from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
 from specbench.lm.quantised import full_precision_copy
+from specbench.lm.rounding import Spread, own_attention, own_spread
 from specbench.lm.shortcut import Shortcut
 from specbench.lm.taps import TapRecorder
 from specbench.tree import DraftTree, Topology, chain, topology
@@ -93,6 +94,10 @@ class CachedLM:
             slots = max(slots, self._cache.num_slots)
             self._cache = None
         self._cache = KVCache(num_layers=self.config.num_hidden_layers, max_rows=max_batch, num_slots=slots)
+
+    def release(self) -> None:
+        """Give the cache back: the next `allocate` makes one of its own size."""
+        self._cache = None
 
     @property
     def cache(self) -> KVCache:
@@ -287,14 +292,15 @@ class CachedLM:
         the weights its layers stand for); a target split over processes has no such copy and answers in its own dtype.
         """
         model = self._full_precision_model() if full_precision and self.num_processes == 1 else self.model
-        used = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        try:
+        with own_attention(model):
             ids = torch.tensor([list(tokens)], device=self.device)
             logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        finally:
-            model.set_attn_implementation(used)
         return logits
+
+    def own_spread(self, tokens: Sequence[int], *, num_last: int) -> Spread:
+        """`rounding.own_spread` of this model, uncompiled."""
+        with nullcontext() if self._compiled is None else self._compiled.set_aside():
+            return own_spread(self.model, torch.tensor(list(tokens), device=self.device), num_last=num_last)
 
     def _full_precision_model(self) -> PreTrainedModel:
         if self.dtype in (torch.float32, torch.float64) and self.quantisation == "none":

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM, Verified
+from specbench.lm.rounding import Spread
 from specbench.tree import DraftTree
 
 _HEADER: Final = 8
@@ -42,6 +43,7 @@ class Call(IntEnum):
     KEEP = 8
     ERASE = 9
     FRESH_LOGITS = 10
+    OWN_SPREAD = 11
 
 
 def num_processes() -> int:
@@ -168,6 +170,10 @@ class LeadingLM(CachedLM):
         self._channel.tell(Call.FRESH_LOGITS, [int(full_precision)], torch.tensor(list(tokens)))
         return super().fresh_logits(tokens, full_precision=full_precision)
 
+    def own_spread(self, tokens: Sequence[int], *, num_last: int) -> Spread:
+        self._channel.tell(Call.OWN_SPREAD, [num_last], torch.tensor(list(tokens)))
+        return super().own_spread(tokens, num_last=num_last)
+
 
 def lead_or_follow(model: PreTrainedModel, *, device: torch.device, facts: dict[str, Any]) -> CachedLM:
     """This process's share of a target -> the whole of it, on rank 0. The others mirror it until it ends, and end the
@@ -228,6 +234,8 @@ def _mirror(lm: CachedLM, call: Call, numbers: list[int], payload: Tensor) -> No
             lm.erase()
         case Call.FRESH_LOGITS:
             lm.fresh_logits(payload.tolist(), full_precision=bool(numbers[0]))
+        case Call.OWN_SPREAD:
+            lm.own_spread(payload.tolist(), num_last=numbers[0])
         case Call.STOP:
             raise AssertionError("a stop is not mirrored")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
-from specbench.bench.equality import EqualityCheck, first_difference, measure_noise_floor
+from specbench.bench.equality import EqualityCheck, Noise, first_difference, measure_noise_floor, measure_rounding
 from specbench.engine.decode import Engine
 from specbench.lm.kv_cache import KVCache
 from specbench.method import Request
@@ -111,3 +114,84 @@ def test_the_noise_floor_sees_a_slip(monkeypatch):
     right = type(lm).verify
     monkeypatch.setattr(type(lm), "verify", lambda self, root, tree: right(self, (root + 1) % 64, tree))
     assert measure_noise_floor(lm, [(PROMPT, reference)], num_nodes=8) > 1e-3
+
+
+def noise_of(lm, *, nodes=8, num=40):
+    reference = answer(engine_of(lm), NoDrafter(), num)
+    answered = [(PROMPT, reference)]
+    measured = measure_noise_floor(lm, answered, num_nodes=nodes)
+    return reference, Noise(measured=measured, rounding=measure_rounding(lm, answered, num_nodes=nodes))
+
+
+def off_by_one(monkeypatch, lm):
+    """A verification whose slots answer for their neighbours', as a wrong row of logits would make it."""
+    right = type(lm).verify
+
+    def shifted(self, root, tree):
+        verified = right(self, root, tree)
+        return dataclasses.replace(verified, logits_BMV=verified.logits_BMV.roll(1, dims=1))
+
+    monkeypatch.setattr(type(lm), "verify", shifted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "mixtral"])
+def test_what_honest_verification_differs_by_is_rounding(family, dtype):
+    """Whatever the floor is in a type that rounds coarsely, answers are judged by it as they were."""
+    _, noise = noise_of(tiny_lm(family, dtype=dtype))
+    assert noise.is_rounding and noise.floor == noise.measured and noise.complaint(dtype) == ""
+    assert noise.rounding < 1 if dtype == torch.bfloat16 else noise.rounding < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_verification_does_not_excuse_its_own_answers(monkeypatch, dtype):
+    """The floor is measured with the code that is judged: off by a slot, it would call every wrong answer a tie."""
+    lm = tiny_lm(dtype=dtype)
+    reference, honest = noise_of(lm)
+    off_by_one(monkeypatch, lm)
+    _, wrong = noise_of(lm)
+    assert wrong.measured > 0.3 and not wrong.is_rounding and wrong.floor == wrong.rounding
+    # The yardstick is transformers' own: what is wrong with our verification does not reach it.
+    assert wrong.rounding == pytest.approx(honest.rounding, rel=0.5)
+    said = wrong.complaint(dtype)
+    assert "are bugs here, not ties" in said and "--attention plain" in said and str(dtype).split(".")[1] in said
+    check = EqualityCheck(lm, Sampling(), noise_floor=wrong.floor)
+    broken = answer(engine_of(lm), RefDrafter([reference], kind="chain", seed=0))
+    verdict = check.verdict(PROMPT, broken, reference, key=KEY)
+    assert verdict.verdict == "bug"
+    trusting = EqualityCheck(lm, Sampling(), noise_floor=wrong.measured)
+    assert trusting.verdict(PROMPT, broken, reference, key=KEY).verdict == "tie"
+
+
+def test_a_verification_that_is_not_finite_is_no_rounding(monkeypatch):
+    lm = tiny_lm(dtype=torch.float32)
+    right = type(lm).verify
+
+    def poisoned(self, root, tree):
+        verified = right(self, root, tree)
+        factor = float("nan") if tree.num_nodes else 1.0
+        return dataclasses.replace(verified, logits_BMV=verified.logits_BMV * factor)
+
+    monkeypatch.setattr(type(lm), "verify", poisoned)
+    _, noise = noise_of(lm)
+    assert noise.measured == math.inf and 0 < noise.floor < 1e-3
+
+
+def test_rounding_is_measured_without_our_cache_and_leaves_the_model_as_it_was():
+    lm = tiny_lm()
+    engine = engine_of(lm)
+    before, used = answer(engine, NoDrafter()), lm.model.config._attn_implementation
+    lm.begin(1)
+    lm.prefill(0, torch.tensor(PROMPT))
+    lengths = list(lm.lengths)
+    spread = lm.own_spread([*PROMPT, *before], num_last=5)
+    assert lm.lengths == lengths and lm.model.config._attn_implementation == used
+    assert 0 <= spread.difference < 1e-5 and spread.largest > 0.5
+    assert answer(engine, NoDrafter()) == before
+    assert measure_rounding(lm, [(PROMPT, before[:1])], num_nodes=4) == 0.0
+
+
+def test_rounding_is_measured_behind_the_end_of_a_long_prompt():
+    """Of 300 learned positions: reading all of a prompt of 420 tokens would fail, and take long where it does not."""
+    lm = tiny_lm("gpt2", max_position_embeddings=300)
+    assert measure_rounding(lm, [(PROMPT * 60, (1, 2, 3, 4))], num_nodes=2) > 0

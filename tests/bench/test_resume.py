@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from specbench import paths
+from specbench import paths, provenance
 from specbench.api import Silent
 from specbench.bench.request import GridAxis, RunRequest, Variant
 from specbench.bench.runner import run
 from specbench.bench.session import Session
+from specbench.engine import accept
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.events import GenerationFinished
 from specbench.store.db import open_store
@@ -90,6 +93,78 @@ def test_resume_refuses_a_suite_that_changed(tmp_path, tiny_suite, tiny_target):
     tiny_suite.write_text(tiny_suite.read_text().replace("hello", "other"))
     with pytest.raises(EnvironmentFailed, match="the suite"):
         run(RunRequest(resume=cut.run_id, store=store), Silent())
+
+
+def test_resume_refuses_another_machine_and_other_software_and_names_both(
+    tmp_path, tiny_suite, tiny_target, monkeypatch
+):
+    """Seconds of two machines are not one run's, and a paired plan would mix them without a word."""
+
+    class Impatient(Silent):
+        def group_done(self, **_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(provenance, "git_revision", lambda: provenance.Revision("b" * 40, True))
+    store = tmp_path / "results"
+    cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
+    file = paths.run_dir(store, cut.run_id) / "manifest.json"
+    whole = json.loads(file.read_text())
+
+    def changed(room, name, value):
+        body = json.loads(json.dumps(whole))
+        at = body["device"] if room == "device" else body["provenance"][room]
+        was, at[name] = at[name], value
+        file.write_text(json.dumps(body))
+        return was
+
+    for room, name, value, said in (
+        ("device", "name", "Another CPU, of the same kind", "the device's name"),
+        ("device", "threads", 16, "the number of CPU threads"),
+        ("device", "attention", "plain", "the attention"),
+        ("versions", "torch", "1.0", "torch"),
+        ("versions", "transformers", "1.0", "transformers"),
+        ("git", "sha", "a" * 12, "specbench's commit"),
+    ):
+        now = changed(room, name, value)
+        now = now[:12] if name == "sha" else now
+        with pytest.raises(EnvironmentFailed) as caught:
+            run(RunRequest(resume=cut.run_id, store=store), Silent())
+        assert f"{said} ({value} then, {now} now)" in caught.value.what
+        assert "start a new run" in caught.value.try_
+    # What one side does not know refuses nothing, and a checkout may be dirty or clean.
+    changed("git", "dirty", False)
+    monkeypatch.setattr(provenance, "git_revision", lambda: None)
+    assert run(RunRequest(resume=cut.run_id, store=store), Silent()).state == "finished"
+
+
+def test_a_bug_found_before_an_interruption_fails_the_resumed_run_too(tmp_path, tiny_suite, tiny_target, monkeypatch):
+    """With a store and without one: the exit code is the whole run's."""
+
+    class Impatient(Silent):
+        count = 0
+
+        def group_done(self, **_):
+            self.count += 1
+            if self.count == 7:
+                raise KeyboardInterrupt
+
+    right = accept.walk
+
+    def cheating(chosen_BM, tree):
+        return right(tree.tokens_BN.new_full(chosen_BM.shape, 65) if tree.num_nodes else chosen_BM, tree)
+
+    store = tmp_path / "results"
+    with monkeypatch.context() as broken:
+        broken.setattr(accept, "walk", cheating)
+        cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
+    [said] = cut.failed_checks
+    assert said.startswith("prompt_lookup: ") and "no rounding explains it" in said
+    whole = run(RunRequest(resume=cut.run_id, store=store), Silent())
+    assert whole.state == "finished" and whole.failed_checks == (said,)
+    assert rows_of(whole)["prompt_lookup"]["equality"]["bug"] == int(said.split()[1])
+    monkeypatch.setattr("specbench.bench.outcome.is_absent", lambda: True)
+    again = run(RunRequest(resume=cut.run_id, store=store), Silent())
+    assert again.summary is None and again.failed_checks == (said,)
 
 
 def test_resuming_a_run_that_is_not_there_is_a_usage_error_that_lists_those_that_are(tmp_path):

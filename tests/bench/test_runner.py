@@ -207,6 +207,30 @@ def test_a_method_whose_answers_differ_without_a_reason_fails_the_run(go, monkey
     assert row["equality"]["bug"] > 0 and not row["lossless"] and not row["ranked"]
 
 
+def test_a_verification_that_is_off_by_a_slot_is_told_at_once_and_its_answers_are_bugs(
+    tiny_suite, tiny_target, tmp_path, monkeypatch
+):
+    """It measures a floor of whole logits of itself, within which every wrong answer would be a tie."""
+    from specbench.lm.cached_lm import CachedLM
+
+    right = CachedLM.verify
+
+    def shifted(self, root_B, tree):
+        verified = right(self, root_B, tree)
+        return dataclasses.replace(verified, logits_BMV=verified.logits_BMV.roll(1, dims=1))
+
+    monkeypatch.setattr(CachedLM, "verify", shifted)
+    progress, store = Listening(), tmp_path / "results"
+    outcome = run(request_for(tiny_suite, tiny_target, store), progress)
+    equality = rows_of(outcome)["prompt_lookup"]["equality"]
+    assert equality["bug"] > 0 and equality["tie"] == 0
+    [told] = [line for line in progress.lines if "are bugs here, not ties" in line]
+    assert outcome.failed_checks[-1] == told and outcome.failed_checks[0].startswith("prompt_lookup: ")
+    readings = {e.name: e for e in events_of(store, outcome.run_id, Measured)}
+    assert readings["noise_floor"].value == readings["rounding"].value < 1e-3
+    assert readings["noise_floor"].detail == told
+
+
 def test_a_full_disk_stops_the_run_and_keeps_what_was_written(go, tmp_path, monkeypatch):
     from specbench.store import journal
 
@@ -259,14 +283,31 @@ def test_fail_under_judges_ranked_rows_and_those_that_only_lack_a_quiet_machine(
     """The control's failure says that ranks would be noise; that a method misses a bound by far it does not excuse."""
     slow = method_row("slow", speedup=1.1, rank=2)
     withheld = method_row("withheld", speedup=1.2, rank=None, control_failed=True)
-    lossy = method_row("lossy", speedup=0.5, rank=None, lossless=False)
-    noisy = method_row("noisy", speedup=0.5, rank=None, too_noisy=True)
-    found = summary(method_row("fast", speedup=1.6), slow, withheld, lossy, noisy)
+    noisy = method_row("noisy", speedup=1.2, half=0.35, rank=None, too_noisy=True)
+    both = method_row("both", speedup=1.2, half=0.35, rank=None, control_failed=True)
+    found = summary(method_row("fast", speedup=1.6), slow, withheld, noisy, both)
     assert too_slow(found, least=1.5) == [
         "slow: speed-up 1.100 is under 1.5",
         "withheld: speed-up 1.200 is under 1.5",
     ]
     assert too_slow(found, least=1.0) == [] and too_slow(found, least=None) == []
+
+
+def test_fail_under_is_not_passed_by_a_method_without_a_number_or_wholly_below_it():
+    """No rank is no excuse: neither every answer failing nor a noisy machine makes a slow method fast."""
+    baseline = method_row("autoregressive", speedup=None, kind="baseline", rank=None)
+    failed = method_row("failed", speedup=None, rank=None, num_failed=8)
+    unpaired = method_row("unpaired", speedup=None, rank=None)
+    noisy = method_row("noisy", speedup=0.5, half=0.3, rank=None, too_noisy=True)
+    lossy = method_row("lossy", speedup=1.4, half=0.05, rank=None, lossless=False)
+    single = dataclasses.replace(method_row("single", speedup=0.9, rank=None), speedup_ci=None)
+    assert too_slow(summary(baseline, failed, unpaired, noisy, lossy, single), least=1.5) == [
+        "failed: no speed-up was measured (8 generations failed), so it cannot be said to reach 1.5",
+        "unpaired: no speed-up was measured, so it cannot be said to reach 1.5",
+        "noisy: speed-up 0.500 is not ranked, and its whole interval, 0.200 to 0.800, is under 1.5",
+        "lossy: speed-up 1.400 is not ranked, and its whole interval, 1.350 to 1.450, is under 1.5",
+        "single: speed-up 0.900 is under 1.5",
+    ]
 
 
 def test_fail_under_is_a_failed_check(go, monkeypatch):
@@ -295,7 +336,7 @@ def test_settings_reach_the_method(go):
 def test_machine_readings_stand_in_the_journal(go):
     _, events = go()
     names = {e.name for e in events(Measured)}
-    assert {"noise_floor", "warm_up_s", "rss_bytes", "load_average"} <= names
+    assert {"noise_floor", "rounding", "warm_up_s", "rss_bytes", "load_average"} <= names
 
 
 def test_the_oracle_is_shown_and_never_ranked(go):

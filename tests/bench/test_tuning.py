@@ -60,7 +60,10 @@ def test_the_simulated_acceptance_is_what_the_confirming_run_counts(ask, tmp_pat
         assert rows[f"prompt_lookup[{name}={value}]"].acceptance_length == pytest.approx(each.acceptance_length)
     for each in found.confirmed:
         assert each.decode is not None and each.speedup is not None and each.speedup_ci is not None
-    assert f"--set prompt_lookup.num_tokens={found.confirmed[0].options[0][1]}" in found.command
+    # On a machine too busy for ranks, what was measured decides nothing.
+    chosen = found.confirmed[0] if found.confirmed[0].rank is not None else found.candidates[0]
+    assert f"--set prompt_lookup.num_tokens={chosen.options[0][1]}" in found.command
+    assert found.state == "finished" and found.failed_checks == () and found.choice
     assert "--limit" not in found.command and "--variant" not in found.command
 
 
