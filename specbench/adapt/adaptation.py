@@ -32,11 +32,16 @@ class Live:
     num_tried: float = 0.0
     num_accepted: float = 0.0
     since_swap: int = 0
-    """Tried positions under the adapter in use."""
+    """Tried positions under the adapter in use, and the answers they are of."""
+    answers_since: int = 0
+    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of answers, as they weigh: sums of accepted², accepted x tried, tried²."""
     before: float | None = None
     """Moving acceptance under the adapter before it; None: nothing to compare with."""
     before_tried: float = 0.0
     """Positions that it weighs."""
+    before_variance: float = 0.0
+    """`variance` then."""
     best: float = 0.0
     """Highest moving acceptance since the last round."""
 
@@ -45,14 +50,30 @@ class Live:
         """Accepted of tried, bonus in neither; None before anything was tried."""
         return self.num_accepted / self.num_tried if self.num_tried else None
 
+    @property
+    def variance(self) -> float:
+        """Of `acceptance`, a ratio of sums over answers: positions of one answer are accepted or not together, and one
+        text that repeats itself holds a hundred of them. 0 where there are no answers to tell it by."""
+        rate = self.acceptance
+        if rate is None:
+            return 0.0
+        yes, both, all_tried = self.squares
+        return max(0.0, yes - 2 * rate * both + rate * rate * all_tried) / self.num_tried**2
+
     def seen(self, *, tried: int, accepted: int, memory: int) -> Live:
-        """More of it; `memory` positions weigh about as much as all before them."""
+        """An answer more; `memory` positions weigh about as much as all before them."""
         keep = max(0.0, 1.0 - tried / memory)
         found = replace(
             self,
             num_tried=self.num_tried * keep + tried,
             num_accepted=self.num_accepted * keep + accepted,
             since_swap=self.since_swap + tried,
+            answers_since=self.answers_since + 1,
+            squares=(
+                self.squares[0] * keep**2 + accepted**2,
+                self.squares[1] * keep**2 + accepted * tried,
+                self.squares[2] * keep**2 + tried**2,
+            ),
         )
         rate = found.acceptance
         is_settled = found.num_tried >= memory / 2
@@ -60,7 +81,7 @@ class Live:
 
     def swapped(self) -> Live:
         """Another adapter from here on."""
-        return Live(before=self.acceptance, before_tried=self.num_tried, best=self.best)
+        return Live(before=self.acceptance, before_tried=self.num_tried, before_variance=self.variance, best=self.best)
 
     def answered(self) -> Live:
         """A round was begun: a fall of the acceptance so far is no reason for another."""

@@ -25,7 +25,7 @@ from specbench.store.journal import Journal
 from specbench.store.observed import ObservedAnswer, ObservedLog
 
 if TYPE_CHECKING:
-    from specbench.bench.round_process import RoundProcess
+    from specbench.bench.round_process import Learner, RoundProcess
     from specbench.training.rounds import Round
 
 
@@ -60,6 +60,7 @@ class Learning:
         self._observed = observed
         self._told_warning = False
         self._beside: dict[str, RoundProcess] = {}
+        self._learners: dict[str, Learner] = {}
 
     @contextmanager
     def answering(self, contestant: Contestant) -> Iterator[None]:
@@ -165,7 +166,7 @@ class Learning:
                 found.append(back)
             if label not in self._beside and due(adaptation, name):
                 try:
-                    self._beside[label] = RoundProcess(adaptation, name, choice.card.name, choice.options)
+                    self._beside[label] = RoundProcess(adaptation, name, choice.options, self._learner(label))
                 except (EnvironmentFailed, OSError) as error:  # a full disk ends a round, not the run
                     found.append(dropped(name, adaptation.domain(name), getattr(error, "what", str(error))))
                 # A round that could not even begin counts as one, or a full disk would be tried after every answer.
@@ -173,14 +174,29 @@ class Learning:
                 adaptation.domain(name).live = adaptation.domain(name).live.answered()
         return found
 
+    def _learner(self, label: str) -> Learner:
+        """The method's process: begun with its first round, and anew where it died."""
+        from specbench.bench.round_process import Learner
+
+        learner = self._learners.get(label)
+        if learner is None or learner.is_dead:
+            self._end(label)
+            learner = self._learners[label] = Learner()
+        return learner
+
+    def _end(self, label: str) -> None:
+        """A round under way is over without a word, its process gone."""
+        learner, process = self._learners.pop(label, None), self._beside.pop(label, None)
+        if learner is not None:
+            learner.kill()
+        if process is not None:
+            process.forget()
+
     def forget(self, contestant: Contestant) -> None:
         """The method goes back to its beginning: a round under way is of a stream that is no more."""
-        process = self._beside.pop(contestant.competitor.label, None)
-        if process is not None:
-            process.kill()
+        self._end(contestant.competitor.label)
 
     def close(self) -> None:
         """No process outlives the run."""
-        for process in self._beside.values():
-            process.kill()
-        self._beside = {}
+        for label in list(self._learners):
+            self._end(label)

@@ -1,8 +1,8 @@
 """A round of learning in a process beside the answers, on the same cores: `learning=concurrent`.
 
-It is a `specbench adapt train` on the store's answers that writes its candidate elsewhere; the run alone promotes. It
-may only run while its own method answers and is stopped otherwise, so that what it takes from the cores is paid by
-that method's clock and by no other's.
+It learns from a copy of what this repeat has seen and writes its candidate elsewhere; the run alone promotes. It may
+only run while its own method answers and is stopped otherwise, so that what it takes from the cores is paid by that
+method's clock and by no other's. One process learns all rounds of a method: torch is loaded once.
 """
 
 from __future__ import annotations
@@ -26,46 +26,108 @@ from specbench.adapt.candidate import Candidate
 from specbench.adapt.versions import VERSIONS, AdapterStore
 from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.metrics import Interval
+from specbench.training.learner import Job
 from specbench.training.rounds import Round, dropped, is_watched
-
-_NOT_HANDED_ON = frozenset({"adapt", "adapter", "store", "learning", "collect"})
 
 _PATIENCE_S = 10.0
 """A signal takes effect within milliseconds; on a machine that swaps, seconds."""
 
 
-class RoundProcess:
-    """One round under way. Begins stopped."""
+class Learner:
+    """The process of one method (`specbench.training.learner`). It stands still until it is told to go on."""
 
-    def __init__(self, adaptation: Adaptation, domain: str, method: str, options: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="specbench-learner-")
+        self._said = Path(self._scratch.name) / "said"
+        with self._said.open("wb") as err:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "specbench.training.learner"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+            )
+        self._handle = psutil.Process(self._process.pid)
+        self.pause()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_dead(self) -> bool:
+        return self._process.poll() is not None
+
+    def begin(self, job: Job) -> None:
+        """Raises OSError where it died."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job.as_json()).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def pause(self) -> None:
+        """Others are timed now: returns when it has stopped."""
+        if self.is_dead:
+            return
+        self._handle.suspend()
+        ends = time.monotonic() + _PATIENCE_S
+        while not self.is_dead and self._handle.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < ends, "a stopped process goes on running"
+            time.sleep(0.001)
+
+    def go_on(self) -> None:
+        if not self.is_dead:
+            self._handle.resume()
+
+    def last_words(self) -> str:
+        """What a dead one said of it."""
+        said = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
+        return f"its process ended ({self._process.poll()}): {said[-1]}"
+
+    def kill(self) -> None:
+        if not self.is_dead:
+            self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._scratch.cleanup()
+
+
+class RoundProcess:
+    """One round under way in a learner. Begins stopped."""
+
+    def __init__(self, adaptation: Adaptation, domain: str, options: Mapping[str, Any], learner: Learner) -> None:
+        """options: the method's. Raises EnvironmentFailed or OSError where a disk refuses or the learner died."""
         assert adaptation.store is not None, "its answers lie in a store"
         self._adaptation = adaptation
         self.domain = domain
+        self._learner = learner
         self._scratch = tempfile.TemporaryDirectory(prefix="specbench-round-")
         self._into = Path(self._scratch.name) / "store"
+        self._answer = Path(self._scratch.name) / "answer"
         self._began = adaptation.domain(domain).in_use
-        given = self._given(adaptation, domain)
-        self._said = Path(self._scratch.name) / "said"
-        words = [
-            *(sys.executable, "-m", "specbench", "adapt", "train", "--json"),
-            *("--store", str(given), "--into", str(self._into)),
-            *("--temperature", repr(adaptation.temperature), "--domain", domain),
-            *("--new", str(len(adaptation.domain(domain).memory.new))),
-            *("--device", str(adaptation.lm.device), "--version", str(adaptation.domain(domain).in_use.number)),
-            # As the run itself: on its cores alone, in its type, of the ids that its target can say.
-            *("--threads", str(torch.get_num_threads()), "--shared", str(adaptation.num_shared)),
-        ]
-        options = {**options, "dtype": str(adaptation.lm.dtype).removeprefix("torch.")}
-        for name, value in options.items():
-            if name not in _NOT_HANDED_ON and value != "":
-                words += ["--set", f"{method}.{name}={value}"]
-        with (Path(self._scratch.name) / "answer").open("wb") as out, self._said.open("wb") as err:
-            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        self._handle = psutil.Process(self._process.pid)
         self._ran_s = 0.0
-        self._since: float | None = time.monotonic()
+        self._since: float | None = None
         """When it last went on; None while it stands still."""
-        self.pause()
+        try:
+            learner.begin(
+                Job(
+                    store=self._given(adaptation, domain),
+                    into=self._into,
+                    # In the run's own type.
+                    options={**options, "dtype": str(adaptation.lm.dtype).removeprefix("torch.")},
+                    temperature=adaptation.temperature,
+                    domain=domain,
+                    version=self._began.number,
+                    num_new=len(adaptation.domain(domain).memory.new),
+                    # As the run itself: on its device, on its cores alone, of the ids that its target can say.
+                    device=str(adaptation.lm.device),
+                    threads=torch.get_num_threads(),
+                    num_shared=adaptation.num_shared,
+                    answer=self._answer,
+                )
+            )
+        except BaseException:
+            self._scratch.cleanup()
+            raise
 
     def _given(self, adaptation: Adaptation, domain: str) -> Path:
         """A store of what this repeat has seen so far. The run's own file holds other repeats, too: answers to
@@ -87,41 +149,30 @@ class RoundProcess:
 
     def pause(self) -> None:
         """Others are timed now: returns when it has stopped."""
-        self._stop_clock()
-        if self._process.poll() is not None:
-            return
-        self._handle.suspend()
-        ends = time.monotonic() + _PATIENCE_S
-        while self._process.poll() is None and self._handle.status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < ends, "a stopped process goes on running"
-            time.sleep(0.001)
-
-    def _stop_clock(self) -> None:
         if self._since is not None:
             self._ran_s += time.monotonic() - self._since
             self._since = None
+        self._learner.pause()
 
     def go_on(self) -> None:
         """Its own method answers now."""
         self._since = time.monotonic()
-        if self._process.poll() is None:
-            self._handle.resume()
+        self._learner.go_on()
 
     @property
     def is_over(self) -> bool:
         """Whether `finish` has something to say."""
-        return self._process.poll() is not None
+        return self._answer.exists() or self._learner.is_dead
 
     def finish(self) -> Round:
         """What came of it; a promoted candidate becomes a version and is drafted with."""
         adaptation, domain = self._adaptation, self._adaptation.domain(self.domain)
-        self._stop_clock()
         try:
-            if self._process.returncode != 0:
-                said = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
-                raise EnvironmentFailed(said[-1] if said[0].startswith("Traceback") else said[0])
-            answer = (Path(self._scratch.name) / "answer").read_text(encoding="utf-8")
-            body = json.loads(answer)
+            if not self._answer.exists():
+                raise EnvironmentFailed(self._learner.last_words())
+            body = json.loads(self._answer.read_text(encoding="utf-8"))
+            if "error" in body:
+                raise EnvironmentFailed(body["error"])
             found = Round(**{field.name: body[field.name] for field in fields(Round)})
             # Its own clock went on while it stood still for other methods.
             found = replace(found, seconds=min(found.seconds, self._ran_s))
@@ -164,9 +215,6 @@ class RoundProcess:
     def _learnt(self, *, began: int) -> Candidate | None:
         return candidates.load(self._into, self.domain, base_hash=self._adaptation.lm.weights_hash, began=began)
 
-    def kill(self) -> None:
-        """The run is over before it is, or goes back to its beginning."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+    def forget(self) -> None:
+        """The run is over before it is, or goes back to its beginning; its learner is killed."""
         self._scratch.cleanup()

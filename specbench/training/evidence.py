@@ -53,7 +53,7 @@ def evidence(
     num_U = np.array([observed.num_positions for observed in held_out], dtype=np.float64)
     bootstrap = Bootstrap(len(held_out), seed=adaptation.seed, resamples=RESAMPLES)
     resampled = bootstrap.sums(np.stack([after_U2[:, 0] - before_U2[:, 0], num_U], axis=1))
-    interval = percentile_interval(resampled[:, 0] / resampled[:, 1])
+    interval = percentile_interval(resampled[:, 0] / resampled[:, 1], len(held_out))
     if interval is None:
         raise CheckFailed("the expected acceptance on held-out answers is not a number")
     of_before, of_after = before_U2.sum(0) / num_U.sum(), after_U2.sum(0) / num_U.sum()

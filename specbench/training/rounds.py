@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from specbench.adapt.adaptation import Adaptation, Domain, InUse
+from specbench.adapt.adaptation import Adaptation, Domain, InUse, Live
 from specbench.adapt.adapter import Adapter, Lineage
 from specbench.adapt.candidate import Candidate, moments_of, put_moments
 from specbench.adapt.observed import Observed
 from specbench.adapt.plan import LearningPlan
 from specbench.errors import SpecbenchError, UsageError, is_out_of_memory
-from specbench.metrics import Interval
+from specbench.metrics import Interval, widening
 from specbench.training.budget import rate
 from specbench.training.evidence import Evidence, evidence
 from specbench.training.step import StepFailed, Stepper
@@ -115,8 +115,7 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
         return None
     now = live.acceptance
     assert now is not None, "positions were tried since the swap"
-    counts = 1 / max(1.0, live.before_tried) + 1 / plan.watch_positions
-    error = (live.before * (1 - live.before) * counts) ** 0.5
+    error = _error_of_fall(live)
     if now >= live.before - 2 * error:
         domain.live = replace(live, before=None)  # judged, and kept
         return None
@@ -139,6 +138,17 @@ def rolled_back(adaptation: Adaptation, name: str) -> Round | None:
         why=why,
         version=in_use.parent.number,
     )
+
+
+def _error_of_fall(live: Live) -> float:
+    """Standard error of the difference of both moving acceptances, as wide as so few answers demand: what answers
+    differ by, or what single positions would, whichever is more."""
+    assert live.before is not None
+    tried_before = max(1.0, live.before_tried)
+    pooled = (live.num_accepted + live.before * tried_before) / (live.num_tried + tried_before)
+    of_positions = pooled * (1 - pooled) * (1 / live.num_tried + 1 / tried_before)
+    of_answers = (live.variance + live.before_variance) * widening(max(2, live.answers_since)) ** 2
+    return float(max(of_positions, of_answers) ** 0.5)
 
 
 # --- learn -----------------------------------------------------------------------------------------------------------

@@ -96,3 +96,19 @@ def go(tiny_suite, tiny_target, tmp_path):
         return outcome, lambda kind: events_of(store, outcome.run_id, kind)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_target(tmp_path_factory.mktemp("draft"), seed=5)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twelve short questions, so that some are held out."""
+    path = tmp_path / "many.jsonl"
+    rows = [
+        {"question_id": f"q{n}", "category": "ab"[n % 2], "turns": [f"{n} say {'abcdef'[n % 6]}"]} for n in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

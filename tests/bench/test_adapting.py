@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from specbench import paths, registry
-from specbench.adapt.adaptation import Adaptation
+from specbench import paths
 from specbench.adapt.observed import Observed
 from specbench.adapt.versions import AdapterStore
 from specbench.api import Silent
@@ -19,9 +17,8 @@ from specbench.bench.collecting import collect
 from specbench.bench.defaults import with_defaults
 from specbench.bench.learning import Learning
 from specbench.bench.request import GridAxis, RunRequest, Setting
-from specbench.bench.round_process import RoundProcess
 from specbench.bench.runner import run
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import UsageError
 from specbench.events import AdapterRound, Measured
 from specbench.store.db import open_store
 from specbench.store.journal import Journal, read_events
@@ -30,54 +27,9 @@ from specbench.store.pairs import fetch
 from specbench.store.streams import stream_curves
 from specbench.store.summary import to_json
 from specbench.suite.schema import Defaults
-from tests.bench.conftest import save_tiny_target
+from tests.bench.learning_runs import learning_request
 from tests.bench.test_carry import _accepted
 from tests.conftest import Ran
-
-SMALL = {
-    "after_positions": 20,
-    "steps": 8,
-    "visits": 0,
-    "lr_rise": 0,
-    "lr": 0.01,
-    "batch": 4,
-    "min_held_out": 2,
-    "top_k": 16,
-    "round_s": 0,
-}
-
-
-@pytest.fixture(scope="module")
-def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_target(tmp_path_factory.mktemp("draft"), seed=5)
-
-
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """Twelve short questions, so that some are held out."""
-    path = tmp_path / "many.jsonl"
-    rows = [
-        {"question_id": f"q{n}", "category": "ab"[n % 2], "turns": [f"{n} say {'abcdef'[n % 6]}"]} for n in range(12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def _request(suite: Path, target: Path, draft: Path, store: Path, **changes: object) -> RunRequest:
-    settings = {"model": str(draft), "num_tokens": 3, **SMALL}
-    values = {
-        "suite": str(suite),
-        "target": str(target),
-        "methods": ("adaptive_lora",),
-        "settings": tuple(Setting("adaptive_lora", name, str(value)) for name, value in settings.items()),
-        "max_new_tokens": 16,
-        "temperature": 1.0,
-        "repeats": 2,
-        "threads": 1,
-        "store": store,
-        **changes,
-    }
-    return RunRequest(**values)  # type: ignore[arg-type]
 
 
 def _measured(store: Path, run_id: str) -> list[Measured]:
@@ -90,7 +42,7 @@ def test_on_and_off_run_in_one_plan_and_learning_is_charged_beside_the_clock(
     """Repeats begin from the same state and learn the same; the texts are the target's own; the seconds are shown."""
     store = tmp_path / "store"
     grid = (GridAxis("adaptive_lora", "adapt", ("off", "on")),)
-    outcome = run(_request(many, tiny_target, tiny_draft, store, grid=grid, carry="stream"), Silent())
+    outcome = run(learning_request(many, tiny_target, tiny_draft, store, grid=grid, carry="stream"), Silent())
     assert outcome.state == "finished" and outcome.failed_checks == ()
     assert outcome.summary is not None
     off, on = (next(r for r in outcome.summary.rows if f"adapt={word}" in r.method) for word in ("off", "on"))
@@ -156,7 +108,7 @@ def test_what_a_run_observed_is_purged_with_its_laws(
     from specbench.store.ingest import ingest
 
     store = tmp_path / "store"
-    outcome = run(_request(many, tiny_target, tiny_draft, store, adapt="on", repeats=1, limit=6), Silent())
+    outcome = run(learning_request(many, tiny_target, tiny_draft, store, adapt="on", repeats=1, limit=6), Silent())
     folder = paths.run_dir(store, outcome.run_id)
     before = _counts(store)
     assert before["observed"] > 0 and before["generations"] > 0
@@ -176,7 +128,7 @@ def _counts(store: Path) -> dict[str, int]:
 
 
 def test_without_a_stream_nothing_is_learnt(many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
-    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", limit=3, repeats=1)
+    request = learning_request(many, tiny_target, tiny_draft, tmp_path / "store", limit=3, repeats=1)
     request = RunRequest(**{**vars(request), "settings": (*request.settings, Setting("adaptive_lora", "adapt", "on"))})
     outcome = run(request, Silent())
     assert outcome.summary is not None
@@ -184,30 +136,35 @@ def test_without_a_stream_nothing_is_learnt(many: Path, tiny_target: Path, tiny_
 
 
 def test_adapt_on_is_a_stream_and_says_so_on_the_command(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
-    request = _request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="on")
+    request = learning_request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="on")
     filled = with_defaults(request, Defaults())
     assert filled.request.carry == "stream" and Setting("adaptive_lora", "adapt", "on") in filled.request.settings
     assert "--adapt on" in filled.command and "--carry stream" in filled.command
     assert with_defaults(filled.request, Defaults()).request == filled.request, "filling twice changes nothing"
-    off = with_defaults(_request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="off"), Defaults())
+    off = with_defaults(
+        learning_request(tmp_path / "s.jsonl", tiny_target, tiny_draft, tmp_path, adapt="off"), Defaults()
+    )
     assert off.request.carry == "none" and Setting("adaptive_lora", "adapt", "off") in off.request.settings
 
 
 def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
     suite = tmp_path / "s.jsonl"
     with pytest.raises(UsageError, match="--adapt on learns from one question for the next"):
-        _request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", carry="none")
+        learning_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", carry="none")
     with pytest.raises(UsageError, match="is not a choice of --adapt"):
-        _request(suite, tiny_target, tiny_draft, tmp_path, adapt="maybe")
+        learning_request(suite, tiny_target, tiny_draft, tmp_path, adapt="maybe")
     with pytest.raises(UsageError, match="no method of this run learns") as refused:
         with_defaults(RunRequest(suite=str(suite), target="demo", methods=("suffix",), adapt="on"), Defaults())
     assert "adaptive_lora" in str(refused.value.try_)
     for word, said in (("off", "contradict each other"), ("perhaps", "is not of type bool")):
         settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", word))
         with pytest.raises(UsageError, match=said):
-            with_defaults(_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings), Defaults())
+            with_defaults(
+                learning_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings),
+                Defaults(),
+            )
     settings = (Setting("adaptive_lora", "model", str(tiny_draft)), Setting("adaptive_lora", "adapt", "true"))
-    request = _request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings)
+    request = learning_request(suite, tiny_target, tiny_draft, tmp_path, adapt="on", settings=settings)
     assert with_defaults(request, Defaults()).request.settings == settings, "the same, said in another word"
 
 
@@ -215,7 +172,7 @@ def test_adapt_is_refused_where_it_can_mean_nothing(tiny_target: Path, tiny_draf
 def test_an_adapter_per_system_prompt_is_refused_where_no_question_has_one(
     many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, adapt: str
 ) -> None:
-    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt=adapt)
+    request = learning_request(many, tiny_target, tiny_draft, tmp_path / "store", adapt=adapt)
     settings = (*request.settings, Setting("adaptive_lora", "domains", "system"))
     request = RunRequest(**{**vars(request), "settings": settings})
     with pytest.raises(UsageError, match="no question of a suite has one") as caught:
@@ -227,7 +184,6 @@ def test_an_adapter_per_system_prompt_is_refused_where_no_question_has_one(
 
 def test_a_stream_that_is_grown_again_tells_its_rounds_and_nothing_twice(tmp_path: Path) -> None:
     """What a resumed run decodes again was told before: its seconds and positions; its versions are new ones."""
-    from types import SimpleNamespace
 
     from helpers import requests_for, tokens_of
 
@@ -254,103 +210,3 @@ def test_a_stream_that_is_grown_again_tells_its_rounds_and_nothing_twice(tmp_pat
     assert (second.group, second.is_regrown, second.outcome) == (7, False, "kept") and len(said) == 1
     assert [event.name for event in events if isinstance(event, Measured)] == ["learn_s"]
     assert {each.group for each in read_observed(tmp_path)} == {7}
-
-
-def test_a_round_beside_the_answers_is_promoted_by_the_run_alone(tmp_path: Path) -> None:
-    """Stopped until its method answers; its candidate becomes a version of the run's store, and is drafted with."""
-    import psutil
-    from helpers import requests_for, tokens_of
-
-    from tests.adapt.adapted import engine, learning_drafter, save_draft
-
-    draft = save_draft(tmp_path / "draft")
-    given = {
-        "steps": 30,
-        "visits": 0,
-        "lr_rise": 0,
-        "lr": 3e-3,
-        "rank": 8,
-        "loss": "kl",
-        "pull": 0.0,
-        "round_s": 0.0,
-    }
-    on = engine(temperature=1.0)
-    drafter = learning_drafter(draft, on, store=str(tmp_path / "store"), **given)
-    on.reserve(drafter.max_nodes)
-    adaptation = drafter.adaptation
-    assert adaptation is not None and adaptation.store is not None
-    requests = requests_for([tokens_of(seed, 4 + seed % 5) for seed in range(40)], max_new_tokens=10)
-    for start in range(0, 40, 4):
-        on.generate(drafter, requests[start : start + 4])
-        adaptation.gather()
-    card = registry.card("adaptive_lora")
-    options = registry.check_options(card, {"model": str(draft), "rank": 8, "min_held_out": 2, "top_k": 8, **given})
-    with adaptation.store.writing():
-        process = RoundProcess(adaptation, "", "adaptive_lora", options)
-        words = psutil.Process(process._process.pid).cmdline()
-        assert words[words.index("--threads") + 1] == str(torch.get_num_threads()), "on the run's cores alone"
-        assert "adaptive_lora.dtype=float64" in words and words[words.index("--shared") + 1] == "64"
-        assert psutil.Process(process._process.pid).status() == psutil.STATUS_STOPPED and not process.is_over
-        ran_s = process._ran_s
-        process.pause()
-        assert process._ran_s == ran_s, "what it stood still is no part of its seconds"
-        process.go_on()
-        process._process.wait(timeout=200)
-        assert adaptation.store.numbers() == [], "the process writes elsewhere"
-        found = process.finish()
-    assert found.outcome == "promoted" and found.version == 1, found
-    assert found.gain is not None and found.gain.low > 0 and 0 < found.seconds <= process._ran_s
-    assert adaptation.store.active() == adaptation.loaded.number == 1
-    killed = RoundProcess(adaptation, "", "adaptive_lora", options)
-    killed.kill()
-    assert killed.is_over and not psutil.pid_exists(killed._process.pid)
-
-
-def test_a_concurrent_round_ends_with_its_run_and_learns_from_its_own_repeat_alone(
-    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import psutil
-
-    given: list[set[str]] = []
-    seen: list[set[str]] = []
-    hand_over = RoundProcess._given
-
-    def watch(process: RoundProcess, adaptation: Adaptation, domain: str) -> Path:
-        folder = hand_over(process, adaptation, domain)
-        given.append({each.prompt_digest() for each in AdapterStore(folder).rows.read()})
-        assert adaptation.store is not None
-        seen.append({each.prompt_digest() for each in adaptation.store.rows.read()})
-        return folder
-
-    monkeypatch.setattr(RoundProcess, "_given", watch)
-    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=2, limit=6)
-    settings = (*request.settings, Setting("adaptive_lora", "learning", "concurrent"))
-    outcome = run(RunRequest(**{**vars(request), "settings": settings}), Silent())
-    assert outcome.summary is not None and outcome.failed_checks == ()
-    row = next(row for row in outcome.summary.rows if row.name == "adaptive_lora")
-    assert any("beside its answers, on the same cores" in note for note in row.notes)
-    assert not any("adapt" in child.cmdline() for child in psutil.Process().children(recursive=True))
-    assert given, "a round began"
-    assert any(mine < all_repeats for mine, all_repeats in zip(given, seen, strict=True)), (
-        "in the second repeat the file knows every question of the first, the round does not"
-    )
-
-
-def test_a_disk_that_has_no_room_for_a_concurrent_round_ends_the_round_and_not_the_run(
-    many: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(process: RoundProcess, adaptation: Adaptation, domain: str) -> Path:
-        raise EnvironmentFailed("the disk is full", where="there")
-
-    monkeypatch.setattr(RoundProcess, "_given", full)
-    request = _request(many, tiny_target, tiny_draft, tmp_path / "store", adapt="on", repeats=1, limit=4)
-    settings = (*request.settings, Setting("adaptive_lora", "learning", "concurrent"))
-    told: list[str] = []
-
-    class Listening(Silent):
-        def say(self, text: str) -> None:
-            told.append(text)
-
-    outcome = run(RunRequest(**{**vars(request), "settings": settings}), Listening())
-    assert outcome.state == "finished" and outcome.failed_checks == ()
-    assert any("dropped" in text and "the disk is full" in text for text in told)
