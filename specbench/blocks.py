@@ -86,23 +86,22 @@ class DraftVocabulary(nn.Module):
         return ids if self.index_V is None else self.index_V[ids]
 
     def restrict(self, law: Law) -> Law:
-        """A law over the target's vocabulary as one over the drafter's; what it cannot say goes to the tail.
+        """A law over the target's vocabulary as one over the drafter's; the mass of what it cannot say is lost.
 
-        Of a whole law W entries and a tail are left (ids None); of a cut one the entries that exist, the others being
-        fillers of mass 0.
+        Of a whole law W entries are left (ids None); of a cut one the entries that exist, the others being fillers of
+        mass 0, and its tail as it is: which tokens that is of is not known. Nothing is renormalised here, see `losses`.
         """
         if self.ids is None or self.index_V is None:
             return law
         if law.ids_RK is None:
             kept = law.logp_RK[:, self.ids]
             lost = (1 - kept.exp().sum(-1)).clamp(min=1e-30)
-            return Law(kept, None, lost.log(), law.row_N)
+            return Law(kept, None, None, law.row_N, lost.log())
         index = self.index_V[law.ids_RK]
         known = index >= 0
+        lost = law.logp_RK.masked_fill(known, float("-inf")).logsumexp(-1)
         logp = law.logp_RK.masked_fill(~known, float("-inf"))
-        lost = (law.logp_RK.exp() * ~known).sum(-1)
-        tail = lost if law.log_tail_R is None else lost + law.log_tail_R.exp()
-        return Law(logp, index.clamp(min=0), tail.clamp(min=1e-30).log(), law.row_N)
+        return Law(logp, index.clamp(min=0), law.log_tail_R, law.row_N, lost)
 
     def scores(self, logits: Tensor, target: TargetView, seen_V: Tensor | None = None) -> Tensor:
         """`sampling.process` over the drafter's vocabulary (..., W), as the engine applies it to the target.

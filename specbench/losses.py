@@ -1,6 +1,8 @@
 """Distillation losses over next-token laws, per depth, in chunks: what every trained drafter shares.
 
-p is the target's law, q the drafter's. A law is whole, or its top-k and the log-probability of everything else.
+p is the target's law, q the drafter's. A law is whole, or its top-k and the log-probability of everything else. Of
+tokens that the drafter cannot say p keeps their mass alone: kd asks for p renormalised over what can be said, tv and lk
+for p as it is, of which that mass is lost whatever is drafted.
 
 N positions, R rows of a law, V the drafter's vocabulary, K entries of a law (V when whole), A anchors, n depths, of
 whose labels the first `rank` choices are counted (R there).
@@ -24,16 +26,19 @@ _TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """log p of N positions, float32 or float64: R rows, of which a position has one."""
+    """log p of N positions, float32 or float64: R rows, of which a position has one. Entries, tail and what is lost add
+    up to 1."""
 
     logp_RK: Tensor
     ids_RK: Tensor | None = None
     """Which entries of the drafter's vocabulary; None = all of them in order."""
     log_tail_R: Tensor | None = None
-    """log of the mass outside the entries; None = there is none."""
+    """log of the mass outside a cut law's entries, of which the drafter may say any; None = there is none."""
     row_N: Tensor | None = None
     """Row of each position; None = position n has row n. n depths ask for one state's law up to n times: it is kept
     once."""
+    log_lost_R: Tensor | None = None
+    """log of the mass that is known to be of tokens the drafter cannot say; None = it can say all of them."""
     _known: dict[float, _Wanted] = field(default_factory=dict, repr=False)
     """`wanted` by temperature, computed once for all that share the rows."""
 
@@ -49,6 +54,7 @@ class Law:
             self.logp_RK[self.row_N],
             None if self.ids_RK is None else self.ids_RK[self.row_N],
             None if self.log_tail_R is None else self.log_tail_R[self.row_N],
+            log_lost_R=None if self.log_lost_R is None else self.log_lost_R[self.row_N],
         )
 
     def wanted(self, temperature: float) -> _Wanted:
@@ -56,7 +62,7 @@ class Law:
         assert self.ids_RK is None, "a cut law lacks most of p"
         if temperature not in self._known:
             logp_RV = self.logp_RK
-            if temperature != 1.0 or self.log_tail_R is not None:
+            if temperature != 1.0 or self.log_lost_R is not None:
                 logp_RV = (logp_RV / temperature).log_softmax(-1)
             p_RV = logp_RV.exp()
             self._known[temperature] = _Wanted(p_RV, (p_RV * logp_RV.clamp(min=-1e4)).sum(-1))
@@ -92,7 +98,7 @@ class Objective:
 
     ce: cross-entropy with the label. kd: alpha * tau^2 * KL(p_tau || q_tau) + (1 - alpha) * ce (Hinton 2015). tv:
     1 - sum min(p, q), the rejection rate itself. lk: -log sum min(p, q) (LK losses, arXiv:2602.23881): the same
-    optimum, but its gradient does not vanish where nothing is accepted yet.
+    optimum, but its gradient does not vanish where nothing is accepted yet. Both take p and q at temperature tau.
     """
 
     loss: LossName = "kd"
@@ -128,21 +134,23 @@ def per_position(logits_NV: Tensor, label_N: Tensor, law: Law | None, objective:
         if objective.alpha == 1.0:
             return divergence
         return objective.alpha * divergence + (1 - objective.alpha) * _cross_entropy(logits_NV, label_N)
+    if objective.temperature != 1.0:
+        logits_NV, law = logits_NV / objective.temperature, tempered(law.spread(), objective.temperature)
     accepted = overlap(logits_NV, law)
     return 1 - accepted if objective.loss == "tv" else -accepted.clamp(min=_TINY).log()
 
 
 def kl(logits_NV: Tensor, law: Law, *, temperature: float = 1.0) -> Tensor:
-    """KL(p || q) per position (N,), both at a temperature; outside a top-k both laws are one bucket. Where the
-    drafter's vocabulary lacks some of p (a whole law with a tail) p is renormalised over what it has. No gradient flows
-    into p."""
+    """KL(p || q) per position (N,), both at a temperature; outside a top-k both laws are one bucket. Where the drafter
+    cannot say some of p, p is renormalised over what it can: the entries it has, and the tail. No gradient flows into
+    p."""
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
     if law.ids_RK is None:
         wanted = law.wanted(temperature)
         found: Tensor = _WholeKL.apply(logits_NV, wanted.p_RV, wanted.negative_entropy_R, law.row_N)  # type: ignore[no-untyped-call]
         return found
-    law = tempered(law.spread(), temperature)
+    law = _sayable(tempered(law.spread(), temperature))
     assert law.ids_RK is not None
     logq_NV = logits_NV.log_softmax(-1)
     logp = law.logp_RK.to(logq_NV.dtype)
@@ -178,7 +186,7 @@ class _WholeKL(torch.autograd.Function):
 
 def overlap(logits_NV: Tensor, law: Law) -> Tensor:
     """sum min(p, q) per position (N,): the chance that one draft token is accepted (Leviathan 2023, Theorem 3.5). With
-    a tail an upper bound: the two tails are taken to overlap wholly."""
+    a tail an upper bound: the two tails are taken to overlap wholly. What is lost of p is in no term."""
     kept_N, tails_N = overlap_parts(logits_NV, law)
     return kept_N + tails_N
 
@@ -204,15 +212,33 @@ def _cross_entropy(logits_NV: Tensor, label_N: Tensor) -> Tensor:
 
 
 def tempered(law: Law, temperature: float) -> Law:
-    """p ** (1 / tau) of a cut law, renormalised; its tail is one entry among the others, which is not exact."""
+    """p ** (1 / tau), renormalised, of a law with a row for each position. Its tail is one entry among the others, and
+    so is what is lost, which is not exact."""
     if temperature == 1.0:
         return law
-    scaled = law.logp_RK / temperature
-    if law.log_tail_R is None:
-        return Law(scaled.log_softmax(-1), law.ids_RK)
-    tail = law.log_tail_R / temperature
-    norm = torch.logaddexp(scaled.logsumexp(-1), tail)
-    return Law(scaled - norm[:, None], law.ids_RK, tail - norm)
+    logp = law.logp_RK / temperature
+    tail, lost = (None if each is None else each / temperature for each in (law.log_tail_R, law.log_lost_R))
+    norm = logp.logsumexp(-1)
+    for rest in (tail, lost):
+        if rest is not None:
+            norm = torch.logaddexp(norm, rest)
+    return _shifted(Law(logp, law.ids_RK, tail, log_lost_R=lost), norm)
+
+
+def _sayable(law: Law) -> Law:
+    """A cut law renormalised over its entries and its tail."""
+    if law.log_lost_R is None:
+        return law
+    norm = law.logp_RK.logsumexp(-1)
+    if law.log_tail_R is not None:
+        norm = torch.logaddexp(norm, law.log_tail_R)
+    return _shifted(replace(law, log_lost_R=None), norm)
+
+
+def _shifted(law: Law, norm_R: Tensor) -> Law:
+    """All masses divided by exp(norm)."""
+    tail, lost = (None if each is None else each - norm_R for each in (law.log_tail_R, law.log_lost_R))
+    return Law(law.logp_RK - norm_R[:, None], law.ids_RK, tail, log_lost_R=lost)
 
 
 def _log_rest(logq_NV: Tensor, ids_NK: Tensor, logp_NK: Tensor) -> Tensor:
@@ -224,11 +250,19 @@ def _log_rest(logq_NV: Tensor, ids_NK: Tensor, logp_NK: Tensor) -> Tensor:
 
 
 class PositionLoss(NamedTuple):
-    """loss_N: with gradient. rank_N: int64, how many entries the drafter thinks more probable than the label (0 = its
-    first choice; V = the label cannot be said)."""
+    """loss_N: with gradient. rank_N: int64, see `ranks` (V = the label cannot be said)."""
 
     loss_N: Tensor
     rank_N: Tensor
+
+
+def ranks(logits: Tensor, label: Tensor) -> Tensor:
+    """How many entries of (..., V) a drafter chooses before the label (...), int64: those of higher logits, and of
+    equal ones those of lower ids, as argmax does. 0 = its first choice. Half precision has many equal ones."""
+    own = logits.gather(-1, label[..., None])
+    is_before = torch.arange(logits.shape[-1], device=logits.device) < label[..., None]
+    # int32: on a CPU booleans summed as int64 took 43 ms instead of 15 (1024 x 4096, one thread of an AMD EPYC).
+    return ((logits > own) | (is_before & (logits == own))).sum(-1, dtype=torch.int32).long()
 
 
 def chunked(
@@ -250,12 +284,11 @@ def chunked(
         law = None if law_of is None else law_of(where)
         loss = per_position(logits, label, law, objective)
         with torch.no_grad():
-            own = logits.gather(-1, label.clamp(min=0)[:, None])
-            rank = torch.where(label >= 0, (logits > own).sum(-1), logits.shape[-1])
+            rank = torch.where(label >= 0, ranks(logits, label.clamp(min=0)), logits.shape[-1])
         return loss, rank
 
     num = inputs_NE.shape[0]
-    losses, ranks = [], []
+    losses, places = [], []
     # One chunk even of no positions: the parameters stay part of the loss.
     for start in range(0, max(num, 1), objective.chunk):
         where = slice(start, min(start + objective.chunk, num))
@@ -264,16 +297,17 @@ def chunked(
         else:
             loss, rank = checkpoint(part, inputs_NE[where], where, use_reentrant=False)
         losses.append(loss)
-        ranks.append(rank)
-    return PositionLoss(torch.cat(losses), torch.cat(ranks))
+        places.append(rank)
+    return PositionLoss(torch.cat(losses), torch.cat(places))
 
 
 class DepthCounts(NamedTuple):
     """Counts per depth, without gradient; add them up over batches and processes, divide last. All (n,) but correct_nR.
 
-    num: labels. loss: their summed loss. correct: label among the first r + 1 choices. whole: anchors whose labels up
-    to this depth are all valid. right: those whose first choices up to this depth are all right, so that
-    sum(right / whole) is the number of tokens a greedy chain would have had accepted.
+    num: labels. said: those of them that the drafter can say; no other has a loss, and every other is a miss. loss:
+    their summed loss. correct: label among the first r + 1 choices. whole: anchors whose labels up to this depth are
+    all valid. right: those whose first choices up to this depth are all right, so that sum(right / whole) is the number
+    of tokens a greedy chain would have had accepted.
     """
 
     num_n: Tensor
@@ -281,6 +315,7 @@ class DepthCounts(NamedTuple):
     correct_nR: Tensor
     whole_n: Tensor
     right_n: Tensor
+    said_n: Tensor
 
     def plus(self, other: DepthCounts) -> DepthCounts:
         """The sum of both."""
@@ -288,15 +323,19 @@ class DepthCounts(NamedTuple):
 
 
 @torch.no_grad()
-def count_depths(loss_An: Tensor, rank_An: Tensor, valid_An: Tensor, *, rank: int) -> DepthCounts:
-    """loss, rank and validity of each anchor's depths -> counts."""
+def count_depths(
+    loss_An: Tensor, rank_An: Tensor, valid_An: Tensor, *, rank: int, said_An: Tensor | None = None
+) -> DepthCounts:
+    """loss, rank and validity of each anchor's depths -> counts. said: which labels the drafter can say; None = all."""
+    said_An = valid_An if said_An is None else valid_An & said_An
     hits_AnR = rank_An[:, :, None] < torch.arange(1, rank + 1, device=rank_An.device)
     whole_An = valid_An.long().cumprod(1).bool()
-    right_An = (whole_An & (rank_An == 0)).long().cumprod(1)
+    right_An = (whole_An & said_An & (rank_An == 0)).long().cumprod(1)
     return DepthCounts(
         num_n=valid_An.sum(0),
-        loss_n=torch.where(valid_An, loss_An.detach(), 0).double().sum(0),
-        correct_nR=(hits_AnR & valid_An[:, :, None]).sum(0),
+        loss_n=torch.where(said_An, loss_An.detach(), 0).double().sum(0),
+        correct_nR=(hits_AnR & said_An[:, :, None]).sum(0),
         whole_n=whole_An.sum(0),
         right_n=right_An.sum(0),
+        said_n=said_An.sum(0),
     )

@@ -18,6 +18,7 @@ from specbench.losses import (
     kl,
     overlap,
     per_position,
+    ranks,
     top_law,
     whole_law,
 )
@@ -60,8 +61,8 @@ def test_a_law_the_drafter_can_only_partly_say_is_renormalised_in_kl() -> None:
     p_logits, q_logits = _logits(1), _logits(0)
     kept = torch.tensor([0, 2, 5])
     whole = whole_law(p_logits).logp_RK
-    tail = (1 - whole[:, kept].exp().sum(-1)).log()
-    found = kl(q_logits[:, kept], Law(whole[:, kept], None, tail))
+    lost = (1 - whole[:, kept].exp().sum(-1)).log()
+    found = kl(q_logits[:, kept], Law(whole[:, kept], log_lost_R=lost))
     torch.testing.assert_close(found, kl(q_logits[:, kept], whole_law(p_logits[:, kept])))
 
 
@@ -128,9 +129,9 @@ def test_chunks_change_neither_losses_nor_gradients(loss: LossName) -> None:
         grads = [parameter.grad.clone() for parameter in head.parameters() if parameter.grad is not None]
         seen.append((found.loss_N.detach(), found.rank_N, [moved.grad, *grads]))
     plain = per_position(head(inputs), label, laws, Objective(loss=loss))
-    for losses, ranks, grads in seen:
+    for losses, found_ranks, grads in seen:
         torch.testing.assert_close(losses, plain.detach())
-        assert torch.equal(ranks, seen[0][1])
+        assert torch.equal(found_ranks, seen[0][1])
         torch.testing.assert_close(grads, seen[0][2])
 
 
@@ -148,6 +149,21 @@ def test_a_rank_counts_the_tokens_thought_more_probable_than_the_label() -> None
     assert found.rank_N.tolist() == [0, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_rank_of_0_is_the_first_choice_of_argmax_where_logits_are_equal(dtype: torch.dtype) -> None:
+    """Of 4,000 logits in half precision many are equal; a draft says one of them."""
+    logits = (4 * torch.randn(40, 4000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits[:, [5, 70, 3000]] = logits.amax(-1, keepdim=True) + 1
+    for label, wanted in ((5, 0), (70, 1), (3000, 2)):
+        found = chunked(nn.Identity(), logits, torch.full((40,), label), None, Objective(loss="ce", chunk=16))
+        assert set(found.rank_N.tolist()) == {wanted}
+    first = logits.argmax(-1)
+    assert set(first.tolist()) == {5}
+    order = logits.double().argsort(dim=-1, descending=True, stable=True)
+    for place in (0, 1, 2, 3, 50, 3999):
+        assert ranks(logits, order[:, place]).tolist() == [place] * 40
+
+
 def test_counts_per_depth_are_those_of_a_plain_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     loss = torch.rand(30, 3, generator=generator)
@@ -163,3 +179,16 @@ def test_counts_per_depth_are_those_of_a_plain_loop() -> None:
         assert int(counts.whole_n[depth]) == len(whole)
         assert int(counts.right_n[depth]) == sum(bool((rank[a, : depth + 1] == 0).all()) for a in whole)
     assert torch.equal(counts.plus(counts).num_n, 2 * counts.num_n)
+    assert torch.equal(counts.said_n, counts.num_n)
+
+
+def test_a_label_that_cannot_be_said_is_a_miss_without_a_loss_at_any_rank() -> None:
+    loss = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+    rank = torch.tensor([[0, 0], [0, 3]])
+    valid = torch.ones(2, 2, dtype=torch.bool)
+    said = torch.tensor([[True, False], [True, False]])
+    counts = count_depths(loss, rank, valid, rank=5, said_An=said)
+    assert (counts.num_n.tolist(), counts.said_n.tolist()) == ([2, 2], [2, 0])
+    assert counts.loss_n.tolist() == [5.0, 0.0]
+    assert counts.correct_nR[:, -1].tolist() == [2, 0], "three words are fewer than the five ranks looked at"
+    assert (counts.whole_n.tolist(), counts.right_n.tolist()) == ([2, 2], [2, 0])

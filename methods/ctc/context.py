@@ -20,13 +20,14 @@ _BLOCK = 64
 
 
 class FeatureCache:
-    """Buffers for target.max_batch rows, made once. scratch: most slots a draft writes behind a row."""
+    """Buffers for target.max_batch rows, made once, in the dtype of the attention's weights: live ones are float32
+    whatever the target's are. scratch: most slots a draft, or the commit of one, writes behind a row."""
 
     def __init__(self, attention: Attention, *, kv_heads: int, head_dim: int, theta: float, target: TargetView,
                  scratch: int) -> None:  # fmt: skip
         self._attention = attention
         num_slots = target.max_len + 2 * scratch + 2
-        like = torch.empty(0, dtype=target.dtype, device=target.device)
+        like = torch.empty(0, dtype=attention.k_proj.weight.dtype, device=target.device)
         self._key = like.new_zeros(target.max_batch, num_slots, kv_heads, head_dim)
         self._value = torch.zeros_like(self._key)
         self._table = RotaryTable(head_dim, theta, num_slots, like=like)
@@ -77,7 +78,14 @@ class FeatureCache:
 
     def append(self, z_BCD: Tensor, num_B: Tensor) -> None:
         """C features behind each row, of which the first num_B count. num_B is on the device."""
-        self.write(z_BCD, self.len_B[:, None] + self._slots_S[: z_BCD.shape[1]])
+        column_C = self._slots_S[: z_BCD.shape[1]]
+        slots_BC = self.len_B[:, None] + column_C
+        if z_BCD.shape[1] > self._scratch:
+            # A step of another's drafts (`Drafter.follow`) is as wide as the widest of its rows. Padding ends in the
+            # last slot, which no text reaches; what counts keeps its own, so that too long a text still fails.
+            last = self._slots_S.shape[0] - 1
+            slots_BC = torch.where(column_C < num_B[:, None], slots_BC, slots_BC.clamp(max=last))
+        self.write(z_BCD, slots_BC)
         self.len_B = self.len_B + num_B
         self._longest = min(self._longest + z_BCD.shape[1], int(self._key.shape[1]))
 

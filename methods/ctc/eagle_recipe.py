@@ -87,11 +87,13 @@ class EagleRecipe(Recipe):
         terms = {"soft": weights.soft * each.loss_N.sum(), "regression": weights.reg * distance_A.sum()}
         if weights.ctc:
             terms["ctc"] = weights.ctc * self._ctc(features, states_ND, objective)
-        valid_A1 = found.valid_AF[:, 1:]
+        valid_A1, said_A1 = found.valid_AF[:, 1:], label_A[:, None] >= 0
         return Loss(
             total=cast("Tensor", sum(terms.values())),
             num_anchors=valid_A1.new_tensor(valid_A1.shape[0], dtype=torch.long),
-            counts=count_depths(each.loss_N[:, None], each.rank_N[:, None], valid_A1, rank=objective.rank),
+            counts=count_depths(
+                each.loss_N[:, None], each.rank_N[:, None], valid_A1, rank=objective.rank, said_An=said_A1
+            ),
             parts={name: term.detach() for name, term in terms.items()},
         )
 

@@ -124,9 +124,16 @@ def _architecture(config: Mapping[str, Any], *, has_bias: bool) -> Architecture:
     for field in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         if not isinstance(config.get(field), int):
             raise UsageError(f"config.json has no whole number {field!r}", where="config.json")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    act, head_dim = config.get("hidden_act", "silu"), config.get("head_dim")
     for is_so, what in (
         (config.get("num_hidden_layers", 1) != 1, f"{config.get('num_hidden_layers')} layers; one is supported"),
-        (bool(config.get("rope_scaling")), f"rope_scaling {config.get('rope_scaling')}, which is not supported"),
+        # swish is silu by its older name.
+        (act not in ("silu", "swish"), f"hidden_act {json.dumps(act)}; silu is supported"),
+        (
+            head_dim is not None and head_dim * heads != hidden,
+            f"head_dim {head_dim}, but {heads} heads of a width of {hidden} have {hidden / heads:g} columns each",
+        ),
         (
             isinstance(config.get("bias"), bool) and config["bias"] != has_bias,
             f'"bias": {json.dumps(config.get("bias"))}, but the tensors {"hold" if has_bias else "lack"} fc.bias',
@@ -134,7 +141,6 @@ def _architecture(config: Mapping[str, Any], *, has_bias: bool) -> Architecture:
     ):
         if is_so:
             raise UsageError(f"config.json says {what}", where="config.json")
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Architecture(
         form="eagle",
         module="layer",
@@ -145,9 +151,32 @@ def _architecture(config: Mapping[str, Any], *, has_bias: bool) -> Architecture:
         kv_heads=config.get("num_key_value_heads") or heads,
         intermediate_size=config["intermediate_size"],
         fc_bias=has_bias,
-        rope_theta=float(config.get("rope_theta") or 10000.0),
+        rope_theta=_rope_theta(config),
         norm_eps=float(config.get("rms_norm_eps") or 1e-6),
     )
+
+
+def _rope_theta(config: Mapping[str, Any]) -> float:
+    """Base of the plain rotary embedding: `rope_parameters` as transformers 5 writes it, else `rope_theta` beside
+    `rope_scaling` as earlier ones did. Raises UsageError for any other kind, and for two bases."""
+    bases = {float(config["rope_theta"])} if config.get("rope_theta") else set()
+    for field in ("rope_parameters", "rope_scaling"):
+        found = config.get(field) or {}
+        is_one = isinstance(found, Mapping) and not any(isinstance(each, Mapping) for each in found.values())
+        kind = (found.get("rope_type") or found.get("type") or "default") if is_one else None
+        turned = (found.get("partial_rotary_factor") or 1.0) if is_one else None
+        if kind != "default" or turned != 1.0:
+            raise UsageError(
+                f"config.json says {field} {json.dumps(found)}, which is not supported",
+                where="config.json",
+                try_="a drafter whose rotary embedding is plain (rope_type default)",
+            )
+        if found.get("rope_theta"):
+            bases.add(float(found["rope_theta"]))
+    if len(bases) > 1:
+        both = " and ".join(f"{each:g}" for each in sorted(bases))
+        raise UsageError(f"config.json says rope_theta {both}", where="config.json", try_="keep the one it learnt with")
+    return bases.pop() if bases else 10000.0
 
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (EagleLayout(), CtcLayout())}

@@ -26,7 +26,7 @@ from methods.ctc.module import CtcNetwork
 from methods.ctc.text_states import text_states
 from specbench.blocks import SharedLaws
 from specbench.errors import UsageError
-from specbench.losses import Law, Objective, chunked, count_depths, per_position
+from specbench.losses import DepthCounts, Law, Objective, chunked, count_depths, per_position, ranks
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, Windows, windows
 from specbench.sampling import uniforms
@@ -94,11 +94,13 @@ class NarRecipe(Recipe):
             )
         found = windows(features, depth=depth, only_generated=self._only_generated)
         labels_AL = network.vocabulary.to_draft(found.ahead_AF[:, 1:])
-        length_A = self._lengths(labels_AL, found.valid_AF[:, 1:])
-        valid_AL = torch.arange(depth, device=length_A.device) < length_A[:, None]
-        if not network.architecture.has_blank:
-            # A frame without a blank stands alone: a label it may not learn does not end the window.
-            valid_AL = found.valid_AF[:, 1:]
+        # A frame without a blank stands alone: a label it may not learn does not end the window.
+        asked_AL = valid_AL = found.valid_AF[:, 1:]
+        length_A = self._lengths(labels_AL, valid_AL)
+        said_AL = labels_AL >= 0
+        if network.architecture.has_blank:
+            said_AL = valid_AL = torch.arange(depth, device=length_A.device) < length_A[:, None]
+            asked_AL = asked_AL.long().cumprod(1).bool()
         has_label_A = valid_AL.any(1)
         is_chosen_A = self._choose(has_label_A, found.anchor_A, features)
         chosen = is_chosen_A.nonzero()[:, 0]
@@ -109,6 +111,7 @@ class NarRecipe(Recipe):
             none_B = has_label_A.new_zeros(features.tokens_BT.shape[0], dtype=torch.long)
             chosen_B, all_B = (none_B.index_add(0, row_A, each.long()) for each in (is_chosen_A, has_label_A))
             text = self._text_loss(features, found, objective, (chosen_B / all_B.clamp(min=1))[row_A])
+        is_counted_A = is_chosen_A | ~has_label_A
         found = Windows(*(each[chosen] for each in found))
         labels_AL, length_A, valid_AL = labels_AL[chosen], length_A[chosen], valid_AL[chosen]
         states_AUD = self._frame_states(features, found)
@@ -131,7 +134,7 @@ class NarRecipe(Recipe):
         return Loss(
             total=total,
             num_anchors=valid_AL.new_tensor(valid_AL.shape[0], dtype=torch.long),
-            counts=count_depths(scored.depth_AL, scored.rank_AL, valid_AL, rank=objective.rank),
+            counts=_counts(scored, chosen, asked_AL & is_counted_A[:, None], said_AL, rank=objective.rank),
             parts=parts,
         )
 
@@ -254,9 +257,7 @@ class NarRecipe(Recipe):
         with torch.no_grad():
             if laws_nLV is None:
                 laws_nLV = next_laws(found, logp[..., :-1].exp(), labels_nL, length_n)
-            own = laws_nLV.gather(2, labels_nL[..., None])
-            rank_nL = (laws_nLV > own).sum(-1)
-        return _Scored(loss_n + first_n, first_n, step_nL.detach(), rank_nL)
+        return _Scored(loss_n + first_n, first_n, step_nL.detach(), ranks(laws_nLV.detach(), labels_nL))
 
     # --- one label a frame -------------------------------------------------------------------------------------------
 
@@ -289,3 +290,11 @@ class NarRecipe(Recipe):
             zeros_AL.index_put((anchor_N, depth_N), each.loss_N.detach()),
             torch.zeros_like(labels_AL).index_put((anchor_N, depth_N), each.rank_N),
         )
+
+
+def _counts(scored: _Scored, chosen: Tensor, asked_AL: Tensor, said_AL: Tensor, *, rank: int) -> DepthCounts:
+    """scored: of the anchors `chosen`. asked_AL, said_AL: of all anchors; a label that no output of the frames can hold
+    at its place (it or one before it cannot be said, or the frames are too few) is a miss, as it is for a chain."""
+    depth_AL = scored.depth_AL.new_zeros(asked_AL.shape).index_copy(0, chosen, scored.depth_AL)
+    rank_AL = scored.rank_AL.new_zeros(asked_AL.shape).index_copy(0, chosen, scored.rank_AL)
+    return count_depths(depth_AL, rank_AL, asked_AL, rank=rank, said_An=said_AL)

@@ -19,7 +19,7 @@ B rows, U frames, W beams, C candidate columns (the vocabulary, or the frames' t
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ def frames_of(logits_BUX: Tensor, *, has_blank: bool, top_k: int) -> Frames:
     return Frames(tokens.gather(2, ids_BC[:, None].expand(-1, tokens.shape[1], -1)), blank, ids_BC, is_copy)
 
 
-@lru_cache(maxsize=16)
+@cache  # captured steps read it where it lies
 def _later(frames: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(U, U): 0 where the column's frame comes after the row's, else log 0."""
     is_later = torch.ones(frames, frames, dtype=torch.bool, device=device).triu(1)
@@ -133,6 +133,8 @@ def _most_probable(
 ) -> tuple[Tensor, Expansion, Tensor, Tensor]:
     """The best children by their prefix marginals: (column, expansion, marginal, chance given the parent)."""
     num_beams, size = mass_BWC.shape[1:]
+    # A mass of 1 may round to more, and a child above its parent would be kept without it.
+    mass_BWC = mass_BWC.clamp(max=1.0)
     index_BWK: Tensor | None = None
     if 0 < branch < min(width, size):
         mass_BWC, index_BWK = mass_BWC.topk(branch, dim=-1)

@@ -242,8 +242,16 @@ def _is_chain(parents: Sequence[int]) -> bool:
 
 
 def build(options: Options, target: TargetView, inner: Drafter | None = None) -> Drafter:
-    """Raises UsageError for a cache that is no list of this target's token ids."""
+    """Raises UsageError for a cache that is no list of this target's token ids, and for an inner that learns."""
     assert inner is not None, "the card says `wraps`"
+    if inner.adaptation is not None:
+        raise UsageError(
+            "the wrapped drafter learns between answers from what the target made of its own drafts, which hybrid does "
+            "not hand on: it would learn nothing",
+            where="hybrid.inner",
+            try_="--set adaptive_lora.adapt=false drafts with its adapter as it is; --methods adaptive_lora --adapt on "
+            "lets it learn",
+        )
     threshold = cast("float", options["threshold"])
     if -1 < threshold < 0:
         raise UsageError(

@@ -54,6 +54,7 @@ class SpeculatorRecipe(Recipe):
             assert features.teacher is not None, "the objective needs the target's laws"
             asked_N = found.state_AF[:, : self.depth][found.valid_AF[:, 1:]]
             laws = SharedLaws(features.teacher.law, asked_N, vocabulary, kept=objective.kept)
+        label_An = vocabulary.to_draft(found.ahead_AF[:, 1:])
         losses, ranks, total = [], [], state.hidden_ND.new_zeros(())
         for depth in range(self.depth):
             state = network.step(depth, found.ahead_AF[:, depth], state)
@@ -61,14 +62,20 @@ class SpeculatorRecipe(Recipe):
             each = chunked(
                 network.head_of(depth),
                 state.hidden_ND[which_N],
-                vocabulary.to_draft(found.ahead_AF[which_N, depth + 1]),
+                label_An[which_N, depth],
                 None if laws is None else laws.at(found.state_AF[which_N, depth]),
                 objective,
             )
             total = total + objective.depth_decay**depth * each.loss_N.sum()
             losses.append(each.loss_N.new_zeros(num_anchors).index_copy(0, which_N, each.loss_N.detach()))
             ranks.append(each.rank_N.new_zeros(num_anchors).index_copy(0, which_N, each.rank_N))
-        counts = count_depths(torch.stack(losses, 1), torch.stack(ranks, 1), found.valid_AF[:, 1:], rank=objective.rank)
+        counts = count_depths(
+            torch.stack(losses, 1),
+            torch.stack(ranks, 1),
+            found.valid_AF[:, 1:],
+            rank=objective.rank,
+            said_An=label_An >= 0,
+        )
         return Loss(total=total, num_anchors=torch.tensor(num_anchors, device=total.device), counts=counts)
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:

@@ -49,7 +49,8 @@ class ReDrafterRecipe(Recipe):
         valid_An = found.valid_AF[:, 1:]
         anchor_N, depth_N = valid_An.nonzero(as_tuple=True)
         joined_NZ = torch.cat([hidden_AH[anchor_N], torch.stack(states, 1)[anchor_N, depth_N]], 1)
-        label_N = network.vocabulary.to_draft(found.ahead_AF[:, 1:][anchor_N, depth_N])
+        label_An = network.vocabulary.to_draft(found.ahead_AF[:, 1:])
+        label_N = label_An[anchor_N, depth_N]
         law_of = None
         if objective.needs_teacher:
             assert features.teacher is not None, "this loss needs the target's laws"
@@ -63,7 +64,7 @@ class ReDrafterRecipe(Recipe):
         return Loss(
             total=(each.loss_N * weight_N).sum(),
             num_anchors=valid_An.new_tensor(shape[0], dtype=torch.long),
-            counts=count_depths(loss_An, rank_An, valid_An, rank=objective.rank),
+            counts=count_depths(loss_An, rank_An, valid_An, rank=objective.rank, said_An=label_An >= 0),
         )
 
     def drafter(self, target: TargetView, options: Options) -> Drafter:

@@ -103,11 +103,13 @@ def is_held_out_prompt(prompt: Sequence[int]) -> bool:
 
 
 def shared_law(law: Law, num_shared: int) -> Law:
-    """The law as a draft of another vocabulary size can be asked for it: entries it lacks join the tail."""
+    """The law as a draft of another vocabulary size can be asked for it: the mass of entries it lacks is lost."""
     ids = law.ids_RK
     assert ids is not None and law.log_tail_R is not None
     ids = ids.long()
     is_known = ids < num_shared
-    missing = torch.where(is_known, float("-inf"), law.logp_RK).logsumexp(-1)
-    tail = torch.logaddexp(law.log_tail_R, missing)
-    return Law(law.logp_RK.masked_fill(~is_known, float("-inf")), torch.where(is_known, ids, 0), tail)
+    if bool(is_known.all()):
+        return Law(law.logp_RK, ids, law.log_tail_R)
+    lost = law.logp_RK.masked_fill(is_known, float("-inf")).logsumexp(-1)
+    logp = law.logp_RK.masked_fill(~is_known, float("-inf"))
+    return Law(logp, torch.where(is_known, ids, 0), law.log_tail_R, log_lost_R=lost)

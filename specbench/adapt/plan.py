@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from specbench.errors import UsageError
+
 LossWord = Literal["kl-tv", "kl", "tv", "lk", "ce", "mixed"]
 
 
@@ -20,7 +22,7 @@ class LearningPlan:
     warm: float = 0.5
     ce_share: float = 0.3
     learn_temperature: float = 1.0
-    """Both laws are compared at it."""
+    """Both laws are compared at it, under every loss that compares them."""
     lr: float = 2e-3
     weight_decay: float = 0.0
     lr_warmup: float = 0.1
@@ -74,5 +76,12 @@ class LearningPlan:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> LearningPlan:
-        """Of a card's options, checked by the card."""
-        return cls(**{field.name: options[field.name] for field in fields(cls)})
+        """Of a card's options, checked by the card. Raises UsageError for a temperature that the loss does not read."""
+        plan = cls(**{field.name: options[field.name] for field in fields(cls)})
+        if plan.loss == "ce" and plan.learn_temperature != 1.0:
+            raise UsageError(
+                "learn_temperature is that of two laws, and loss=ce compares none",
+                where="adaptive_lora.learn_temperature",
+                try_="adaptive_lora.learn_temperature=1, or adaptive_lora.loss=kl",
+            )
+        return plan

@@ -74,8 +74,12 @@ def train(
         option("--learn", LOSS, "gt|kd|seq", "Text, target's laws (default), its continuations."),
     ] = None,
     loss: Annotated[str | None, option("--loss", LOSS, "ce|kd|tv|lk", "Default: what --learn implies.")] = None,
-    kd_temperature: Annotated[float | None, option("--kd-temperature", LOSS, "T", "Of both laws; default 1.")] = None,
-    kd_alpha: Annotated[float | None, option("--kd-alpha", LOSS, "A", "A x kd + (1 - A) x ce; default 1.")] = None,
+    kd_temperature: Annotated[
+        float | None, option("--kd-temperature", LOSS, "T", "Of both laws under kd; default 1.")
+    ] = None,
+    kd_alpha: Annotated[
+        float | None, option("--kd-alpha", LOSS, "A", "Under kd: A x kd + (1 - A) x ce; default 1.")
+    ] = None,
     depth_decay: Annotated[float | None, option("--depth-decay", LOSS, "D", "Depth i weighs D ** i.")] = None,
     lr: Annotated[
         float | None,

@@ -29,6 +29,15 @@ class Text:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     key: int = 0
+    max_new_tokens: int | None = None
+    """What the answer was allowed when it was written, for drafters that draft no further than that. None: its own
+    length, which is right where nothing else ended it."""
+
+    @property
+    def request(self) -> Request:
+        """As it was asked for."""
+        limit = len(self.answer) if self.max_new_tokens is None else self.max_new_tokens
+        return Request(key=self.key, prompt=self.prompt, max_new_tokens=limit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +130,7 @@ def _replay_group(
             [text.key for text in texts], vocab_size=lm.vocab_size, device=lm.device, stream=STREAM_ACCEPT
         )
     rows = [_Row(text, _states(lm, drafter, text, states)) for text in texts]
-    drafter.begin(
-        [Request(key=row.text.key, prompt=row.text.prompt, max_new_tokens=len(row.text.answer)) for row in rows]
-    )
+    drafter.begin([row.text.request for row in rows])
     for place, row in enumerate(rows):
         prompt_T = torch.tensor(row.text.prompt, device=lm.device)
         hidden = None if row.states_TKD is None else row.states_TKD[: len(row.text.prompt)]

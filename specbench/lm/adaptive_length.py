@@ -41,10 +41,13 @@ class AdaptiveLength:
         alpha = seen.num_accepted / seen.num_tried
         return max(range(1, self.maximum + 1), key=lambda num: leviathan(alpha=alpha, gamma=num, c=self._cost_ratio))
 
-    def learn(self, num_accepted: Sequence[int], num_drafted: int) -> None:
-        """One step's rows. A row that accepts a < K tried a + 1 positions; one that accepts all of them tried K."""
+    def learn(self, num_accepted: Sequence[int], num_drafted: Sequence[int]) -> None:
+        """One step's rows. A row that accepts a < K tried a + 1 positions; one that accepts all of them tried K, and
+        one that had no room to draft tried none. A step in which nothing was tried is not one."""
         seen = self.evidence
-        tried = sum(min(num + 1, num_drafted) for num in num_accepted)
+        tried = sum(min(num + 1, drafted) for num, drafted in zip(num_accepted, num_drafted, strict=True))
+        if not tried:
+            return
         self.evidence = Evidence(
             num_accepted=seen.num_accepted * self.DECAY + sum(num_accepted),
             num_tried=seen.num_tried * self.DECAY + tried,

@@ -128,6 +128,8 @@ class ChainDrafter(Drafter):
         self._len_B: list[int] = []
         self._end_B: list[int] = []
         self._num_drafted = 0
+        self._drafted_B: list[int] = []
+        """Of the last draft, what each row had use for."""
         self.weights_hash = lm.weights_hash
         lm.allocate(max_batch=target.max_batch, max_len=target.max_len, max_nodes=self.max_nodes + 1)
 
@@ -185,6 +187,7 @@ class ChainDrafter(Drafter):
         num = self._num_drafted = min(wanted, max(room_B))
         if num == 0:
             return empty(num_rows, self._target.device)
+        self._drafted_B = [min(num, room) for room in room_B]
         if self._own_noise is not None:
             self._own_noise.seek(self._len_B)
             noise = self._own_noise
@@ -244,9 +247,7 @@ class ChainDrafter(Drafter):
         self._pending_BM = self._last_tokens(commit.tokens_BC, accepted)
         self._see(commit)
         if self._adaptive is not None:
-            # A finished row's count was cut at its stop; it says nothing about the draft.
-            going_on = [count for count, ends in zip(accepted, commit.finished, strict=True) if not ends]
-            self._adaptive.learn(going_on, num)
+            self._learn_length(self._adaptive, commit, [True] * len(accepted))
 
     def follow(self, commit: Commit, is_own: list[bool]) -> None:
         """What was committed without a draft of ours stays pending; the next draft's first forward reads it."""
@@ -264,8 +265,13 @@ class ChainDrafter(Drafter):
         self._set_pending(pending)
         self._see(commit)
         if self._adaptive is not None and num > 0:
-            learnt_from = zip(commit.tokens, commit.finished, is_own, strict=True)
-            self._adaptive.learn([len(tokens) - 1 for tokens, ends, own in learnt_from if own and not ends], num)
+            self._learn_length(self._adaptive, commit, is_own)
+
+    def _learn_length(self, adaptive: AdaptiveLength, commit: Commit, is_own: list[bool]) -> None:
+        rows = zip(commit.tokens, self._drafted_B, commit.finished, is_own, strict=True)
+        # A finished row's count was cut at its stop; it says nothing about the draft.
+        tried = [(len(tokens) - 1, drafted) for tokens, drafted, ends, own in rows if own and not ends]
+        adaptive.learn([accepted for accepted, _ in tried], [drafted for _, drafted in tried])
 
     def _keep_read(self, commit: Commit, kept: list[int], num: int) -> None:
         """Of the tokens drafted `num` deep all but the deepest were read; each row keeps the first `kept` in its

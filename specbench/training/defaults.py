@@ -132,12 +132,13 @@ class Settled:
 def settle(request: TrainRequest, *, is_resumed: bool = False) -> Settled:
     """Fill what the request leaves open. is_resumed: it was settled before, under what was refused by then.
 
-    Raises UsageError where no data set is named for a target that has none of its own, and for laws to be kept where
-    none are.
+    Raises UsageError where no data set is named for a target that has none of its own, for laws to be kept where none
+    are, and for options of a loss that is not the training's.
     """
     filled = with_defaults(request)
     if not is_resumed:
         _refuse_unread_laws(filled)
+        _refuse_unread_distillation(filled)
     return Settled(
         request=filled, **{each.name: getattr(filled, each.name) for each in fields(Settled) if each.name != "request"}
     )
@@ -192,3 +193,20 @@ def _refuse_unread_laws(filled: TrainRequest) -> None:
             where="--teacher-top-k",
             try_="--learn kd, or leave it out",
         )
+
+
+def _refuse_unread_distillation(filled: TrainRequest) -> None:
+    """Raises UsageError where `--kd-temperature` or `--kd-alpha` would change nothing."""
+    if filled.loss == "kd":
+        return
+    for option, value, says in (
+        ("--kd-temperature", filled.kd_temperature, "the temperature at which both laws are compared"),
+        ("--kd-alpha", filled.kd_alpha, "how much of the loss is cross-entropy with the label"),
+    ):
+        if value != 1.0:
+            raise UsageError(
+                f"{option} says {says} under --loss kd; --learn {filled.learn} with --loss {filled.loss} reads it "
+                "nowhere",
+                where=option,
+                try_="--learn kd --loss kd, or leave it out",
+            )

@@ -19,6 +19,7 @@ import torch
 from specbench import registry
 from specbench.data.documents import Documents
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import graphs_for
 from specbench.engine.replay import Replayed, States, Text, replay
 from specbench.engine.stop import Stop
 from specbench.lm.cached_lm import CachedLM
@@ -38,17 +39,33 @@ _PLAIN_PROMPT = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """One evaluation. accuracy_nR: share of labels among the first r + 1 choices."""
+    """One evaluation. accuracy_nR: share of labels among the first r + 1 choices. A label that cannot be said (a
+    trimmed vocabulary) is a miss and has no loss."""
 
     loss: float
-    """Per label, all depths."""
+    """Per label, all depths, each label at its depth's loss."""
     depth_loss: tuple[float, ...]
+    """Per label that can be said."""
+    summed_loss: tuple[float, ...]
+    """`num` labels at `depth_loss`: what a journal holds, whose readers divide by `num`."""
     num: tuple[int, ...]
+    said: tuple[int, ...]
+    """Labels that can be said."""
+    correct: tuple[tuple[int, ...], ...]
+    """[depth][r]: labels among the first r + 1 choices."""
     accuracy: tuple[tuple[float, ...], ...]
     right: tuple[int, ...]
     whole: tuple[int, ...]
     replayed: Replayed | None
     """None where no prompt was asked for."""
+
+    @property
+    def unsaid(self) -> str:
+        """How many labels can be said, in words; empty where all can."""
+        num = sum(self.num)
+        if sum(self.said) == num:
+            return ""
+        return f"{100 * sum(self.said) / num:.1f} % of the labels can be said; the others are misses and have no loss"
 
     @property
     def chain(self) -> float:
@@ -82,12 +99,19 @@ class Figures:
 def figures(counts: DepthCounts, replayed: Replayed | None) -> Figures:
     """Counts -> ratios."""
     num = [int(each) for each in counts.num_n.tolist()]
+    said = [int(each) for each in counts.said_n.tolist()]
     losses = [float(each) for each in counts.loss_n.tolist()]
-    correct = counts.correct_nR.tolist()
+    correct = [[int(hit) for hit in hits] for hits in counts.correct_nR.tolist()]
+    whole = [
+        loss if each == all_ else loss / max(each, 1) * all_ for loss, each, all_ in zip(losses, said, num, strict=True)
+    ]
     return Figures(
-        loss=sum(losses) / max(sum(num), 1),
-        depth_loss=tuple(loss / max(each, 1) for loss, each in zip(losses, num, strict=True)),
+        loss=sum(whole) / max(sum(num), 1),
+        depth_loss=tuple(loss / max(each, 1) for loss, each in zip(losses, said, strict=True)),
+        summed_loss=tuple(whole),
         num=tuple(num),
+        said=tuple(said),
+        correct=tuple(tuple(hits) for hits in correct),
         accuracy=tuple(tuple(hit / max(each, 1) for hit in hits) for hits, each in zip(correct, num, strict=True)),
         right=tuple(int(each) for each in counts.right_n.tolist()),
         whole=tuple(int(each) for each in counts.whole_n.tolist()),
@@ -154,6 +178,7 @@ class Simulator:
             max_batch=min(_MAX_BATCH, max(len(self._prompts), 1)),
             max_len=longest + max_new_tokens,
             stop=Stop(ids=stop_ids_of(lm)),
+            graphs=graphs_for(lm),
         )
         self._texts: list[Text] = []
         self._states: States = {}
@@ -180,7 +205,13 @@ class Simulator:
             result = self._engine.generate(drafter, requests)
             for prompt, generation in zip(group, result.generations, strict=True):
                 known[_name(prompt)] = list(generation.tokens)
-        self._texts = [Text(prompt=prompt, answer=tuple(known[_name(prompt)])) for prompt in self._prompts]
+        if self._engine.graphs is not None:
+            # A training wants their memory, and does not decode again.
+            self._engine.graphs.forget(None)
+        limit = self._max_new_tokens
+        self._texts = [
+            Text(prompt=prompt, answer=tuple(known[_name(prompt)]), max_new_tokens=limit) for prompt in self._prompts
+        ]
         if file is not None and missing:
             write_whole(file, json.dumps(known))
 

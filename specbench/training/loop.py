@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from specbench.sampling import sequence_key
 from specbench.store.journal import Journal
 from specbench.training.budget import Done, rate
 from specbench.training.corpus import share_of
-from specbench.training.evaluate import Counted, Figures, count_documents, figures
+from specbench.training.evaluate import Figures, count_documents, figures
 from specbench.training.features import FeatureSource
 from specbench.training.plan import budget_of
 from specbench.training.request import TrainProgress
@@ -98,20 +98,20 @@ class Loop:
         began = time.monotonic()
         why = self._budget.reached(at.done) or self._lost_patience(at)
         self._progress.plan(title=f"{request.method} on {request.target}", share_done=self._budget.share(at.done))
-        evaluated = at.done.steps if at.best else -1
         while why is None:
             at, wants_stop = self._one_step(at, stop, seconds=earlier_s + time.monotonic() - began)
             why = "interrupted" if wants_stop else self._budget.reached(at.done)
             is_last = why is not None
             if at.done.steps % request.eval_every == 0 or (is_last and not wants_stop):
                 at = self._evaluate(at)
-                evaluated = at.done.steps
                 why = why or self._lost_patience(at)
                 is_last = why is not None
             if at.done.steps % request.save_every == 0 or is_last:
                 self._save(at)
-        if why != "interrupted" and evaluated != at.done.steps:
+        if why != "interrupted" and at.evaluated != at.done.steps:
+            # The attempt before this one was stopped in its last step, which is judged as it would have been.
             at = self._evaluate(at)
+            self._save(at)
         return Ended(why=why, progressed=at)
 
     def _lost_patience(self, at: Progressed) -> str | None:
@@ -213,7 +213,7 @@ class Loop:
                 drafter = recipe.drafter(setup.view, setup.drafting_options)
                 found = figures(counted.counts, setup.simulator.replay(drafter))
             is_best = found.is_better_than(dict(at.best))
-            self._record(at.done.steps, counted, found, is_best=is_best, seconds=time.monotonic() - began)
+            self._record(at.done.steps, counted.parts, found, is_best=is_best, seconds=time.monotonic() - began)
             if is_best:
                 self._keep_best(at, weights, found)
             verdict = [{"step": at.done.steps, **found.summary()} if is_best else None]
@@ -221,19 +221,20 @@ class Loop:
             from torch.distributed import broadcast_object_list  # only where there are several processes
 
             broadcast_object_list(verdict, src=0)
+        at = replace(at, evaluated=at.done.steps)
         if verdict[0] is None:
             return replace(at, evaluations_since_best=at.evaluations_since_best + 1)
         return replace(at, best=verdict[0], evaluations_since_best=0)
 
-    def _record(self, step: int, counted: Counted, found: Figures, *, is_best: bool, seconds: float) -> None:
+    def _record(self, step: int, parts: Mapping[str, float], found: Figures, *, is_best: bool, seconds: float) -> None:
         replayed = found.replayed
         assert self._journal is not None
         self._journal.write(
             TrainEval(
                 step=step,
                 num=found.num,
-                loss=tuple(float(each) for each in counted.counts.loss_n.tolist()),
-                correct=tuple(tuple(int(hit) for hit in hits) for hits in counted.counts.correct_nR.tolist()),
+                loss=found.summed_loss,
+                correct=found.correct,
                 whole=found.whole,
                 right=found.right,
                 num_steps=0 if replayed is None else replayed.num_steps,
@@ -242,17 +243,18 @@ class Loop:
                 proposed_at=() if replayed is None else replayed.proposed_at,
                 seconds=round(seconds, 3),
                 is_best=is_best,
-                parts=counted.parts,
+                parts=parts,
             )
         )
         tau = "" if found.tau is None else f"τ {found.tau:.3f}, "
         top1 = " ".join(f"{each[0]:.3f}" for each in found.accuracy)
-        self._progress.say(f"step {step}: held-out loss {found.loss:.4f}, {tau}chain {found.chain:.3f}, top-1 {top1}")
+        told = f"step {step}: held-out loss {found.loss:.4f}, {tau}chain {found.chain:.3f}, top-1 {top1}"
+        self._progress.say(f"{told} ({found.unsaid})" if found.unsaid else told)
         if self._setup.request.report_to:
             values = {"eval/loss": found.loss, "eval/chain": found.chain}
             values |= {} if found.tau is None else {"eval/tau": found.tau}
             values |= {f"eval/top1_{depth}": each[0] for depth, each in enumerate(found.accuracy)}
-            values |= {f"eval/loss_{name}": value for name, value in counted.parts.items()}
+            values |= {f"eval/loss_{name}": value for name, value in parts.items()}
             self._accelerator.log(values, step=step)
 
     def _keep_best(self, at: Progressed, weights: dict[str, Tensor], found: Figures) -> None:

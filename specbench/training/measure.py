@@ -48,8 +48,9 @@ class Evaluation:
     """Empty for a method that is not trained, and for a drafter that another program trained: its training options are
     not known."""
     loss: tuple[float, ...]
+    """Per label that can be said; a trimmed vocabulary's share of those is in `notes`."""
     accuracy: tuple[tuple[float, ...], ...]
-    """[depth][r]: share of labels among the first r + 1 choices."""
+    """[depth][r]: share of all labels among the first r + 1 choices."""
     expected_accepted: float | None
     """Tokens a greedy chain would have had accepted per step, by the data's labels."""
     acceptance_length: float | None
@@ -113,6 +114,7 @@ def evaluate(
             notes.append("accuracy by depth needs the options it was trained with, which this drafter does not say")
         else:
             by_depth = _by_depth(request, recipe, lm, accelerator.device, documents, replayed)
+            notes += [by_depth.unsaid] if by_depth.unsaid else []
     return Evaluation(
         method=request.method,
         weights=trained.weights if trained else "",

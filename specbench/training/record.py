@@ -130,7 +130,8 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Raises EnvironmentFailed: missing, damaged or newer; UsageError for a run that is a measurement."""
+    """Raises EnvironmentFailed: missing, damaged, newer or another folder's; UsageError for a run that is a
+    measurement."""
     path = folder / TRAIN_JSON
     if not path.exists() and (folder / "manifest.json").exists():
         raise UsageError(
@@ -152,6 +153,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             where=str(path),
             try_="pip install --upgrade specbench",
         )
+    paths.check_run_id(body.get("run_id"), path)
     return body
 
 

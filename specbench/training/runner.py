@@ -264,6 +264,7 @@ def _fresh(method: str, num_processes: int) -> Progressed:
         place=Place(0, 0),
         best={},
         evaluations_since_best=0,
+        evaluated=-1,
         num_processes=num_processes,
     )
 

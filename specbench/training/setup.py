@@ -204,7 +204,8 @@ def make_setup(
         simulator=simulator,
         objective=Objective(
             loss=request.loss,
-            temperature=request.kd_temperature,
+            # A training that was begun before this was refused may name one that its loss did not read.
+            temperature=request.kd_temperature if request.loss == "kd" else 1.0,
             alpha=request.kd_alpha,
             depth_decay=request.depth_decay,
             chunk=chunk_of(lm.vocab_size),

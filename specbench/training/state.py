@@ -52,6 +52,8 @@ class Progressed:
     best: Mapping[str, Any]
     """Of the best evaluation so far; empty before the first."""
     evaluations_since_best: int
+    evaluated: int
+    """Step of the last evaluation; -1 before the first."""
     num_processes: int
 
 
@@ -139,6 +141,8 @@ def find_state(root: Path) -> SavedState | None:
             place=Place(*body["place"]),
             best=body["best"],
             evaluations_since_best=body["evaluations_since_best"],
+            # A state that does not say it is of a version that took the last step for evaluated.
+            evaluated=body.get("evaluated", body["done"]["steps"] if body["best"] else -1),
             num_processes=body["num_processes"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

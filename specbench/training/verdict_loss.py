@@ -65,8 +65,6 @@ class Answers:
             return batch
         chosen = torch.multinomial(batch.weight_N.cpu().float() + 1e-9, self._most, generator=self._generator)
         chosen = chosen.sort().values.to(batch.index_N.device)
-        law = batch.law
-        assert law.ids_RK is not None and law.log_tail_R is not None
         return replace(
             batch,
             index_N=batch.index_N[chosen],
@@ -75,7 +73,7 @@ class Answers:
             # Drawn by weight already.
             weight_N=torch.ones_like(batch.weight_N[chosen]),
             first_N=batch.first_N[chosen],
-            law=Law(law.logp_RK[chosen], law.ids_RK[chosen], law.log_tail_R[chosen]),
+            law=batch.law.rows(chosen).spread(),
         )
 
     def every(self) -> AnswerBatch:
@@ -120,10 +118,15 @@ def _stacked(laws: list[Law], device: torch.device) -> Law:
     width = max(law.logp_RK.shape[-1] for law in laws)
     logp = [F.pad(law.logp_RK, (0, width - law.logp_RK.shape[-1]), value=float("-inf")) for law in laws]
     ids = [F.pad(law.ids_RK, (0, width - law.ids_RK.shape[-1])) for law in laws if law.ids_RK is not None]
+    lost = None
+    if any(law.log_lost_R is not None for law in laws):
+        none = [torch.full_like(law.logp_RK[:, 0], float("-inf")) for law in laws]
+        lost = [rest if law.log_lost_R is None else law.log_lost_R for law, rest in zip(laws, none, strict=True)]
     return Law(
         torch.cat(logp).to(device),
         torch.cat(ids).to(device),
         torch.cat([law.log_tail_R for law in laws if law.log_tail_R is not None]).to(device),
+        log_lost_R=None if lost is None else torch.cat(lost).to(device),
     )
 
 
@@ -156,7 +159,7 @@ class VerdictLearner(nn.Module):
         return Loss(
             total=(batch.weight_N * loss_N).sum(),
             num_anchors=batch.weight_N.sum(),
-            counts=DepthCounts(none.long(), none.double(), none.long(), none.long(), none.long()),
+            counts=DepthCounts(none.long(), none.double(), *[none.long()] * 4),
             parts=parts,
         )
 
@@ -167,7 +170,7 @@ def objective(plan: LearningPlan, share: float) -> Objective:
     if word == "kl-tv":
         word = "kl" if share < plan.warm else "tv"
     if word == "tv" or word == "lk":
-        return Objective(loss=word)
+        return Objective(loss=word, temperature=plan.learn_temperature)
     if word == "ce":
         return Objective(loss="ce")
     alpha = 1 - plan.ce_share if word == "mixed" else 1.0

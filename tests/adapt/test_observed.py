@@ -270,12 +270,15 @@ def test_a_step_learns_new_answers_beside_old_ones() -> None:
     assert len(memory.batch(8, replay=0.25)) == 8, "with nothing new the reservoir is learnt from"
 
 
-def test_a_law_is_asked_of_a_smaller_vocabulary_by_moving_its_mass_to_the_tail() -> None:
+def test_a_law_asked_of_a_smaller_vocabulary_loses_the_mass_of_what_that_lacks() -> None:
+    """The tail stays what it was: of tokens the draft may well know."""
     law = Law(torch.tensor([[0.5, 0.25]]).log(), torch.tensor([[9, 1]], dtype=torch.int32), torch.tensor([0.25]).log())
     found = shared_law(law, 8)
-    assert found.ids_RK is not None and found.log_tail_R is not None
-    torch.testing.assert_close(found.log_tail_R.exp(), torch.tensor([0.75]))
+    assert found.ids_RK is not None and found.log_tail_R is not None and found.log_lost_R is not None
+    torch.testing.assert_close(found.log_tail_R.exp(), torch.tensor([0.25]))
+    torch.testing.assert_close(found.log_lost_R.exp(), torch.tensor([0.5]))
     torch.testing.assert_close(found.logp_RK.exp(), torch.tensor([[0.0, 0.25]]))
+    assert shared_law(law, 10).log_lost_R is None
 
 
 def _bare(prompt: int) -> Observed:

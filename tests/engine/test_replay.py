@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specbench.engine.decode import Engine
 from specbench.engine.replay import Replayed, Text, replay
+from specbench.engine.stop import Stop
 from specbench.events import StepRow
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
@@ -97,6 +98,33 @@ def test_a_replay_counts_the_steps_of_the_run_it_replays(kind: str, sampling: Sa
     assert _counts(replayed) == _of_steps([row for g in run.generations for row in g.steps])
     assert sorted(replayed.steps_of) == sorted(len(g.steps) for g in run.generations)
     assert sum(replayed.accepted_at) > 0, "nothing was accepted: the comparison would prove little"
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_an_answer_that_stopped_before_its_limit_is_drafted_for_up_to_the_limit(sampling: Sampling) -> None:
+    """As it was in the run: a drafter cannot know that a stop will come."""
+    lm = tiny_lm("llama")
+    free = Engine(lm, sampling=sampling, max_batch=4, max_len=80, max_nodes=12)
+    requests = requests_for()
+    texts = [g.tokens for g in free.generate(NoDrafter(), requests).generations]
+    stops = frozenset(text[14] for text in texts)
+    engine = Engine(lm, sampling=sampling, max_batch=4, max_len=80, max_nodes=12, stop=Stop(ids=stops))
+    answers = [g.tokens for g in engine.generate(NoDrafter(), requests).generations]
+    assert any(len(a) < r.max_new_tokens for a, r in zip(answers, requests, strict=True))
+    run = engine.generate(_drafter("chain", lm, engine, answers), requests)
+    steps = [row for g in run.generations for row in g.steps]
+    replayed = replay(
+        lm,
+        _drafter("chain", lm, engine, answers),
+        [
+            Text(prompt=r.prompt, answer=a, key=r.key, max_new_tokens=r.max_new_tokens)
+            for r, a in zip(requests, answers, strict=True)
+        ],
+        sampling=sampling,
+        max_batch=4,
+    )
+    assert _counts(replayed) == _of_steps(steps)
+    assert replayed.steps_at == tuple(sorted(Counter(step.num_nodes for step in steps).items()))
 
 
 def test_texts_are_replayed_in_groups_and_those_without_a_step_are_left_out() -> None:

@@ -12,6 +12,7 @@ from helpers import NoDrafter, requests_for
 
 from methods.adaptive_lora.drafter import AdaptiveDrafter, AdaptiveTreeDrafter, build
 from methods.draft_model.drafter import build as build_draft_model
+from methods.hybrid.drafter import build as build_hybrid
 from specbench import registry
 from specbench.adapt import adapter as files
 from specbench.adapt.adaptation import InUse
@@ -308,6 +309,20 @@ def test_adapters_of_domains_must_have_one_shape_and_all_of_them_name_the_drafte
         with pytest.raises(UsageError, match="different shapes: version 3 for math has rank 4, alpha 16"):
             build(options(draft, adapt=adapt, **given), engine().view())
     assert hashes[0] == hashes[2] != hashes[1] == hashes[3]
+
+
+def test_hybrid_wraps_an_adapter_as_it_is_and_refuses_one_that_learns(draft: Path) -> None:
+    """The target's verdicts would not reach it, while its row said that it learns."""
+    on, given = engine(), registry.check_options(registry.card("hybrid"), {})
+    with pytest.raises(UsageError, match="learns between answers") as caught:
+        build_hybrid(given, on.view(), learning_drafter(draft, on))
+    assert caught.value.where == "hybrid.inner" and "--set adaptive_lora.adapt=false" in caught.value.try_
+    assert build_hybrid(given, on.view(), build(options(draft), on.view())).notes == ()
+
+
+def test_a_temperature_under_a_loss_that_compares_no_laws_is_refused(draft: Path) -> None:
+    with pytest.raises(UsageError, match="loss=ce compares none"):
+        learning_drafter(draft, engine(), loss="ce", learn_temperature=0.5)
 
 
 def test_what_was_learnt_is_forgotten_at_a_restore(draft: Path) -> None:

@@ -15,7 +15,7 @@ from specbench.lm.adaptive_length import AdaptiveLength, Evidence
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
 from specbench.lm.taps import decoder_of
-from specbench.method import DraftNoise, DraftTree, Request
+from specbench.method import Commit, DraftNoise, DraftTree, Request
 from specbench.metrics import leviathan
 from specbench.sampling import Sampling
 
@@ -187,10 +187,10 @@ def test_adaptive_length_follows_the_acceptance_it_sees() -> None:
     length = AdaptiveLength(first=4, maximum=8, cost_ratio=0.1)
     assert length.num_tokens() == 4, "nothing is known yet"
     for _ in range(60):
-        length.learn([length.num_tokens()], length.num_tokens())
+        length.learn([length.num_tokens()], [length.num_tokens()])
     assert length.num_tokens() == 8
     for _ in range(80):
-        length.learn([0], length.num_tokens())
+        length.learn([0], [length.num_tokens()])
     assert length.num_tokens() == 1
 
 
@@ -203,8 +203,41 @@ def test_adaptive_length_is_the_maximum_of_the_expected_improvement() -> None:
 
 def test_a_rejected_row_counts_the_positions_it_tried() -> None:
     length = AdaptiveLength(first=4, maximum=8, cost_ratio=0.1)
-    length.learn([0, 2, 4], 4)
+    length.learn([0, 2, 4], [4, 4, 4])
     assert length.evidence == Evidence(num_accepted=6.0, num_tried=1 + 3 + 4)
+
+
+def test_a_row_tried_no_more_than_it_had_room_to_draft() -> None:
+    length = AdaptiveLength(first=4, maximum=8, cost_ratio=0.1)
+    length.learn([0, 2, 4], [0, 2, 4])
+    seen = length.evidence
+    assert seen == Evidence(num_accepted=6.0, num_tried=0 + 2 + 4)
+    for accepted, drafted in (([], []), ([0], [0])):
+        length.learn(accepted, drafted)
+    assert length.evidence is seen, "a step that tried nothing makes nothing older"
+
+
+class _Followed(ChainDrafter):
+    """Is told of its own drafts as a method that wraps it tells it."""
+
+    def commit(self, commit: Commit) -> None:
+        self.follow(commit, [True] * len(commit.tokens))
+
+
+@pytest.mark.parametrize("kind", [ChainDrafter, _Followed])
+def test_rows_that_cannot_draft_say_nothing_about_the_draft(kind: type[ChainDrafter]) -> None:
+    """A row past the draft model's context would otherwise count as a rejection at every step."""
+    engine = Engine(tiny_lm(), sampling=Sampling(), max_batch=2, max_len=100, max_nodes=8)
+    requests = requests_for([PROMPTS[0][:3], tuple(range(5, 35))], max_new_tokens=20)
+    found = []
+    for rows in (requests[:1], requests):
+        drafter = kind(
+            disturbed_lm(max_position_embeddings=24), engine.view(), num_tokens=3, num_shared=64, adaptive=_adaptive()
+        )
+        steps = [answer.steps for answer in engine.generate(drafter, rows).generations]
+        assert len(rows) == 1 or (len(steps[1]) > len(steps[0]) and not any(step.num_nodes for step in steps[1]))
+        found.append(drafter.snapshot())
+    assert found[0] != Evidence() and found[1] == found[0]
 
 
 def test_an_adaptive_drafter_restored_to_its_snapshot_repeats_its_steps() -> None:

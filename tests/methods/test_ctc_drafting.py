@@ -3,6 +3,8 @@ text stays the target's through repeats and id 0."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.ctc.context import FeatureCache
 from methods.ctc.drafter import build
 from methods.ctc.eagle_drafter import EagleDrafter
 from methods.ctc.eagle_recipe import EagleRecipe
 from methods.ctc.frame_attention import frames_of_anchors
 from methods.ctc.module import CtcNetwork
 from methods.ctc.nar_drafter import NarDrafter
-from specbench import checkpoint
+from methods.hybrid import drafter as hybrid
+from specbench import checkpoint, registry
 from specbench.conformance.check import check_method
 from specbench.conformance.targets import TableLM
 from specbench.conformance.watch import PlainDrafter, Watched
@@ -262,3 +266,61 @@ def test_a_network_without_a_layer_is_read_as_it_is() -> None:
     assert isinstance(drafter, EagleDrafter)
     drafter.lay_out()
     assert drafter._laid_out is None
+
+
+# --- behind another method's drafts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["nar", "eagle"])
+def test_a_step_wider_than_the_room_behind_the_longest_row_is_followed(form: str) -> None:
+    """The suffix draft of one row is many times as deep as a draft of ours, while another row's text is almost as long
+    as the cache: its columns of that step are padding. 1, 2 and 3 follow each other for ever, and so do 4 to 15."""
+    table = torch.zeros(16, 16, dtype=torch.float64)
+    for cycle in ([1, 2, 3], list(range(4, 16))):
+        for token, following in itertools.pairwise([*cycle, cycle[0]]):
+            table[token, following] = 5.0
+    engine = Engine(TableLM(table), sampling=Sampling(), max_batch=2, max_len=116, max_nodes=32)
+    long = torch.randint(4, 16, (110,), generator=torch.Generator().manual_seed(2)).tolist()
+    first, second = requests_for([tuple(long), (1, 2, 3) * 12], max_new_tokens=6)
+    requests = [first, replace(second, max_new_tokens=70)]
+    wanted = engine.generate(PlainDrafter(engine.view()), requests).generations
+    inner = recipe_of(engine.view(), form=form).drafter(engine.view(), drafting(beams=1))
+    options = registry.check_options(registry.card("hybrid"), {"max_tokens": 32, "max_spec_factor": 4.0})
+    found = engine.generate(hybrid.build(options, engine.view(), inner), requests).generations
+    assert [each.tokens for each in found] == [each.tokens for each in wanted]
+    assert found[1].steps[0].num_accepted >= 24, "110 and 25 more are past the cache of either form"
+
+
+def _cache_of(scratch: int) -> FeatureCache:
+    """Of one row of at most 20 tokens: 20 + 2 * scratch + 2 slots."""
+    network = recipe_of(view_of(small_lm()), form="eagle").module
+    assert isinstance(network, CtcNetwork) and network.layer is not None
+    arch = network.architecture
+    view = view_of(small_lm(), max_batch=1, max_len=20)
+    cache = FeatureCache(
+        network.layer.self_attn, kv_heads=arch.kv_heads, head_dim=arch.head_dim, theta=1e4, target=view, scratch=scratch
+    )
+    cache.begin(1)
+    return cache
+
+
+@torch.no_grad()
+def test_padding_behind_the_last_slot_is_let_go_and_what_counts_stands_where_it_would() -> None:
+    cache, plain = _cache_of(3), _cache_of(3)
+    z_BCD = torch.randn(1, 19, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for each, width in ((cache, 19), (plain, 2)):
+        each.set_lengths(torch.tensor([18]), 18)
+        each.append(z_BCD[:, :width], torch.tensor([2]))
+        assert each.len_B.tolist() == [20]
+    torch.testing.assert_close(cache._key[:, :20], plain._key[:, :20])
+    torch.testing.assert_close(cache._value[:, :20], plain._value[:, :20])
+    assert bool(cache._key[:, 18:20].any(-1).all())
+
+
+@torch.no_grad()
+def test_features_that_count_are_never_moved_to_another_slot() -> None:
+    """More text than the cache was made for is our own mistake, and must not pass for padding."""
+    cache = _cache_of(3)
+    cache.set_lengths(torch.tensor([18]), 18)
+    with pytest.raises(IndexError):
+        cache.append(torch.randn(1, 19, 32, dtype=torch.float64), torch.tensor([19]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import LlamaConfig
 
 from methods.ctc.architecture import Architecture
 from methods.ctc.drafter import make
@@ -165,6 +167,12 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_together() -> None:
         ({"hidden_size": None}, "hidden_size"),
         ({"num_hidden_layers": 2}, "2 layers"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters .*llama3"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta 10000 and 500000"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"head_dim": 16}, "head_dim 16, but 4 heads of a width of 32 have 8 columns"),
         ({"bias": False}, "hold fc.bias"),
     ],
     ids=str,
@@ -173,6 +181,26 @@ def test_a_config_of_another_drafter_is_refused(fact: dict[str, Any], said: str)
     config, tensors = _files(kv_heads=2, bias=True)
     with pytest.raises(UsageError, match=said):
         LAYOUTS["ctc"].read({**config, **fact}, tensors)
+
+
+@pytest.mark.parametrize("version", ["this one's", "4's"])
+def test_the_rotary_base_is_read_from_a_config_as_transformers_writes_it(version: str) -> None:
+    config, tensors = _files(kv_heads=2, bias=True)
+    llama = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        vocab_size=VOCAB,
+        head_dim=WIDTH // HEADS,
+        rope_theta=500000.0,
+    )
+    written = json.loads(llama.to_json_string())
+    if version == "4's":
+        written = {**config, "rope_theta": 500000.0, "rope_scaling": None, "hidden_act": "silu"}
+    assert LAYOUTS["eagle"].read(written, tensors).architecture["rope_theta"] == 500000.0
+    assert LAYOUTS["eagle"].read(config, tensors).architecture["rope_theta"] == 10000.0
 
 
 def test_layouts_are_found_by_name() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from specbench import registry
-from specbench.training.defaults import with_defaults
+from specbench.errors import UsageError
+from specbench.training.defaults import settle, with_defaults
 from specbench.training.request import TrainRequest
 
 
@@ -16,3 +19,28 @@ def test_the_embedded_target_is_learnt_at_the_rate_of_the_methods_card(method: s
     assert with_defaults(TrainRequest(method=method)).lr == own
     assert with_defaults(TrainRequest(method=method, lr=1e-4)).lr == 1e-4, "what is typed is taken"
     assert with_defaults(TrainRequest(method=method, target="elsewhere", dataset="alpaca")).lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("said", "loss"),
+    [
+        ({"kd_temperature": 2.0}, {"learn": "gt"}),
+        ({"kd_temperature": 2.0}, {"learn": "seq"}),
+        ({"kd_temperature": 2.0}, {"loss": "tv"}),
+        ({"kd_alpha": 0.5}, {"loss": "lk"}),
+        ({"kd_alpha": 0.5}, {"learn": "gt"}),
+    ],
+    ids=str,
+)
+def test_options_of_distillation_are_refused_under_a_loss_that_reads_none(
+    said: dict[str, Any], loss: dict[str, Any]
+) -> None:
+    """A training whose options do nothing is not the one that was asked for."""
+    request = TrainRequest(method="redrafter", **said, **loss)
+    with pytest.raises(UsageError, match="reads it nowhere") as refused:
+        settle(request)
+    [name] = said
+    assert refused.value.where == "--" + name.replace("_", "-") and "--loss kd" in refused.value.try_
+    assert settle(request, is_resumed=True).request is not None, "what was begun is gone on with"
+    settle(TrainRequest(method="redrafter", **said))
+    settle(TrainRequest(method="redrafter", **dict.fromkeys(said, 1.0), **loss))

@@ -12,12 +12,15 @@ from training.small import Quiet, make_request, make_written
 from specbench import registry
 from specbench.bench.request import Setting
 from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
 from specbench.lm.load import load_lm
 from specbench.lm.stops import stop_ids_of
 from specbench.method import Request
 from specbench.sampling import Sampling
+from specbench.training import evaluate as training_evaluate
+from specbench.training.evaluate import Simulator
 from specbench.training.measure import evaluate
 
 
@@ -43,6 +46,23 @@ def test_a_method_that_is_not_trained_is_simulated_as_a_run_would_count_it(targe
     kept = sum(step.num_committed - step.num_truncated for step in steps)
     assert found.num_steps == len(steps)
     assert found.acceptance_length == pytest.approx(kept / len(steps))
+
+
+def test_texts_to_judge_by_are_written_through_captured_steps_that_are_then_let_go(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_written(target, 6)
+    lm = load_lm(str(target), device=torch.device("cpu"), dtype=torch.float64)
+    plain = Simulator(lm, documents, num=6, max_new_tokens=20)
+    plain.write_answers(None)
+    monkeypatch.setattr(training_evaluate, "graphs_for", lambda _: RecordedGraphs())
+    captured = Simulator(lm, documents, num=6, max_new_tokens=20)
+    graphs = captured._engine.graphs
+    assert graphs is not None
+    captured.write_answers(None)
+    assert captured._texts == plain._texts
+    assert isinstance(graphs.backend, RecordedGraphs) and graphs.backend._last is not None, "steps were replayed"
+    assert not graphs._kept, "a training has use for their memory"
 
 
 def test_a_wrapped_method_is_simulated_with_its_own_settings(target: Path, tmp_path: Path) -> None:

@@ -69,3 +69,14 @@ def test_every_loss_learns_in_half_precision(
         assert progress.losses[-1] < progress.losses[0]
     state = checkpoint.load(outcome.folder, method=method).state
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("form", ["nar", "eagle"])
+def test_a_target_in_half_precision_is_learnt_from_and_every_evaluation_drafts_over_it(
+    form: str, target: Path, tmp_path: Path
+) -> None:
+    """The drafter's live weights are float32, what it reads of the target is not."""
+    request = make_request(target, tmp_path, learn="kd", max_steps=2, eval_every=1, method="ctc", dtype="bfloat16")
+    settings = tuple(Setting("ctc", name, value) for name, value in {**TRIMMED["ctc"], "form": form}.items())
+    outcome = train(replace(request, settings=settings, methods_dirs=()), Quiet(), corpus=make_corpus())
+    assert outcome.state == "finished" and outcome.best["tau"] >= 1
