@@ -1,10 +1,11 @@
 """The engine on a GPU, held against the hardware and against transformers: python benchmarks/gpu.py --out results/gpu
 
-Needs torch, transformers and specbench's engine, nothing else. Models are drawn at random in published shapes on the
-device. Every part writes its results as soon as it has them, so that a run cut short loses nothing; the parts that may
-take longest, because they compile, come last. When the time that was given is over, the part under way is cut off, and
-the table says what was left out. `--small` rehearses all of it on a CPU with toy shapes and graphs that record
-operators: it shows that the script runs, never how fast.
+Needs torch, transformers, Triton and what specbench's engine loads besides (numpy, psutil, PyYAML, rich). Models are
+drawn at random in published shapes on the device. Every part writes its results as soon as it has them, so that a run
+cut short loses nothing; a later call with the same --out adds its parts to what is there (--missing: those that are
+not). A part that would not fit into what is left of the time is left out; when the time is over, the one under way is
+cut off; the table says so. `--small` rehearses all of it on a CPU with toy shapes and graphs that record operators: it
+shows that the script runs, never how fast.
 """
 
 from __future__ import annotations
@@ -21,39 +22,57 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    # Read once, by the first attention that torch runs; whatever this starts inherits it (`leave_cudnn_out` says why).
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
 
 import torch
 import transformers
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import gpu_parts, gpu_peers
-from benchmarks.gpu_models import PUBLISHED, Bench, free
+from benchmarks import gpu_checks, gpu_parts, gpu_peers
+from benchmarks.gpu_models import BIG, PUBLISHED, Bench, free
+from benchmarks.gpu_table import found_before, record, table, write
 from specbench.engine import stamps
 from specbench.engine.graphs import CudaGraphs
 from specbench.engine.recorded import RecordedGraphs
 from specbench.lm import attention, kernel_check
+from specbench.provenance import version_of
 
 WhyWrong = Callable[..., str]
 """`kernel_check.why_wrong`."""
 
-PARTS: dict[str, Callable[[Bench, dict[str, Any]], dict[str, Any]]] = {
-    "parity": gpu_parts.parity,
-    "timer": gpu_parts.timer,
-    "copy": gpu_parts.copy_bandwidth,
-    "kernel": gpu_parts.kernel,
-    "autoregressive": gpu_parts.autoregressive,
-    "verify": gpu_parts.verify,
-    "oracle": gpu_parts.oracle,
-    "generate": gpu_peers.transformers_generate,
-    "assisted": gpu_peers.assisted,
-    "long": gpu_parts.long_context,
-    "batch": gpu_parts.batch,
-    "small_targets": gpu_parts.small_targets,
-    "compiled": gpu_peers.compiled,
+
+class Part(NamedTuple):
+    """One of what is checked or timed. seconds: what it may take on an H200, a guess that decides whether it is begun.
+    needs_copy: holds bytes against this call's copy. is_shared: on the target that such parts share."""
+
+    run: Callable[[Bench, dict[str, Any]], dict[str, Any]]
+    seconds: float
+    needs_copy: bool = False
+    is_shared: bool = False
+
+
+PARTS = {
+    "parity": Part(gpu_checks.parity, 30),
+    "timer": Part(gpu_checks.timer, 20),
+    "copy": Part(gpu_checks.copy_bandwidth, 5),
+    "assisted": Part(gpu_peers.assisted, 80),
+    "compiled": Part(gpu_peers.compiled, 150, needs_copy=True, is_shared=True),
+    "long": Part(gpu_parts.long_context, 160, needs_copy=True, is_shared=True),
+    "oracle": Part(gpu_parts.oracle, 60, is_shared=True),
+    "verify": Part(gpu_parts.verify, 60, is_shared=True),
+    "generate": Part(gpu_peers.transformers_generate, 40, is_shared=True),
+    "kernel": Part(gpu_checks.kernel, 30, needs_copy=True),
+    "batch": Part(gpu_parts.batch, 90),
+    "small_targets": Part(gpu_parts.small_targets, 70, needs_copy=True),
 }
+"""In the order in which they are run. What is asked of the engine comes first; parts on the shared target stand
+together, or it would be compiled again."""
+COMPILING_S = 100.0
+"""Of the shared target, for the first part of a call that takes it; a guess as well."""
 LEAST_S = 5.0
 """No part is begun for less."""
 
@@ -68,32 +87,57 @@ def main() -> int:
     args = _arguments()
     bench = _bench(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"conditions": _conditions(bench)}
+    conditions = _conditions(bench)
+    found: dict[str, Any] = {"conditions": conditions, **found_before(args.out, conditions)}
+    asked = [name for name in args.parts if not (args.missing and "rows" in found.get(name, {}))]
     failed = []
-    for name in args.parts:
+    for name in to_run(asked):
         began = time.perf_counter()
-        left_s = args.seconds - (began - start)
-        if left_s < LEAST_S:
-            found[name] = {"left_out": f"{began - start:.0f} of {args.seconds:.0f} s were spent before it"}
+        left_s, needed_s = args.seconds - (began - start), needed(PARTS[name], bench)
+        if left_s < needed_s:
+            why = f"it may take {needed_s:.0f} s, and {left_s:.0f} of {args.seconds:.0f} s were left"
+            record(found, name, {"left_out": why})
+            write(args.out, found, list(PARTS))
+            print(json.dumps({name: {"left_out": why}}), flush=True)
             continue
+        is_cut = False
         try:
             with at_most(left_s):
-                found[name] = PARTS[name](bench, found)
+                part = PARTS[name].run(bench, found)
         except OutOfTime:
-            found[name] = {"left_out": f"cut off {left_s:.0f} s after it began: {args.seconds:.0f} s were given in all"}
-            continue  # whatever it held on the device, nothing more is run there
+            is_cut = True
+            part = {"left_out": f"cut off {left_s:.0f} s after it began: {args.seconds:.0f} s were given in all"}
         except Exception as error:  # noqa: BLE001 - the other parts are still worth having
             failed.append(name)
-            found[name] = {"failed": f"{type(error).__name__}: {error}"}
+            part = {"failed": f"{type(error).__name__}: {error}"}
             traceback.print_exc()
-        free(bench)
-        found[name]["part_s"] = round(time.perf_counter() - began, 1)
-        _write(args.out, found)
-        print(json.dumps({name: found[name]}), flush=True)
-    found["conditions"]["script_s"] = round(time.perf_counter() - start, 1)
-    _write(args.out, found)
+        if not is_cut:  # whatever it held on the device, nothing more is run there
+            free(bench)
+        part |= {"part_s": round(time.perf_counter() - began, 1), "time": conditions["time"]}
+        if PARTS[name].needs_copy:
+            part["copy_bytes_per_s"] = found.get("copy", {}).get("bytes_per_s")
+        record(found, name, part)
+        write(args.out, found, list(PARTS))
+        print(json.dumps({name: part}), flush=True)
+    conditions["script_s"] = round(time.perf_counter() - start, 1)
+    write(args.out, found, list(PARTS))
     print(table(found))
     return 1 if failed else 0
+
+
+def to_run(asked: list[str]) -> list[str]:
+    """In the order of PARTS, with the copy where one of them needs it: that of another call may be of another card."""
+    names = set(asked)
+    if any(PARTS[name].needs_copy for name in names):
+        names.add("copy")
+    return [name for name in PARTS if name in names]
+
+
+def needed(part: Part, bench: Bench) -> float:
+    """Seconds that must be left for a part to be begun."""
+    if bench.is_small:
+        return LEAST_S
+    return part.seconds + (COMPILING_S if part.is_shared and not bench.kept else 0.0)
 
 
 @contextmanager
@@ -116,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--missing", action="store_true", help="only those of them that --out has no figures of")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--attention", choices=["auto", "triton", "sdpa"], default="auto")
     # torch and transformers take some of the nine minutes to load.
@@ -136,27 +181,45 @@ def _bench(args: argparse.Namespace) -> Bench:
         raise SystemExit("no CUDA device is visible to torch. Try: python benchmarks/gpu.py --small")
     if device.index is not None:
         torch.cuda.set_device(device)
-    name, note = attention_for(args.attention, device)
+    attention.leave_cudnn_out(device)
+    chosen = attention_for(args.attention, device)
     missing = stamps.why_missing(device)
     return Bench(
-        device=device, dtype=torch.bfloat16, is_small=False, attention_name=name, attention_note=note,
+        device=device, dtype=torch.bfloat16, is_small=False, attention_name=chosen.name,
+        attention_float32=chosen.float32, attention_note=chosen.note,
         backend=lambda why_phased=missing: CudaGraphs(device, why_phased=why_phased), why_no_timer=missing,
     )  # fmt: skip
 
 
-def attention_for(asked: str, device: torch.device, *, why_wrong: WhyWrong = kernel_check.why_wrong) -> tuple[str, str]:
-    """Implementation and, where `auto` could not take the kernel, why: borrowed time is not lost to a kernel that does
-    not run, and nobody takes one attention's figures for the other's."""
+class Attention(NamedTuple):
+    """The implementation of the run's dtype, that of models in float32, and why one of them is not Triton's."""
+
+    name: str
+    float32: str
+    note: str = ""
+
+
+def attention_for(asked: str, device: torch.device, *, why_wrong: WhyWrong = kernel_check.why_wrong) -> Attention:
+    """What `auto` takes, and why where that is not the kernel: borrowed time is not lost to a kernel that does not run,
+    and nobody takes one attention's figures for the other's. Texts are compared in float32, on the smallest target: a
+    kernel that fails there alone is left out there alone."""
     if asked == "triton":
-        return attention.TRITON, ""
+        return Attention(attention.TRITON, attention.TRITON)
     if asked == "sdpa":
-        return attention.SDPA, ""
-    # Parity of texts is held in float32, on the smallest.
-    for name, dtype in (*((name, torch.bfloat16) for name in PUBLISHED), ("qwen2.5-0.5b", torch.float32)):
-        why = why_wrong(PUBLISHED[name], device=device, dtype=dtype)
-        if why:
-            return attention.SDPA, f"{name}, {dtype}: {why}"
-    return attention.TRITON, ""
+        return Attention(attention.SDPA, attention.SDPA)
+    picked = dict.fromkeys((torch.bfloat16, torch.float32), attention.TRITON)
+    notes = []
+    for name, dtype, most_nodes in (
+        # Large trees once, in the shapes that verify them.
+        *((name, torch.bfloat16, 128 if name == BIG else 16) for name in PUBLISHED),
+        ("qwen2.5-0.5b", torch.float32, 16),
+    ):
+        if picked[dtype] == attention.TRITON:
+            why = why_wrong(PUBLISHED[name], device=device, dtype=dtype, most_nodes=most_nodes)
+            if why:
+                picked[dtype] = attention.SDPA
+                notes.append(f"{name}, {dtype}: {why}")
+    return Attention(*picked.values(), note="; ".join(notes))
 
 
 def _conditions(bench: Bench) -> dict[str, Any]:
@@ -166,42 +229,17 @@ def _conditions(bench: Bench) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "triton": version_of("triton"),
         "python": platform.python_version(),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "attention": bench.attention_name,
+        "attention_float32": bench.attention_for(torch.float32),
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         "attention_note": bench.attention_note,
         "why_no_timer": bench.why_no_timer,
         "is_rehearsal": bench.is_small,
         "time": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
     }
-
-
-def _write(out: Path, found: dict[str, Any]) -> None:
-    name = "rehearsal" if found["conditions"]["is_rehearsal"] else "gpu"
-    (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / f"{name}.md").write_text(table(found) + "\n", encoding="utf-8")
-
-
-def table(found: dict[str, Any]) -> str:
-    """What the parts found beside what is asked of the engine, as Markdown."""
-    conditions = found["conditions"]
-    note = f" ({conditions['attention_note']})" if conditions["attention_note"] else ""
-    lines = [
-        f"{conditions['card']}; torch {conditions['torch']}, transformers {conditions['transformers']}, "
-        f"{conditions['dtype']}, {conditions['attention']}{note}; {conditions['time']} UTC",
-        "",
-        "| part | measured | asked for |",
-        "|---|---|---|",
-    ]
-    for name, part in found.items():
-        if name == "conditions":
-            continue
-        for kind in ("failed", "left_out"):
-            if kind in part:
-                lines.append(f"| {name} | {kind.replace('_', ' ')}: {part[kind]} | |")
-        for row in part.get("rows", ()):
-            lines.append(f"| {name}: {row['what']} | {row['measured']} | {row.get('asked', '')} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,10 +74,18 @@ class Bench:
     attention_name: str
     backend: Any
     """Makes what captures steps; `why_phased` is its one option."""
+    attention_float32: str = ""
+    """What models in float32 take, where it is another; '' where it is the same."""
     attention_note: str = ""
-    """Why it is not the one that would have been taken."""
+    """Why one of them is not the one that would have been taken."""
     why_no_timer: str = ""
     """Why phases are timed by events, one graph each; '' where a kernel reads the device's timer."""
+    kept: list[Any] = field(default_factory=list)
+    """What parts share (`gpu_shared`), until a model of another kind is made."""
+
+    def attention_for(self, dtype: torch.dtype) -> str:
+        """The implementation that models of this dtype take."""
+        return self.attention_float32 if dtype == torch.float32 and self.attention_float32 else self.attention_name
 
     def finish(self) -> None:
         """Wait for the device."""
@@ -90,14 +98,17 @@ class Bench:
 
 
 def make_model(bench: Bench, name: str, *, dtype: torch.dtype | None = None, seed: int = 0) -> PreTrainedModel:
-    """Random weights, drawn on the device, on our attention."""
-    config = small_copy(PUBLISHED[name]) if bench.is_small else PUBLISHED[name]
+    """Random weights, drawn on the device, on our attention. What parts share is let go of first."""
+    let_go(bench)
+    # transformers keeps the very config it is given, and an attention that is set later is set in there.
+    config = small_copy(PUBLISHED[name]) if bench.is_small else copy.deepcopy(PUBLISHED[name])
+    attention.leave_cudnn_out(bench.device)
     attention.register()
     torch.manual_seed(seed)
     with torch.device(bench.device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or bench.dtype)
     model = model.eval().requires_grad_(False)
-    model.set_attn_implementation(bench.attention_name)
+    model.set_attn_implementation(bench.attention_for(model.dtype))
     return model
 
 
@@ -120,21 +131,14 @@ def make_decisive(model: PreTrainedModel) -> None:
 
 @contextmanager
 def target(
-    bench: Bench,
-    name: str,
-    *,
-    is_compiled: bool = False,
-    is_decisive: bool = False,
-    dtype: torch.dtype | None = None,
+    bench: Bench, name: str, *, is_decisive: bool = False, dtype: torch.dtype | None = None
 ) -> Iterator[CachedLM]:
     """A model behind specbench's cache; its memory is given back afterwards. is_decisive: see `make_decisive`."""
     model = make_model(bench, name, dtype=dtype)
     if is_decisive:
         make_decisive(model)
     lm = CachedLM(model, name=name)
-    if is_compiled:
-        # A rehearsal traces only: inductor takes minutes on a CPU; tests hold what it makes against plain forwards.
-        lm.compile(backend="eager" if bench.is_small else "inductor")
+    del model
     try:
         yield lm
     finally:
@@ -143,10 +147,21 @@ def target(
 
 
 def free(bench: Bench) -> None:
-    """Let go of what nothing holds any more."""
+    """Let go of what nothing holds any more, workspaces of products included: they would count as a later model's."""
     gc.collect()
     if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+        # One for each stream that ever multiplied. torch has no public word for it.
+        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         torch.cuda.empty_cache()
+
+
+def let_go(bench: Bench) -> None:
+    """Of what parts share, and of what was compiled for it: torch's compiler holds on to the models it has seen."""
+    if bench.kept:
+        bench.kept.clear()
+        torch.compiler.reset()
+        free(bench)
 
 
 class Plain(Drafter):

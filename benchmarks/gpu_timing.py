@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from benchmarks.gpu_models import Bench
 from specbench.engine.answer import GroupResult
 from specbench.engine.decode import Engine
+from specbench.lm import attention
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter, Request
 from specbench.metrics import expected_tokens
@@ -23,6 +24,13 @@ Found = dict[str, Any]
 def row(what: str, measured: str, asked: str = "") -> dict[str, str]:
     """One line of the table."""
     return {"what": what, "measured": measured, "asked": asked}
+
+
+def bandwidth(found: Found) -> float:
+    """Bytes per second of this call's copy. Raises RuntimeError where there was none."""
+    if "bytes_per_s" not in found.get("copy", {}):
+        raise RuntimeError("no copy was measured, and bytes are held against its bandwidth")
+    return float(found["copy"]["bytes_per_s"])
 
 
 def requests(bench: Bench, *, num: int, prompt: int, new: int, vocab_size: int) -> list[Request]:
@@ -38,9 +46,28 @@ def requests(bench: Bench, *, num: int, prompt: int, new: int, vocab_size: int) 
 def engine_for(
     bench: Bench, lm: CachedLM, *, prompt: int, new: int, rows: int = 1, nodes: int = 0, **options: Any
 ) -> Engine:
-    """Steps captured, unless graphs=None is among the options."""
+    """Steps captured, unless graphs=None is among the options. Raises WrongAttention."""
+    asked, found = bench.attention_for(lm.dtype), lm.model.config._attn_implementation
+    if found != asked:
+        raise WrongAttention(f"{lm.name} was made for {asked} and is set to {found}")
     options = {"graphs": bench.backend(), **options}
     return Engine(lm, sampling=Sampling(), max_batch=rows, max_len=prompt + new, max_nodes=nodes, **options)
+
+
+class WrongAttention(RuntimeError):
+    """Another attention ran than the one that the figure is of."""
+
+
+_USED = {attention.PLAIN: "plain", attention.SDPA: "sdpa", attention.TRITON: "triton"}
+
+
+def demand_attention(lm: CachedLM, name: str) -> None:
+    """Raises WrongAttention where the forwards so far were not those of this implementation. A prompt's chunks go
+    through SDPA under Triton's as well."""
+    allowed = {_USED[name], "sdpa"} if name == attention.TRITON else {_USED[name]}
+    if _USED[name] not in lm.attention_used or lm.attention_used - allowed:
+        used = " and ".join(sorted(lm.attention_used)) or "nothing"
+        raise WrongAttention(f"{lm.name}: {name} was asked for, and what ran was {used}")
 
 
 class NotCaptured(RuntimeError):
@@ -49,12 +76,13 @@ class NotCaptured(RuntimeError):
 
 def timed(engine: Engine, drafter: Drafter, asked: list[Request], *, rounds: int = 3) -> list[GroupResult]:
     """Once to capture, then `rounds` times in which nothing is captured. Raises NotCaptured where an engine with graphs
-    could not capture the steps, or met a shape in the timed rounds that it had no graph of."""
+    could not capture the steps, or met a shape in the timed rounds that it had no graph of, and WrongAttention."""
     engine.reserve(drafter.max_nodes)
     engine.generate(drafter, asked, capturing="all")
     graphs = engine.graphs
     before = 0 if graphs is None else graphs.num_single(drafter)
     results = [engine.generate(drafter, asked, capturing="none") for _ in range(rounds)]
+    demand_attention(engine.lm, engine.lm.model.config._attn_implementation)
     if graphs is not None:
         if graphs.refusal(drafter):
             raise NotCaptured(f"{type(drafter).__name__}: its steps cannot be captured: {graphs.refusal(drafter)}")
@@ -64,13 +92,23 @@ def timed(engine: Engine, drafter: Drafter, asked: list[Request], *, rounds: int
     return results
 
 
-def repeated_s(bench: Bench, run: Callable[[], object], *, num: int) -> float:
-    """Seconds of one `run`, best of five replays of a graph that holds `num` of them: launched one by one from the
+def repeated_s(bench: Bench, runs: Sequence[Callable[[], object]]) -> float:
+    """Seconds of one of the `runs`, best of five replays of a graph that holds them all: launched one by one from the
     host, a kernel of microseconds would be measured by its launch. Raises NotCaptured."""
-    _, graph, why = bench.backend().run_and_capture(lambda: [run() for _ in range(num)])
+    _, graph, why = bench.backend().run_and_capture(lambda: [run() for run in runs])
     if graph is None:
         raise NotCaptured(why)
-    return min(seconds_of(bench, graph.replay) for _ in range(5)) / num
+    return min(device_s(bench, graph.replay) for _ in range(5)) / len(runs)
+
+
+UNCACHED_BYTES = 256 << 20
+"""What is read in turn between two readings of the same: four times the last cache of an H200."""
+
+
+def rotation(set_bytes: int, *, least: int = 20) -> tuple[int, int]:
+    """How many sets of so many bytes are read in turn, so that none is still in a cache, and in how many runs."""
+    num_sets = -(-UNCACHED_BYTES // set_bytes) + 1
+    return num_sets, max(least, num_sets)
 
 
 def step_s(results: list[GroupResult]) -> float:
@@ -104,19 +142,35 @@ def fastest_steps(results: list[GroupResult]) -> list[float]:
     return [min(times) for times in zip(*rounds, strict=True)]
 
 
+def weight_bytes(lm: CachedLM) -> int:
+    """Of all parameters, tied ones once."""
+    return sum(each.numel() * each.element_size() for each in lm.model.parameters())
+
+
 def held_bytes(lm: CachedLM) -> int:
     """Weights and cache."""
-    return sum(each.numel() * each.element_size() for each in lm.model.parameters()) + lm.cache.num_bytes()
+    return weight_bytes(lm) + lm.cache.num_bytes()
+
+
+def allocated_bytes(bench: Bench) -> int:
+    """On the device at present; 0 where nothing counts it."""
+    return torch.cuda.memory_allocated() if bench.device.type == "cuda" else 0
 
 
 def peak_bytes(bench: Bench) -> int:
-    """Most that was allocated since the count was reset; 0 where nothing counts it."""
+    """Most that was allocated since `reset_peak`; 0 where nothing counts it."""
     return torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
 
 
+def reset_peak(bench: Bench) -> None:
+    """`peak_bytes` begins anew."""
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
 def memory_share(peak: int, held: int) -> str:
-    """Of `peak_bytes` over `held_bytes`, for the table."""
-    return f"{peak / held:.2f}" if peak else "no reading on a CPU"
+    """Of peak over `held_bytes`, for the table. peak: less what lay there before the model and whatever it needs."""
+    return f"{peak / held:.2f}" if peak > 0 else "no reading on a CPU"
 
 
 def tau(results: list[GroupResult]) -> float:
@@ -160,3 +214,18 @@ def seconds_of(bench: Bench, run: Callable[[], object]) -> float:
     run()
     bench.finish()
     return time.perf_counter() - start
+
+
+def device_s(bench: Bench, run: Callable[[], object], *, num: int = 1) -> float:
+    """Seconds of one of `num` runs in a row, between two events of the device: the first launch and the way back to
+    the host are not in them. On a CPU by the wall."""
+    if bench.device.type != "cuda":
+        return seconds_of(bench, lambda: [run() for _ in range(num)]) / num
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    bench.finish()
+    start.record()
+    for _ in range(num):
+        run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3 / num

@@ -9,7 +9,7 @@ B rows, W beams, V entries of the drafter's vocabulary, D depths, N = kept nodes
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ def expand(
     )
 
 
-@lru_cache(maxsize=64)
+@cache  # captured steps read it where it lies
 def _starts(widths: tuple[int, ...], device: torch.device) -> Tensor:
     """For each node of levels of these widths where its parents' level begins, -1 for the first: its parents are the
     root, and their indices are 0."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -58,16 +58,41 @@ class Topology:
         return self.sees_BMM.shape[1] < self.sees_BMM.shape[2]
 
 
-@lru_cache(maxsize=256)
+KEPT_SLOTS = 513
+"""A captured step holds addresses and no tensor of Python's: constants that it may have read are never let go. Longer
+chains than any draft are chunks of prompts, which are not captured and come in too many lengths to be kept."""
+
+
+@cache
 def _chain_parents(num_rows: int, num_nodes: int, device: torch.device) -> Tensor:
     return torch.arange(-1, num_nodes - 1, device=device).expand(num_rows, num_nodes)
 
 
-@lru_cache(maxsize=256)
 def _chain_topology(num_rows: int, num_slots: int, device: torch.device) -> Topology:
-    depth_BM = torch.arange(num_slots, device=device).expand(num_rows, num_slots)
-    sees = torch.ones(num_slots, num_slots, dtype=torch.bool, device=device).tril()
-    return Topology(depth_BM=depth_BM, sees_BMM=sees.expand(num_rows, num_slots, num_slots))
+    found = _kept_chain if num_slots <= KEPT_SLOTS else _passing_chain
+    return found(num_rows, num_slots, device)
+
+
+@cache
+def _one_chain(num_slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    sees_MM = torch.ones(num_slots, num_slots, dtype=torch.bool, device=device).tril()
+    return torch.arange(num_slots, device=device), sees_MM
+
+
+@cache
+def _kept_chain(num_rows: int, num_slots: int, device: torch.device) -> Topology:
+    """However many rows, one chain's memory."""
+    return _expanded(_one_chain(num_slots, device), num_rows)
+
+
+@lru_cache(maxsize=64)
+def _passing_chain(num_rows: int, num_slots: int, device: torch.device) -> Topology:
+    return _expanded(_one_chain.__wrapped__(num_slots, device), num_rows)
+
+
+def _expanded(one: tuple[Tensor, Tensor], num_rows: int) -> Topology:
+    depth_M, sees_MM = one
+    return Topology(depth_BM=depth_M.expand(num_rows, -1), sees_BMM=sees_MM.expand(num_rows, -1, -1))
 
 
 def chain(
@@ -87,7 +112,7 @@ def chain(
     )
 
 
-@lru_cache(maxsize=64)
+@cache
 def empty(num_rows: int, device: torch.device) -> DraftTree:
     """No proposal: the step is one plain target step."""
     return chain(torch.empty(num_rows, 0, dtype=torch.long, device=device))

@@ -110,3 +110,23 @@ def test_a_padded_row_says_which_nodes_are_real() -> None:
     assert tree.valid_BN is not None
     assert tree.valid_BN.tolist() == [[True, True, True], [True, False, False]]
     assert tree.max_depth == 2
+
+
+def test_what_a_captured_step_may_have_read_is_never_let_go() -> None:
+    """It holds addresses: memory that is let go is another tensor's soon."""
+    draft = torch.zeros(2, 5, dtype=torch.long)
+    shape, parents = trees.topology(trees.chain(draft)), trees.chain(draft).parents_BN
+    for num in range(1, 600):
+        prompt = trees.chain(torch.zeros(1, num, dtype=torch.long))
+        trees.topology(prompt)
+    again = trees.chain(draft)
+    assert trees.topology(again) is shape and again.parents_BN is parents
+    one_row = trees.topology(trees.chain(draft[:1]))
+    assert one_row.sees_BMM.data_ptr() == shape.sees_BMM.data_ptr(), "however many rows, one chain's memory"
+
+
+def test_long_prompts_are_not_kept_for_good() -> None:
+    for num in range(600, 700):
+        trees.topology(trees.chain(torch.zeros(1, num, dtype=torch.long)))
+    assert trees._passing_chain.cache_info().currsize <= 64
+    assert trees._one_chain.cache_info().currsize <= trees.KEPT_SLOTS

@@ -7,7 +7,7 @@ from typing import Any
 
 from specbench import suite
 from specbench.card import Card
-from specbench.engine.graphs import cuda_graphs, why_not
+from specbench.engine.graphs import graphs_for
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.findings import Finding
 from specbench.lm.cached_lm import CachedLM
@@ -35,8 +35,7 @@ def expected_gain(card: Card, build: Build, options: Mapping[str, Any], *, targe
     prompts = _prompts(lm, target)
     room = min([NEW_TOKENS, *(lm.context_length - len(prompt) for prompt in prompts if lm.context_length is not None)])
     try:
-        graphs = None if why_not(lm.device) or not lm.is_capturable else cuda_graphs(lm.device)
-        return findings(probe(lm, build, options, prompts, max_new_tokens=room, graphs=graphs))
+        return findings(probe(lm, build, options, prompts, max_new_tokens=room, graphs=graphs_for(lm)))
     except UsageError as nothing:
         return [Finding(name="speed-up to expect", state="warning", what=nothing.what, remedy=nothing.try_)]
 

@@ -22,6 +22,7 @@ from specbench.data.prompts import Prompt
 from specbench.data.rendering import Rendered, Renderer
 from specbench.data.responses import Ask, Response, Writer, append, drop_torn_line, merged, read_responses
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import graphs_for
 from specbench.engine.stop import Stop
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
@@ -83,7 +84,12 @@ class EngineWriter:
         self._batch_size = batch_size
         stop = Stop(ids=stop_ids_of(lm))
         self._engine = Engine(
-            lm, sampling=sampling, max_batch=batch_size, max_len=max_prompt + max_new_tokens, stop=stop
+            lm,
+            sampling=sampling,
+            max_batch=batch_size,
+            max_len=max_prompt + max_new_tokens,
+            stop=stop,
+            graphs=graphs_for(lm),
         )
         card = registry.card("autoregressive")
         self._drafter = registry.load(card.name)(registry.check_options(card, {}), self._engine.view())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from specbench.engine import stamps
 from specbench.engine.phase_events import PhaseEvents, cuda_event
+from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter
 
 MOST_GRAPHS = 256
@@ -183,7 +184,10 @@ class _Parts:
         """Graphs that have ended, and the slot of the mark behind each."""
 
     def begin(self) -> None:
-        self.graph.capture_begin(pool=self._pool)
+        # With its first graph torch makes tensors for the random generator, and fills them at every later capture:
+        # those of an inference mode could not be filled outside one.
+        with torch.inference_mode(False):
+            self.graph.capture_begin(pool=self._pool)
 
     def cut(self, slot: int) -> None:
         self.end()
@@ -236,7 +240,7 @@ class Graphs:
         if graph is not None:
             return graph.replay()
         before()
-        if not may_capture or drafter in self._refused or len(kept) >= MOST_GRAPHS:
+        if not may_capture or self.is_full(drafter):
             self._num_single[drafter] = self._num_single.get(drafter, 0) + 1
             return step()
         returned, graph, why = self.backend.run_and_capture(step)
@@ -245,6 +249,10 @@ class Graphs:
             return returned
         kept[shape] = graph
         return returned
+
+    def is_full(self, drafter: Drafter) -> bool:
+        """Whether no other step of it will be captured: there are as many as may be, or one was refused."""
+        return drafter in self._refused or self.num_graphs(drafter) >= MOST_GRAPHS
 
     def refusal(self, drafter: Drafter) -> str:
         """Why its steps could not be captured; '' where nothing stood in the way."""
@@ -273,3 +281,8 @@ def why_not(device: torch.device) -> str:
 def cuda_graphs(device: torch.device) -> CudaGraphs:
     """One graph per step where the device's timer can be read from inside it, otherwise one per phase."""
     return CudaGraphs(device, why_phased=stamps.why_missing(device))
+
+
+def graphs_for(lm: CachedLM) -> CudaGraphs | None:
+    """For whoever decodes without being asked how: graphs where target and device allow them, otherwise none."""
+    return None if why_not(lm.device) or not lm.is_capturable else cuda_graphs(lm.device)

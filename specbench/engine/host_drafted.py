@@ -34,10 +34,21 @@ class TreeShape(NamedTuple):
     @classmethod
     def around(cls, tree: DraftTree, *, max_nodes: int) -> TreeShape:
         """The next powers of two."""
-        if tree.num_nodes == 0:
+        return cls._of(tree.num_nodes, None if tree.is_chain else tree.max_depth, max_nodes)
+
+    @classmethod
+    def _of(cls, num_nodes: int, depth: int | None, max_nodes: int) -> TreeShape:
+        """depth: of a tree; None: a chain."""
+        if num_nodes == 0:
             return cls(0, 0, True)
-        nodes = min(_power(tree.num_nodes), max_nodes)
-        return cls(nodes, nodes if tree.is_chain else min(_power(tree.max_depth), nodes), tree.is_chain)
+        nodes = min(_power(num_nodes), max_nodes)
+        return cls(nodes, nodes if depth is None else min(_power(depth), nodes), depth is None)
+
+    @classmethod
+    def all_of(cls, most: int, *, max_nodes: int) -> set[TreeShape]:
+        """Whatever drafts of up to `most` nodes are padded to."""
+        chains = {cls._of(num, None, max_nodes) for num in range(most + 1)}
+        return chains | {cls._of(num, depth, max_nodes) for num in range(2, most + 1) for depth in range(1, num + 1)}
 
 
 def _power(number: int) -> int:
@@ -81,12 +92,18 @@ class HostDraftedRun(PinnedRun):
         numbers = self._capture.graphs.backend.send(self._pins.out[:TABLE])()
         self._finish(numbers[LATE_STAMP])
         if self._capture.capturing == "all":
-            # Shapes of trees are the drafter's own: those it has come to, at every length a text may have. The texts
-            # are over, so every step begins at length 0: many steps behind one another would outgrow the cache.
+            # Shapes of trees are the drafter's own: those it has come to, at every length a text may have, and then
+            # those it may come to in other texts. The texts are over, so every step begins at length 0: many steps
+            # behind one another would outgrow the cache.
             # A batch shrinks row by row, and rows of a warm-up end together: every smaller size, the largest first.
-            met = {(num, shape) for most, shape in self._met for num in range(1, most + 1)}
-            for num_rows, shape in sorted(met, reverse=True):
+            met = {(num, shape) for rows, shape in self._met for num in range(1, rows + 1)}
+            possible = TreeShape.all_of(self._drafter.max_nodes, max_nodes=self._pins.max_nodes)
+            largest = max((rows for rows, _ in self._met), default=0)
+            other = {(num, shape) for shape in possible for num in range(1, largest + 1)} - met
+            for num_rows, shape in [*sorted(met, reverse=True), *sorted(other, reverse=True)]:
                 for span in spans(self._lm.cache.num_slots):
+                    if self._capture.graphs.is_full(self._drafter):
+                        return
                     self._pins.length_R.zero_()
                     self._replay(num_rows, span, shape)
 

@@ -255,6 +255,17 @@ def _traced(
     return mixed
 
 
+def leave_cudnn_out(device: torch.device) -> None:
+    """From now on this process's SDPA goes without cuDNN's kernels, for whatever it runs, where `device` is CUDA.
+
+    cuDNN (from 9.15 on what torch 2.11 takes first on compute capability 9.0) makes a plan for every shape it has not
+    met, for tenths of a second: each length of a prompt would pay for one, and each step of a cache that grows by a
+    token. torch's own kernels, flash and memory-efficient, take any shape as it comes.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def register() -> None:
     """Make all implementations known to transformers; idempotent."""
     for name in _FUNCTIONS:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,6 +108,15 @@ class CompiledDecoder:
     def remove(self) -> None:
         """The decoder is as it was."""
         self._decoder.forward = self._plain
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside the block forwards go as before, those with a cache of their own as well."""
+        self._decoder.forward = self._plain
+        try:
+            yield
+        finally:
+            self._decoder.forward = self._forward
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs.get("past_key_values") is None:

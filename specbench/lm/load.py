@@ -253,6 +253,7 @@ def load_lm(
     if device.type == "cuda" and device.index is not None:
         # Triton launches on the current device and CUDA graphs are captured there, whatever device tensors are on.
         torch.cuda.set_device(device)
+    attention.leave_cudnn_out(device)
     attention.register()
     # A wrong word is refused before anything is read; `auto` must know the target first.
     pick_attention("sdpa" if attention_name == "auto" else attention_name, device=device, dtype=dtype)

@@ -6,6 +6,7 @@ import torch
 
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.rounding import own_attention
 from specbench.tree import from_lists
 
 _PARENTS = [-1, -1, 0, 0, 2]
@@ -16,18 +17,13 @@ def path_by_path_logits(lm: CachedLM, prompt: list[int], tokens: list[int], pare
 
     prompt's last token is the root. A causal forward over a leaf's path gives the rows of all its ancestors.
     """
-    used = lm.model.config._attn_implementation
-    lm.model.set_attn_implementation("eager")
     rows: dict[int, torch.Tensor] = {}
-    try:
-        with torch.inference_mode():
-            for leaf in sorted(set(range(len(tokens))) - set(parents)) or [-1]:
-                nodes = _ancestors(leaf, parents)
-                ids = torch.tensor([prompt + [tokens[node] for node in nodes]], device=lm.device)
-                logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
-                rows.update(zip([-1, *nodes], logits, strict=True))
-    finally:
-        lm.model.set_attn_implementation(used)
+    with own_attention(lm.model), torch.inference_mode():
+        for leaf in sorted(set(range(len(tokens))) - set(parents)) or [-1]:
+            nodes = _ancestors(leaf, parents)
+            ids = torch.tensor([prompt + [tokens[node] for node in nodes]], device=lm.device)
+            logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
+            rows.update(zip([-1, *nodes], logits, strict=True))
     return torch.stack([rows[node] for node in range(-1, len(tokens))])
 
 

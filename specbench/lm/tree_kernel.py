@@ -21,8 +21,10 @@ MOST_SLOTS = 129
 """A root and 128 nodes: the most that the bits and the blocks of rows are meant for."""
 _BLOCK_S = 64
 _MOST_SHARES = 64
-_WAVES = 2
-"""Programs per multiprocessor that the shares are chosen to give."""
+_PER_PROCESSOR = 2
+"""Programs of a multiprocessor that the shares are chosen to give, at most. Compiled for compute capability 9.0 (heads
+of 128, 16 bits) shared memory holds one of 64 query rows at a time and three of 16: they run in two even rounds, or at
+once."""
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -51,15 +53,16 @@ def _add(best, norm, mixed, scores, value, UPCAST: tl.constexpr):
     return higher, norm * shrink + tl.sum(weight, 1), mixed * shrink[:, None] + product
 
 
-@triton.jit
+# A number of shares is no kernel of its own: a text that grows meets all of them.
+@triton.jit(do_not_specialize=["num_shares"])
 def _attend(
     query_ptr, key_ptr, value_ptr, length_ptr, depth_ptr, bits_ptr, mixed_ptr, sum_ptr,
     scale, cap, window,
     query_b, query_h, query_m, query_d,
     key_b, key_h, key_s, key_d,
     value_b, value_h, value_s, value_d,
-    num_slots, num_heads_kv,
-    GROUP: tl.constexpr, WORDS: tl.constexpr, SHARES: tl.constexpr,
+    num_slots, num_heads_kv, num_shares,
+    GROUP: tl.constexpr, WORDS: tl.constexpr,
     WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
     HAS_CAP: tl.constexpr, HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
@@ -95,7 +98,7 @@ def _attend(
     if HAS_WINDOW:
         # The root looks furthest back.
         first = tl.maximum(length - window + 1, 0)
-    each = tl.cdiv(tl.cdiv(length - first, SHARES), BLOCK_S) * BLOCK_S
+    each = tl.cdiv(tl.cdiv(length - first, num_shares), BLOCK_S) * BLOCK_S
     start = first + share * each
     end = tl.minimum(start + each, length)
     for block in range(start, end, BLOCK_S):
@@ -116,7 +119,7 @@ def _attend(
         )
         best, norm, mixed = _add(best, norm, mixed, scores, value, UPCAST)
 
-    if share == SHARES - 1:
+    if share == num_shares - 1:
         # A pointer stays a pointer: a name whose type changes inside a branch is refused by the compiler.
         words_ptr = bits_ptr + (batch * num_slots + slot) * WORDS
         for block in range(0, num_slots, BLOCK_S):
@@ -143,7 +146,7 @@ def _attend(
             )
             best, norm, mixed = _add(best, norm, mixed, scores, value, UPCAST)
 
-    place = (pair.to(tl.int64) * SHARES + share) * num_rows + row
+    place = (pair.to(tl.int64) * num_shares + share) * num_rows + row
     whole = tl.where(norm > 0, norm, 1.0)
     tl.store(
         mixed_ptr + place[:, None] * WIDTH_V + at_v[None, :],
@@ -153,19 +156,19 @@ def _attend(
     tl.store(sum_ptr + place, tl.where(norm > 0, best + tl.log(whole), float("-inf")), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_shares"])
 def _merge(
-    mixed_ptr, sum_ptr, sink_ptr, out_ptr, num_slots, num_heads_kv,
-    GROUP: tl.constexpr, SHARES: tl.constexpr, BLOCK_P: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_V: tl.constexpr,
+    mixed_ptr, sum_ptr, sink_ptr, out_ptr, num_slots, num_heads_kv, num_shares,
+    GROUP: tl.constexpr, BLOCK_P: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_SINK: tl.constexpr,
 ):  # fmt: skip
     """Shares of one query row -> its row of the output (B, M, H, d_v)."""
     row, pair = tl.program_id(0), tl.program_id(1)
     batch, head = pair // num_heads_kv, (pair % num_heads_kv) * GROUP + row // num_slots
     share, at_v = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_V)
-    is_share, is_v = share < SHARES, at_v < WIDTH_V
+    is_share, is_v = share < num_shares, at_v < WIDTH_V
     num_rows = GROUP * num_slots
-    place = (pair.to(tl.int64) * SHARES + share) * num_rows + row
+    place = (pair.to(tl.int64) * num_shares + share) * num_rows + row
     sums = tl.load(sum_ptr + place, mask=is_share, other=float("-inf"))
     best = tl.max(sums, 0)
     if HAS_SINK:
@@ -185,12 +188,11 @@ def _merge(
 
 
 def num_shares(programs: int, num_tokens: int, num_multiprocessors: int) -> int:
-    """P for `programs` programs without shares and a cache read up to num_tokens: enough to fill the card, none
-    shorter than a block. A power of two: every P is a kernel of its own, and a text that grows must not meet new ones
-    all the time."""
-    wanted = -(-_WAVES * num_multiprocessors // max(programs, 1))
-    most = max(1, min(wanted, -(-num_tokens // _BLOCK_S), _MOST_SHARES))
-    return 1 << (most.bit_length() - 1)
+    """P for `programs` programs without shares and a cache read up to num_tokens: as many as fill the card evenly, none
+    shorter than a block. All are of one length and end together; one more than the card takes would be a round of its
+    own."""
+    most = min(_PER_PROCESSOR * num_multiprocessors // max(programs, 1), -(-num_tokens // _BLOCK_S), _MOST_SHARES)
+    return max(1, most)
 
 
 def blocks_of(num_folded: int, width: int, width_v: int) -> dict[str, int]:
@@ -241,14 +243,14 @@ def tree_attention(
         query_BHMd, key_BkSd, value_BkSv, length_B, depth_BM, bits_BMW, mixed, sums,
         scale, cap or 1.0, window or 0,
         *query_BHMd.stride(), *key_BkSd.stride(), *value_BkSv.stride(),
-        num_slots, num_kv,
-        GROUP=group, WORDS=bits_BMW.shape[2], SHARES=shares,
+        num_slots, num_kv, shares,
+        GROUP=group, WORDS=bits_BMW.shape[2],
         WIDTH=width, WIDTH_V=width_v, **blocks,
         HAS_CAP=cap is not None, HAS_WINDOW=window is not None, UPCAST=INTERPRETED,
     )  # fmt: skip
     _merge[(num_folded, num_rows * num_kv)](
-        mixed, sums, sums if sink_H is None else sink_H, out, num_slots, num_kv,
-        GROUP=group, SHARES=shares, BLOCK_P=triton.next_power_of_2(shares), WIDTH_V=width_v, BLOCK_V=blocks["BLOCK_V"],
+        mixed, sums, sums if sink_H is None else sink_H, out, num_slots, num_kv, shares,
+        GROUP=group, BLOCK_P=triton.next_power_of_2(shares), WIDTH_V=width_v, BLOCK_V=blocks["BLOCK_V"],
         HAS_SINK=sink_H is not None,
     )  # fmt: skip
     return out

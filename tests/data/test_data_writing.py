@@ -17,12 +17,13 @@ import psutil
 import pytest
 import torch
 
-from specbench.data import Documents, Prompt, load_documents, load_prompts
+from specbench.data import Documents, Prompt, load_documents, load_prompts, writing
 from specbench.data.generating import GenerateRequest, generate, parse_device_groups
 from specbench.data.job import Folder, How
 from specbench.data.responses import Response, append, drop_torn_line, merged, read_responses
 from specbench.data.worker import work
 from specbench.data.writing import EngineWriter, write_responses
+from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm
@@ -79,6 +80,24 @@ def test_greedy_answers_are_those_of_the_target_alone(lm: CachedLM) -> None:
             expected = reference.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
         assert text.answer == tuple(expected[0, ids.shape[1] :].tolist())
         assert text.learn == (False,) * text.prompt_length + (True,) * text.answer_length
+
+
+def test_answers_are_written_through_captured_steps_where_a_device_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that goes operator by operator would take five times as long; the ids are the same."""
+    prompts, lm = demo_prompts(4), load_lm("demo", device=CPU, dtype=torch.float64)
+    plain = write(lm, prompts)
+    for path in (Path(os.environ["SPECBENCH_CACHE"]) / "responses").iterdir():
+        path.unlink()
+    made: list[RecordedGraphs] = []
+
+    def recorded(of: CachedLM) -> RecordedGraphs:
+        assert of is lm
+        made.append(RecordedGraphs())
+        return made[-1]
+
+    monkeypatch.setattr(writing, "graphs_for", recorded)
+    assert pairs(write(lm, prompts)) == pairs(plain)
+    assert made and made[0]._last is not None, "steps were replayed"
 
 
 def test_a_second_call_asks_nothing_and_another_seed_asks_again(lm: CachedLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,14 +38,6 @@ ISSUED = (
 """What the engine is asked for, and the limits beside it."""
 
 
-def _run(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "benchmarks/gpu.py", "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-
-
 def test_every_part_of_the_script_runs_with_toy_shapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +49,8 @@ def test_every_part_of_the_script_runs_with_toy_shapes(
     assert not [name for name, part in found.items() if "failed" in part or "left_out" in part]
     assert len(found["parity"]["same"]) == 3
     assert all(prefix == [32, 32] for prefix in found["parity"]["same"].values())
-    taus = {name: each["tau"] for name, each in found["oracle"]["raw"].items()}
+    assert [list(found[name]["raw"]) for name in ("compiled", "verify", "oracle")] == [["compiled", "as it is"]] * 3
+    taus = {name: each["tau"] for name, each in found["oracle"]["raw"]["compiled"].items() if name != "step_s"}
     assert taus["8, 0.6"] < taus["8, 0.9"], "forced acceptance decides how many tokens a step commits"
     printed = (tmp_path / "rehearsal.md").read_text(encoding="utf-8")
     assert "no measurement" in printed
@@ -88,21 +81,48 @@ def test_a_figure_of_graphs_is_refused_where_there_were_none(monkeypatch: pytest
         _timed(_Refusing)
     assert len(_timed(_Refusing, graphs=None)) == 1, "asked for without graphs, on purpose"
     with pytest.raises(gpu_timing.NotCaptured, match="not permitted"):
-        gpu_timing.repeated_s(_bench(_Refusing), lambda: None, num=3)
-    assert gpu_timing.repeated_s(_bench(), lambda: torch.ones(1) + 1, num=3) > 0
+        gpu_timing.repeated_s(_bench(_Refusing), [lambda: None] * 3)
+    assert gpu_timing.repeated_s(_bench(), [lambda: torch.ones(1) + 1] * 3) > 0
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
     with pytest.raises(gpu_timing.NotCaptured, match="7 timed steps met no graph"):
         _timed(RecordedGraphs)
 
 
 def test_a_kernel_that_does_not_run_costs_its_figures_not_the_whole_script() -> None:
-    def refuses(config: Any, *, device: torch.device, dtype: torch.dtype) -> str:
-        return "the Triton kernel is wrong here" if config.num_attention_heads == 14 else ""
+    def refuses(config: Any, *, device: torch.device, dtype: torch.dtype, most_nodes: int) -> str:
+        is_bad = config.num_attention_heads == 14 and dtype == torch.bfloat16
+        return "the Triton kernel is wrong here" if is_bad else ""
 
-    name, note = gpu.attention_for("auto", CPU, why_wrong=refuses)
-    assert name == attention.SDPA and note == "qwen2.5-0.5b, torch.bfloat16: the Triton kernel is wrong here"
-    assert gpu.attention_for("auto", CPU, why_wrong=lambda *_, **__: "") == (attention.TRITON, "")
-    assert gpu.attention_for("triton", CPU, why_wrong=refuses) == (attention.TRITON, ""), "asked for by name"
+    found = gpu.attention_for("auto", CPU, why_wrong=refuses)
+    why = "qwen2.5-0.5b, torch.bfloat16: the Triton kernel is wrong here"
+    assert found == (attention.SDPA, attention.TRITON, why)
+    assert gpu.attention_for("auto", CPU, why_wrong=lambda *_, **__: "") == (attention.TRITON, attention.TRITON, "")
+    assert gpu.attention_for("triton", CPU, why_wrong=refuses)[:2] == (attention.TRITON,) * 2, "asked for by name"
+
+
+def test_a_kernel_that_fails_in_float32_alone_is_left_out_there_alone() -> None:
+    def refuses(config: Any, *, device: torch.device, dtype: torch.dtype, most_nodes: int) -> str:
+        return "out of shared memory" if dtype == torch.float32 else ""
+
+    name, float32, note = gpu.attention_for("auto", CPU, why_wrong=refuses)
+    assert (name, float32) == (attention.TRITON, attention.SDPA) and "torch.float32: out of shared memory" in note
+    bench = Bench(
+        device=CPU, dtype=torch.bfloat16, is_small=True, attention_name=name, attention_float32=float32, backend=None
+    )
+    assert bench.attention_for(torch.bfloat16) == attention.TRITON
+    assert make_model(bench, BIG, dtype=torch.float32).config._attn_implementation == attention.SDPA
+
+
+def test_large_trees_are_tried_once_in_the_shapes_that_verify_them() -> None:
+    tried: list[tuple[int, str, int]] = []
+
+    def watches(config: Any, *, device: torch.device, dtype: torch.dtype, most_nodes: int) -> str:
+        tried.append((config.num_hidden_layers, str(dtype), most_nodes))
+        return ""
+
+    gpu.attention_for("auto", CPU, why_wrong=watches)
+    assert (32, "torch.bfloat16", 128) in tried and len(tried) == 4
+    assert {most for layers, _, most in tried if layers != 32} == {16}
 
 
 def test_no_rounding_decides_what_a_decisive_target_writes() -> None:
@@ -175,9 +195,9 @@ def test_when_its_time_is_over_the_script_stops_and_says_what_it_left_out(
             with suppress(Exception):
                 time.sleep(30)
 
-    monkeypatch.setattr(
-        gpu, "PARTS", {"quick": lambda *_: {"rows": [gpu_timing.row("it", "ran")]}, "endless": sleeps, "never": sleeps}
-    )
+    quick = gpu.Part(lambda *_: {"rows": [gpu_timing.row("it", "ran")]}, 1)
+    endless = gpu.Part(sleeps, 1)
+    monkeypatch.setattr(gpu, "PARTS", {"quick": quick, "endless": endless, "never": endless})
     monkeypatch.setattr(gpu, "LEAST_S", 0.1)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--out", str(tmp_path), "--seconds", "6"])
     start = time.perf_counter()
@@ -186,7 +206,7 @@ def test_when_its_time_is_over_the_script_stops_and_says_what_it_left_out(
     printed = capsys.readouterr().out
     assert "| quick: it | ran | |" in printed.replace("|  |", "| |")
     assert "| endless | left out: cut off" in printed
-    assert "| never | left out: " in printed and "were spent before it" in printed
+    assert "| never | left out: it may take 0 s, and " in printed and " of 6 s were left" in printed
     assert "left_out" in json.loads((tmp_path / "rehearsal.json").read_text(encoding="utf-8"))["never"]
 
 
@@ -202,9 +222,27 @@ def test_forced_acceptance_that_was_not_forced_is_no_figure() -> None:
         gpu_timing.demand_tau(results([1] * 100), rate=0.75, depth=4)
 
 
+ABSENT = ("pydantic", "pydantic_core", "duckdb", "plotly", "textual", "datasets")
+"""Packages that an image for torch may lack, as the one that the script is meant for does."""
+
+
 def test_without_a_gpu_the_script_says_how_to_rehearse(tmp_path: Path) -> None:
+    """As a program, with the packages of the image on which it is to run."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    ran = _run(tmp_path)
+    lines = [
+        "import os, runpy, sys",
+        f"sys.modules.update(dict.fromkeys({ABSENT!r}))",
+        f"sys.argv = ['gpu.py', '--out', {str(tmp_path)!r}]",
+        "try: runpy.run_path('benchmarks/gpu.py', run_name='__main__')",
+        "finally: print(os.environ['TORCH_CUDNN_SDPA_DEPRIORITIZED'])",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("TORCH_CUDNN_SDPA_DEPRIORITIZED", None)
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
     assert ran.returncode == 1
-    assert "--small" in ran.stderr
+    assert "--small" in ran.stderr and "Traceback" not in ran.stderr
+    assert ran.stdout == "1\n", "said before torch is loaded"

@@ -16,7 +16,7 @@ from torch import Tensor
 from specbench.engine.answer import Generation, NotFinite
 from specbench.engine.captured import smaller_batch
 from specbench.engine.decode import Engine
-from specbench.engine.graphs import Capturing
+from specbench.engine.graphs import MOST_GRAPHS, Capturing
 from specbench.engine.pinned_run import span_of
 from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stamps import resolution_ns
@@ -343,3 +343,23 @@ def test_a_warm_up_captures_every_length_and_batch_that_can_come() -> None:
         found = captured.generate(drafter, long, capturing="none").generations
         assert [each.tokens for each in found] == answers
         assert captured.graphs.num_graphs(drafter) == before
+
+
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+def test_a_warm_up_captures_the_drafts_of_texts_to_come(kind: str) -> None:
+    """One short text shows few of the shapes that a drafter on the host comes to in others."""
+    lm = tiny_lm("llama", max_position_embeddings=600)
+    captured, plain = (
+        _engine(lm, Sampling(), max_len=300, is_captured=is_captured, stop=Stop()) for is_captured in (True, False)
+    )
+    first, *others = requests_for([tokens_of(seed, 20) for seed in range(5)], max_new_tokens=40)
+    answers = [plain.generate(NoDrafter(), [each]).generations[0].tokens for each in (first, *others)]
+    drafter = RefDrafter(answers, kind=kind, seed=1, hit=0.95)
+    captured.generate(drafter, [Request(key=0, prompt=first.prompt, max_new_tokens=6)], capturing="all")
+    assert captured.graphs is not None
+    before, num = captured.graphs.num_single(drafter), captured.graphs.num_graphs(drafter)
+    assert 0 < num < MOST_GRAPHS
+    for request, answer in zip(others, answers[1:], strict=True):
+        drafter._answers = [list(answer)]
+        assert captured.generate(drafter, [request], capturing="none").generations[0].tokens == answer
+    assert captured.graphs.num_single(drafter) == before, "no step had to go by itself"

@@ -76,6 +76,7 @@ class FakeGraph:
         books = self.books
         pool = books.handle() if pool is None else pool
         assert books.stream != "default", "CUDA graphs must be captured on a non-default stream"
+        assert not torch.is_inference_mode_enabled(), "the generator's tensors would be of that mode"
         if pool in books.underway:
             raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         if books.num_users.get(pool, 1) == 0:
@@ -176,6 +177,13 @@ def test_later_steps_are_captured_after_a_failure(books: Books) -> None:
         assert returned == 2 and why == "" and graph is not None
         assert graph.replay() == 2
     assert before is not None and before.replay() == 1
+
+
+def test_a_capture_inside_inference_mode_begins_outside_it(books: Books) -> None:
+    """Its books refuse one that does not: what torch makes there is filled by captures in any mode."""
+    with torch.inference_mode():
+        returned, graph, why = CudaGraphs(CUDA).run_and_capture(lambda: torch.ones(1))
+    assert why == "" and graph is not None and returned.is_inference(), "the step itself runs as it was asked to"
 
 
 def test_a_fault_of_ours_inside_a_capture_comes_out_and_ends_the_capture(books: Books) -> None:

@@ -77,7 +77,7 @@ def attend(case: Case) -> str | int:
     inputs = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), DTYPES[case.dtype])
     integers = dict.fromkeys(("length_ptr", "depth_ptr", "bits_ptr"), "*i32")
     outputs = dict.fromkeys(("mixed_ptr", "sum_ptr"), "*fp32")
-    # A launch makes constants of arguments that are 1.
+    # A launch makes constants of arguments that are 1, but of `num_shares`.
     ones = ["query_d", "key_d", "value_d", *(["num_slots"] if case.num_slots == 1 else [])]
     return compiled(
         tree_kernel._attend,
@@ -88,7 +88,6 @@ def attend(case: Case) -> str | int:
             **tree_kernel.blocks_of(case.group * case.num_slots, case.width, case.width),
             "GROUP": case.group,
             "WORDS": -(-case.num_slots // 32),
-            "SHARES": case.shares,
             "WIDTH": case.width,
             "WIDTH_V": case.width,
             "HAS_CAP": case.has_cap,
@@ -108,7 +107,6 @@ def merge(case: Case) -> str | int:
         {
             **({"num_slots": 1} if case.num_slots == 1 else {}),
             "GROUP": case.group,
-            "SHARES": case.shares,
             "BLOCK_P": triton.next_power_of_2(case.shares),
             "WIDTH_V": case.width,
             "BLOCK_V": tree_kernel.blocks_of(1, case.width, case.width)["BLOCK_V"],

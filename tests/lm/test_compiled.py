@@ -46,6 +46,18 @@ def test_a_compiled_target_writes_the_text_of_the_target(family: str) -> None:
     assert engine.lm.compile_s > 0
 
 
+def test_the_yardstick_of_rounding_is_not_compiled_and_what_follows_it_is() -> None:
+    """A compiled forward attends through our cache, which has no part in what rounding alone makes."""
+    plain, compiled = tiny_lm("granite"), _compiled("granite")
+    ids = [1, 2, 3, 4, 8, 9, 5, 7]
+    assert compiled.own_spread(ids, num_last=3) == plain.own_spread(ids, num_last=3)
+    assert compiled.is_compiled and compiled.compile_s == 0
+    compiled.allocate(max_batch=1, max_len=40, max_nodes=8)
+    compiled.begin(1)
+    compiled.prefill(0, torch.tensor(ids))
+    assert compiled.compile_s > 0
+
+
 def test_what_inductor_makes_of_a_tree_is_what_torch_makes_of_it() -> None:
     """float32: sums are taken in another order."""
     few: dict[str, Any] = {"dtype": torch.float32, "num_hidden_layers": 1}  # each layer is compiled by itself

@@ -29,6 +29,20 @@ def _sees_all(*tensors: Tensor, **options: Any) -> Tensor:
     return tree_attention(*tensors, **{**options, "bits_BMW": torch.full_like(options["bits_BMW"], -1)})
 
 
+def _sees_words_of_the_first(*tensors: Tensor, **options: Any) -> Tensor:
+    """Right for as many slots as one word has bits."""
+    bits_BMW = options["bits_BMW"].clone()
+    bits_BMW[..., 1:] = bits_BMW[..., :1]
+    return tree_attention(*tensors, **{**options, "bits_BMW": bits_BMW})
+
+
+def _knows_one_block(*tensors: Tensor, **options: Any) -> Tensor:
+    """Right for as many slots as a block of the cache has."""
+    bits_BMW = options["bits_BMW"].clone()
+    bits_BMW[..., 2:] = 0
+    return tree_attention(*tensors, **{**options, "bits_BMW": bits_BMW})
+
+
 def _slips(*tensors: Tensor, **options: Any) -> Tensor:
     return tree_attention(*tensors, **{**options, "length_B": options["length_B"] - 1})
 
@@ -43,9 +57,10 @@ def _refuses(*tensors: Tensor, **options: Any) -> Tensor:
     raise RuntimeError("out of resource: shared memory, Required: 270336, Hardware limit: 232448\nmore")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
-def test_a_right_kernel_is_taken(family: str) -> None:
-    assert why_wrong(tiny_model(family).config.get_text_config(), device=CPU, dtype=torch.float32) == ""
+@pytest.mark.parametrize(("family", "most_nodes"), [("llama", 64), ("gemma2", 16), ("gpt_oss", 16)])
+def test_a_right_kernel_is_taken(family: str, most_nodes: int) -> None:
+    config = tiny_model(family).config.get_text_config()
+    assert why_wrong(config, device=CPU, dtype=torch.float32, most_nodes=most_nodes) == ""
 
 
 @pytest.mark.parametrize(
@@ -54,6 +69,8 @@ def test_a_right_kernel_is_taken(family: str) -> None:
         ("llama", _sees_all, "is wrong here"),
         ("llama", _slips, "is wrong here"),
         ("llama", _not_finite, "is wrong here: inf off"),
+        ("llama", _sees_words_of_the_first, "64 nodes"),
+        ("llama", _knows_one_block, "64 nodes"),
         ("llama", _refuses, "does not run here: RuntimeError: out of resource"),
         ("gemma2", _without("window"), "is wrong here"),
         ("gemma2", _without("cap"), "is wrong here"),

@@ -235,6 +235,27 @@ def test_a_target_on_another_card_makes_it_the_current_one(tmp_path: Path, monke
         load_lm(_tiny_folder(tmp_path), device=torch.device("cuda", 1), dtype=torch.float32)
 
 
+def test_on_cuda_attention_never_waits_for_a_plan_of_cudnn_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN would make one for every length of a prompt."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(load, "resolve_folder", _reached)
+    was = torch.backends.cuda.cudnn_sdp_enabled()
+    found = {}
+    try:
+        for device in (CPU, torch.device("cuda", 0)):
+            torch.backends.cuda.enable_cudnn_sdp(True)
+            with pytest.raises(LookupError, match="reached"):
+                load_lm(_tiny_folder(tmp_path), device=device, dtype=torch.float32)
+            found[device.type] = torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was)
+    assert found == {"cpu": True, "cuda": False}
+
+
+def _reached(name: str) -> Path:
+    raise LookupError("reached")
+
+
 # --- what is loaded ------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from tests.helpers import tiny_lm
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton (Linux)")
 
+import triton
+
+from specbench.lm import tree_kernel
 from specbench.lm.tree_kernel import ancestor_bits, num_shares, tree_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,15 +146,33 @@ def test_bits_are_the_visibility() -> None:
 
 def test_shares_fill_the_card_and_are_no_shorter_than_a_block() -> None:
     assert num_shares(1000, 4096, 132) == 1
-    assert num_shares(8, 4096, 132) == 32
+    assert num_shares(8, 4096, 132) == 33
     assert num_shares(8, 100, 132) == 2
     assert num_shares(1, 1 << 20, 132) == 64
 
 
+@pytest.mark.parametrize("programs", [1, 8, 16, 24, 40, 80, 133, 200, 264])
+def test_no_share_waits_for_another_to_end(programs: int) -> None:
+    """Two programs a multiprocessor, at once or one behind the other. 64 nodes on eight key heads of four queries are
+    40 programs without shares."""
+    shares = num_shares(programs, 1 << 20, 132)
+    assert programs * shares <= 2 * 132
+    assert shares == 64 or programs * (shares + 1) > 2 * 132, "and the card is as full as it gets"
+
+
+@pytest.mark.parametrize("shares", [1, 3, 5, 7])
+def test_any_number_of_shares_gives_the_reference(shares: int) -> None:
+    assert_as_the_reference([330, 65], random_tree(2, 6, torch.Generator().manual_seed(8)), shares=shares)
+
+
 def test_a_text_that_grows_meets_few_kernels() -> None:
-    """Each number of shares is compiled on its own, for a second or more."""
-    found = {num_shares(8, length, 132) for length in range(1, 33_000)}
-    assert found == {1, 2, 4, 8, 16, 32}
+    """Each constant is compiled on its own, for a second or more: no kernel holds the number of shares."""
+    for kernel in (tree_kernel._attend, tree_kernel._merge):
+        parameters = inspect.signature(kernel.fn).parameters
+        assert parameters["num_shares"].annotation is inspect.Parameter.empty
+        assert parameters["GROUP"].annotation == "tl.constexpr"
+    found = {triton.next_power_of_2(num_shares(8, length, 132)) for length in range(1, 33_000)}
+    assert found == {1, 2, 4, 8, 16, 32, 64}, "what `_merge` is compiled for"
 
 
 def test_a_forward_that_is_learnt_from_has_its_gradient() -> None:
