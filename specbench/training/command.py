@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from specbench.quantisation import NONE
+from specbench.report.drafter_run import DEMO, use_values
 
 if TYPE_CHECKING:
     from specbench.training.defaults import Settled
@@ -30,14 +30,20 @@ RunCommand = Callable[[Sequence[str]], Ran]
 
 
 def use_command(request: Settled, folder: Path) -> str:
-    """The `specbench run` line that measures the drafter; `b` on the Train screen fills its form in with the same."""
-    suite = "demo" if request.target == "demo" else "mtbench"
-    words = ["specbench", "run", suite]
-    if request.target != "demo":
-        words += ["--target", request.target]
-    if request.quantisation != NONE:
-        words += ["--quantisation", request.quantisation]
-    words += ["--methods", f"autoregressive,{request.method}", "--set", f"{request.method}.weights={folder}"]
-    for each in request.methods_dirs:
-        words += ["--methods-dir", str(each)]
+    """The `specbench run` line that measures the drafter."""
+    values = use_values(
+        target=request.target,
+        method=request.method,
+        weights=str(folder),
+        quantisation=request.quantisation,
+        methods_dirs=tuple(map(str, request.methods_dirs)),
+    )
+    words = ["specbench", "run", values["suite"]]
+    if request.target != DEMO:
+        words += ["--target", values["target"]]
+    if "quantisation" in values:
+        words += ["--quantisation", values["quantisation"]]
+    words += ["--methods", values["methods"], "--set", *shlex.split(values["settings"])]
+    for each in shlex.split(values.get("methods_dirs", "")):
+        words += ["--methods-dir", each]
     return shlex.join(words)

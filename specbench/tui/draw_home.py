@@ -176,7 +176,6 @@ def details(
     found: list[Line] = [
         line(Span(entry.run_id, "bold")),
         (state_of(entry), Span(f"  {entry.created[:16]} UTC", "dim")),
-        *wrap(f"target {entry.target}", width),
     ]
     if ratios:
         found.append(line("by question ", Span(sparkline(list(ratios), max(4, width - 12), low=0.0), "accent")))
@@ -187,10 +186,12 @@ def details(
         found += [(), *wrap("enter opens its curves", width, "dim")]
         return found
     if entry.state == "running":
+        found += wrap(f"target {entry.target}", width)
         found += wrap("enter follows it, token by token", width, "dim")
         found += wrap("x stops it; closing this viewer does not", width, "dim")
         return found
     if summary is None:
+        found += wrap(f"target {entry.target}", width)
         found += wrap("being summed up …" if entry.state != "damaged" else "its manifest cannot be read", width, "dim")
         return found
     for sentence in conditions(summary)[1:]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 from collections.abc import Sequence
 
 from specbench.events import TrainEval
 from specbench.quantisation import NONE
 from specbench.report import text
+from specbench.report.drafter_run import use_values
 from specbench.tui.figures import Course
 from specbench.tui.lines import Line, Span, fit, line, sparkline, wrap
 
@@ -174,17 +174,11 @@ def header(training: Course) -> str:
 def bench_values(training: Course, best: str) -> dict[str, str]:
     """The form's values that measure this training's drafter against autoregression: those of the command that the
     training itself ends with. best: the drafter's folder."""
-    method = str(training.record["method"])
     request = training.record.get("request", {})
-    target = str(request.get("target") or training.record["target"]["name"])
-    found = {
-        "suite": "demo" if target == "demo" else "mtbench",
-        "target": target,
-        "methods": f"autoregressive,{method}",
-        "settings": shlex.quote(f"{method}.weights={best}"),
-    }
-    if request.get("quantisation", NONE) != NONE:
-        found["quantisation"] = str(request["quantisation"])
-    if request.get("methods_dirs"):
-        found["methods_dirs"] = shlex.join(map(str, request["methods_dirs"]))
-    return found
+    return use_values(
+        target=str(request.get("target") or training.record["target"]["name"]),
+        method=str(training.record["method"]),
+        weights=best,
+        quantisation=str(request.get("quantisation", NONE)),
+        methods_dirs=[str(each) for each in request.get("methods_dirs") or ()],
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from specbench.errors import UsageError
 from specbench.events import GenerationFailed, GenerationFinished, RunFinished, RunStarted
@@ -40,6 +41,28 @@ def test_tiny_terminals_crash_nothing(store: Path, size: tuple[int, int]) -> Non
             await pilot.resize_terminal(*WIDE)
             await pilot.press("2")
             await settled(pilot, lambda: "tok/s" in screen_text(app))
+
+    drive(body)
+
+
+def test_a_race_that_stands_still_has_the_titles_of_its_width_after_a_resize(store: Path) -> None:
+    async def body() -> None:
+        app = an_app(store, "20260102-demo-run-a")
+        async with app.run_test(size=WIDE) as pilot:
+            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.race is not None)
+            view = app.screen
+            assert isinstance(view, RaceView) and view.race is not None
+            await pilot.press("G")
+            await settled(pilot, lambda: view._pace == 0)
+            panes = [view.query_one(f"#lane{number}", LanePane) for number in range(len(view.race.lanes))]
+            before = [str(pane.border_title) for pane in panes]
+            for width in (80, 44):
+                await pilot.resize_terminal(width, 30)
+                # Nothing ticks: what is cut is cut by the pane itself.
+                await settled(pilot, lambda: all(cell_len(str(pane.border_title)) <= pane.size.width for pane in panes))
+            assert [str(pane.border_title) for pane in panes] != before
+            await pilot.resize_terminal(*WIDE)
+            await settled(pilot, lambda: [str(pane.border_title) for pane in panes] == before)
 
     drive(body)
 

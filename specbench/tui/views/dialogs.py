@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -17,6 +17,9 @@ from specbench.tui import sharing
 from specbench.tui.lines import Line, Span, line, plain_text, wrap
 from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas, Rows
+
+if TYPE_CHECKING:
+    from specbench.tui.app import SpecbenchApp
 
 _CSS = """
 $NAME { align: center middle; }
@@ -68,18 +71,6 @@ class Reading(ModalScreen[None]):
         """Whole rows, however narrow the window is."""
         return f"{self._title}\n\n{plain_text(self._lines)}"
 
-    def _write(self, name: str) -> bool:
-        from specbench.tui.app import SpecbenchApp
-
-        assert isinstance(self.app, SpecbenchApp)
-        try:
-            path = sharing.write_text(self.app.workspace.store, name, ".txt", self._words())
-        except SpecbenchError as error:
-            self._say(f"✗ {error.what}")
-            return False
-        self._say(f"in {path}")
-        return True
-
     def _say(self, words: str) -> None:
         self.said = words
         canvas = self.query_one(Canvas)
@@ -88,16 +79,24 @@ class Reading(ModalScreen[None]):
         canvas.refresh(layout=True)
         canvas.scroll_home(animate=False)
 
+    def _share(self, carry_out: Callable[[SpecbenchApp], str]) -> None:
+        from specbench.tui.app import SpecbenchApp
+
+        assert isinstance(self.app, SpecbenchApp)
+        try:
+            self._say(carry_out(self.app))
+        except SpecbenchError as error:
+            self._say(f"✗ {error.what}")
+
     def action_copy(self) -> None:
-        """OSC 52 and a file: a terminal that ignores the one leaves the other."""
-        if self._write(f"copy-{self._topic}"):
-            self.app.copy_to_clipboard(sharing.clipboard(self._words()))
-            self._say(f"copied {len(self._words())} characters; also {self.said}")
+        """To the clipboard and a file."""
+        self._share(lambda app: app.copy(f"copy-{self._topic}", self._words()))
 
     def action_export(self) -> None:
         """A file, and its path said."""
-        if self._write(self._topic):
-            self._say(f"written: {self.said}")
+        self._share(
+            lambda app: f"written: {sharing.write_text(app.workspace.store, self._topic, '.txt', self._words())}"
+        )
 
     def action_close(self) -> None:
         self.dismiss()

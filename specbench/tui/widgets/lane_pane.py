@@ -46,6 +46,7 @@ class LanePane(Vertical):
         super().__init__(id=f"lane{number}")
         self.lane: Lane | None = None
         self.seconds = 0.0
+        self._ratio = ""
         self._restarts = -1
         self._words = ("", "")
         self._words_at = 0.0
@@ -77,16 +78,8 @@ class LanePane(Vertical):
     def show_lane(self, lane: Lane, seconds: float, ratio: str, *, is_moving: bool) -> None:
         """Bring the pane to a moment. ratio: the method's speed-up so far, as text."""
         is_new = lane is not self.lane or lane.num_restarts != self._restarts
-        self.lane, self.seconds = lane, seconds
-        title, below = self._title(lane, ratio), draw_race.lane_rate(lane, seconds)
-        # Only where they changed, and the rate not with every token: nobody reads it so fast.
-        now = time.monotonic()
-        is_due = not is_moving or now - self._words_at > _RATE_EVERY_S
-        if title != self._words[0] or (below != self._words[1] and is_due):
-            self._words, self._words_at = (title, below), now
-            self._is_border_only = True
-            self.border_title, self.border_subtitle = Content(visible(title)), Content(below)
-            self._is_border_only = False
+        self.lane, self.seconds, self._ratio = lane, seconds, ratio
+        self._entitle(lane, is_moving=is_moving)
         self._restarts = lane.num_restarts
         if lane.timeline is None or (lane.generation and lane.generation.ending and lane.generation.ending.error):
             self.tokens.say(self._why_empty(lane))
@@ -99,6 +92,22 @@ class LanePane(Vertical):
                 self.tokens.reveal(shown)
             self.tokens.set_ghost(lane.ghost_at(seconds))
         self.counts.redraw()
+
+    def on_resize(self) -> None:
+        """A race that stands still is not drawn again, and the words were cut for another width."""
+        if self.lane is not None:
+            self._entitle(self.lane, is_moving=False)
+
+    def _entitle(self, lane: Lane, *, is_moving: bool) -> None:
+        title, below = self._title(lane, self._ratio), draw_race.lane_rate(lane, self.seconds)
+        # Only where they changed, and the rate not with every token: nobody reads it so fast.
+        now = time.monotonic()
+        is_due = not is_moving or now - self._words_at > _RATE_EVERY_S
+        if title != self._words[0] or (below != self._words[1] and is_due):
+            self._words, self._words_at = (title, below), now
+            self._is_border_only = True
+            self.border_title, self.border_subtitle = Content(visible(title)), Content(below)
+            self._is_border_only = False
 
     def refresh(
         self, *regions: Region, repaint: bool = True, layout: bool = False, recompose: bool = False
