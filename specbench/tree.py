@@ -63,9 +63,17 @@ KEPT_SLOTS = 513
 chains than any draft are chunks of prompts, which are not captured and come in too many lengths to be kept."""
 
 
-@cache
 def _chain_parents(num_rows: int, num_nodes: int, device: torch.device) -> Tensor:
+    found = _kept_parents if num_nodes < KEPT_SLOTS else _passing_parents
+    return found(num_rows, num_nodes, device)
+
+
+def _make_parents(num_rows: int, num_nodes: int, device: torch.device) -> Tensor:
     return torch.arange(-1, num_nodes - 1, device=device).expand(num_rows, num_nodes)
+
+
+_kept_parents = cache(_make_parents)
+_passing_parents = lru_cache(maxsize=64)(_make_parents)
 
 
 def _chain_topology(num_rows: int, num_slots: int, device: torch.device) -> Topology:
@@ -73,10 +81,12 @@ def _chain_topology(num_rows: int, num_slots: int, device: torch.device) -> Topo
     return found(num_rows, num_slots, device)
 
 
-@cache
-def _one_chain(num_slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _make_chain(num_slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
     sees_MM = torch.ones(num_slots, num_slots, dtype=torch.bool, device=device).tril()
     return torch.arange(num_slots, device=device), sees_MM
+
+
+_one_chain = cache(_make_chain)
 
 
 @cache
@@ -87,7 +97,7 @@ def _kept_chain(num_rows: int, num_slots: int, device: torch.device) -> Topology
 
 @lru_cache(maxsize=64)
 def _passing_chain(num_rows: int, num_slots: int, device: torch.device) -> Topology:
-    return _expanded(_one_chain.__wrapped__(num_slots, device), num_rows)
+    return _expanded(_make_chain(num_slots, device), num_rows)
 
 
 def _expanded(one: tuple[Tensor, Tensor], num_rows: int) -> Topology:

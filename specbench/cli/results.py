@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,9 @@ from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.failures import show as show_failure
 from specbench.cli.help import examples, new_app, refuse_early_options
+from specbench.cli.results_list import show_runs
 from specbench.cli.text import Column, console, show, show_json, show_table, visible
 from specbench.errors import EnvironmentFailed, UsageError
-
-if TYPE_CHECKING:
-    from specbench.store.records import RunEntry
 
 app = new_app(
     help="List, show, compare, export and import runs. Without a command: ls.",
@@ -41,7 +39,7 @@ class Format(StrEnum):
 @app.callback(invoke_without_command=True)
 def results(context: typer.Context, store: options.Store = None, as_json: options.Json = False) -> None:
     if context.invoked_subcommand is None:
-        _list(store, as_json=as_json)
+        show_runs(store, as_json=as_json)
     else:
         refuse_early_options(context, store, as_json)
 
@@ -49,7 +47,7 @@ def results(context: typer.Context, store: options.Store = None, as_json: option
 @app.command("ls", epilog=examples("specbench results ls", "specbench results ls --store ./results --json"))
 def list_results(store: options.Store = None, as_json: options.Json = False) -> None:
     """Runs, newest first, the running and the broken ones too."""
-    _list(store, as_json=as_json)
+    show_runs(store, as_json=as_json)
 
 
 @app.command("show", epilog=examples("specbench results show RUN", "specbench results show RUN --json"))
@@ -332,70 +330,3 @@ def _write(out: Path, text: str) -> None:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise cannot_write(out, error, try_=ELSEWHERE) from error
-
-
-def _list(store: Path | None, *, as_json: bool) -> None:
-    from specbench.store.listing import list_runs
-
-    listing = list_runs(store)
-    for sentence in listing.notes:
-        note(visible(sentence))
-    if as_json:
-        show_json([dataclasses.asdict(entry) for entry in listing.runs])
-        return
-    if not listing.runs:
-        note(f"no runs in {paths.results_dir(store)}; make one: specbench run demo")
-    else:
-        show_table(
-            [
-                *(Column("run"), Column("kind"), Column("created"), Column("suite"), Column("target")),
-                *(Column("state"), Column("speed-ups")),
-            ],
-            [
-                (
-                    entry.run_id,
-                    entry.kind,
-                    entry.created[:19],
-                    entry.suite,
-                    entry.target,
-                    entry.state,
-                    entry.headline
-                    or ", ".join(_figure(entry, method) for method in entry.speedups)
-                    or ("" if entry.is_stored or entry.kind == "train" else "not ingested"),
-                )
-                for entry in listing.runs
-            ],
-        )
-    where = "" if store is None else f" --store {store}"
-    cut = [entry for entry in listing.runs if entry.state in ("lost", "interrupted") and entry.has_journal]
-    for kind in dict.fromkeys(entry.kind for entry in cut):
-        names = visible(", ".join(entry.run_id for entry in cut if entry.kind == kind))
-        note(f"not finished, {names}; to continue one: specbench {kind} --resume RUN{visible(where)}")
-    _note_imports(store)
-
-
-def _figure(entry: RunEntry, method: str) -> str:
-    """`suffix 1.94×`, `oracle 4.00× (not ranked: a control, not a competitor)`."""
-    reason = entry.unranked.get(method, "")
-    # The numbers behind a failed control are the same for every method: `results show` has them, once.
-    why = reason.partition(":")[0] if reason.startswith("control failed") else reason
-    return f"{method} {entry.speedups[method]:.2f}×" + (f" ({why})" if why else "")
-
-
-def _note_imports(store: Path | None) -> None:
-    """Imported rows are no runs; without this line nothing but the page would show that they are there."""
-    from specbench.errors import EnvironmentFailed
-    from specbench.store.db import open_store
-    from specbench.store.external import external_rows
-
-    file = paths.store_file(store)
-    if not file.exists():
-        return
-    try:
-        with open_store(file, read_only=True, timeout_s=1.0) as connection:
-            rows = external_rows(connection)
-    except EnvironmentFailed:
-        return  # busy or damaged: the listing has said so
-    if rows:
-        known = ", ".join(f"{row.method} on {row.suite} ({row.target})" for row in rows)
-        note(visible(f"imported, not ranked: {known}. specbench leaderboard shows them"))

@@ -19,7 +19,7 @@ from specbench.lm import attention, facts, visibility
 from specbench.lm.compiled import CompiledDecoder
 from specbench.lm.kv_cache import KVCache
 from specbench.lm.quantised import full_precision_copy
-from specbench.lm.rounding import Spread, own_attention, own_spread
+from specbench.lm.rounding import Spread, own_logits, own_spread
 from specbench.lm.shortcut import Shortcut
 from specbench.lm.taps import TapRecorder
 from specbench.tree import DraftTree, Topology, chain, topology
@@ -284,7 +284,6 @@ class CachedLM:
         self.attention_used |= forward.implementations
         return logits, self._taps.take()
 
-    @torch.inference_mode()
     def fresh_logits(self, tokens: Sequence[int], *, full_precision: bool) -> Tensor:
         """Logits (V,) after these tokens from transformers' own attention and no cache: slow, to judge answers by.
 
@@ -292,10 +291,7 @@ class CachedLM:
         the weights its layers stand for); a target split over processes has no such copy and answers in its own dtype.
         """
         model = self._full_precision_model() if full_precision and self.num_processes == 1 else self.model
-        with own_attention(model):
-            ids = torch.tensor([list(tokens)], device=self.device)
-            logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        return logits
+        return own_logits(model, torch.tensor(list(tokens), device=self.device))
 
     def own_spread(self, tokens: Sequence[int], *, num_last: int) -> Spread:
         """`rounding.own_spread` of this model, uncompiled."""

@@ -1,6 +1,6 @@
-"""How far transformers' own forwards of the same tokens lie apart: what rounding alone does to logits.
+"""transformers' own forwards, and how far they lie apart over the same tokens: what rounding alone does to logits.
 
-Neither our cache nor our attention has a part in it, so that errors of theirs can be held against it. V vocabulary,
+Neither our cache nor our attention has a part in them, so that errors of theirs can be held against it. V vocabulary,
 T tokens.
 """
 
@@ -34,6 +34,14 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(used)
+
+
+@torch.inference_mode()
+def own_logits(model: PreTrainedModel, tokens_T: Tensor) -> Tensor:
+    """Logits (V,) after these tokens, by transformers' plain attention without a cache, in the model's dtype."""
+    with own_attention(model):
+        logits: Tensor = model(input_ids=tokens_T[None], use_cache=False, logits_to_keep=1).logits[0, -1]
+    return logits
 
 
 @torch.inference_mode()

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import tiny_lm, tiny_model
+from helpers import requests_for, tiny_lm, tiny_model, tokens_of
 from torch import Tensor
 
 from methods.adaptive_lora.drafter import AdaptiveDrafter, build
 from specbench import registry
+from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.lora import LoraLayers
 from specbench.engine.decode import Engine
 from specbench.method import Rule
 from specbench.sampling import Sampling
+
+PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
 
 
 def save_draft(folder: Path, *, seed: int = 0, noise: float = 0.3) -> Path:
@@ -62,3 +65,30 @@ def noisy_weights(layers: LoraLayers, *, seed: int = 1, size: float = 0.3) -> di
         name: size * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
         for name, tensor in layers.weights().items()
     }
+
+
+def taught(
+    draft: Path, *, num: int = 20, temperature: float = 0.0, on: Engine | None = None, **given: Any
+) -> AdaptiveDrafter:
+    """A drafter that has seen `num` answers."""
+    on = on if on is not None else engine(temperature=temperature)
+    drafter = learning_drafter(draft, on, **given)
+    on.reserve(drafter.max_nodes)
+    requests = requests_for(PROMPTS[:num], max_new_tokens=10)
+    for start in range(0, num, 4):
+        on.generate(drafter, requests[start : start + 4])
+        learns(drafter).gather()
+    return drafter
+
+
+def learns(drafter: AdaptiveDrafter) -> Adaptation:
+    assert drafter.adaptation is not None
+    return drafter.adaptation
+
+
+def drafts_with(adaptation: Adaptation) -> dict[str, Tensor]:
+    return adaptation.layers.weights()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -7,37 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import requests_for, tokens_of
 from torch import nn
 
 from specbench.adapt import candidate as candidates
-from specbench.adapt.adaptation import Adaptation, InUse, Live
+from specbench.adapt.adaptation import InUse, Live
 from specbench.adapt.candidate import Candidate, moments_of, put_moments
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.errors import EnvironmentFailed
 from specbench.training.rounds import learn, rolled_back
-from tests.adapt.adapted import engine, learning_drafter, save_draft
-
-PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
-
-
-@pytest.fixture(scope="module")
-def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_draft(tmp_path_factory.mktemp("draft"))
-
-
-def _taught(draft: Path, *, num: int = 24, temperature: float = 0.0, **given: object) -> Adaptation:
-    """The learning side of a drafter that has seen `num` answers."""
-    on = engine(temperature=temperature)
-    drafter = learning_drafter(draft, on, **given)
-    on.reserve(drafter.max_nodes)
-    requests = requests_for(PROMPTS[:num], max_new_tokens=10)
-    assert drafter.adaptation is not None
-    for start in range(0, len(requests), 4):
-        on.generate(drafter, requests[start : start + 4])
-        drafter.adaptation.gather()
-    return drafter.adaptation
+from tests.adapt.adapted import learns, taught
 
 
 def _candidate(seed: int = 0, **given: object) -> Candidate:
@@ -72,7 +51,7 @@ def test_an_optimiser_goes_on_as_if_it_had_never_stopped() -> None:
 
 
 def test_a_round_begins_where_the_one_before_ended(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adaptation = _taught(draft, min_held_out=50)
+    adaptation = learns(taught(draft, num=24, min_held_out=50))
     assert learn(adaptation).outcome == "kept"
     first = adaptation.domain("").candidate
     assert first is not None and first.num_updates == 3 and first.began == 0
@@ -94,7 +73,7 @@ def test_a_round_begins_where_the_one_before_ended(draft: Path, monkeypatch: pyt
 
 def test_a_candidate_that_seems_worse_is_given_some_rounds_and_then_begun_anew(draft: Path) -> None:
     """With a rate of 0 it never seems better."""
-    adaptation = _taught(draft, lr=0.0, patience=2)
+    adaptation = learns(taught(draft, num=24, lr=0.0, patience=2))
     worse = []
     for _ in range(3):
         assert learn(adaptation).outcome == "kept"
@@ -104,8 +83,8 @@ def test_a_candidate_that_seems_worse_is_given_some_rounds_and_then_begun_anew(d
 
 
 def test_after_a_promotion_learning_goes_on_and_after_a_rollback_it_does_not(draft: Path) -> None:
-    taught = {"temperature": 1.0, "num": 40, "steps": 40, "lr": 3e-3, "rank": 8, "pull": 0.0}
-    adaptation = _taught(draft, **taught, watch_positions=100)
+    given = {"temperature": 1.0, "num": 40, "steps": 40, "lr": 3e-3, "rank": 8, "pull": 0.0}
+    adaptation = learns(taught(draft, **given, watch_positions=100))
     found = learn(adaptation)
     assert found.outcome == "promoted", found.why
     domain = adaptation.domain("")
@@ -164,7 +143,7 @@ def test_a_round_visits_new_answers_so_often_and_learns_few_ones_by_heart_no_lon
 
 def test_a_round_is_told_which_of_its_answers_are_new(draft: Path) -> None:
     """A process of its own gets all answers in one file: the old ones make the reservoir again."""
-    memory = _taught(draft).domain("").memory
+    memory = learns(taught(draft, num=24)).domain("").memory
     answers = list(memory.new)
     memory.learnt_but(len(answers) + 3)
     assert memory.new == answers, "more than there are: all of them"

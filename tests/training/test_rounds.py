@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import plain_logits, requests_for, tokens_of
-from torch import Tensor
+from helpers import plain_logits, requests_for
 
-from methods.adaptive_lora.drafter import AdaptiveDrafter
-from specbench.adapt.adaptation import Adaptation, InUse, Live
+from specbench.adapt.adaptation import InUse, Live
 from specbench.adapt.versions import AdapterStore
-from specbench.engine.decode import Engine
 from specbench.lm.cached_lm import CachedLM
 from specbench.losses import Law, kl, overlap, top_law, whole_law
 from specbench.training import evidence as evidence_module
 from specbench.training import rounds
 from specbench.training.evidence import evidence
-from specbench.training.rounds import between_requests, due, learn, rolled_back
+from specbench.training.rounds import between_requests, due, learn
 from specbench.training.verdict_loss import Agreement, AnswerBatch, Answers, VerdictLearner, _stacked, agreement
-from tests.adapt.adapted import engine, learning_drafter, noisy_weights, save_draft
-
-PROMPTS = [tokens_of(seed, 4 + seed % 5) for seed in range(40)]
-
-
-@pytest.fixture(scope="module")
-def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_draft(tmp_path_factory.mktemp("draft"))
-
-
-def _taught(
-    draft: Path, *, num: int = 20, temperature: float = 0.0, on: Engine | None = None, **given: object
-) -> AdaptiveDrafter:
-    """A drafter that has seen `num` answers."""
-    on = on if on is not None else engine(temperature=temperature)
-    drafter = learning_drafter(draft, on, **given)
-    on.reserve(drafter.max_nodes)
-    requests = requests_for(PROMPTS[:num], max_new_tokens=10)
-    for start in range(0, num, 4):
-        on.generate(drafter, requests[start : start + 4])
-        _learns(drafter).gather()
-    return drafter
-
-
-def _learns(drafter: AdaptiveDrafter) -> Adaptation:
-    assert drafter.adaptation is not None
-    return drafter.adaptation
-
-
-def _drafts_with(adaptation: Adaptation) -> dict[str, Tensor]:
-    return adaptation.layers.weights()
-
-
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+from tests.adapt.adapted import PROMPTS, drafts_with, engine, learning_drafter, learns, noisy_weights, same, taught
 
 
 @pytest.mark.parametrize("loss", ["kl-tv", "kl", "tv", "lk", "ce", "mixed"])
 def test_gradient_of_every_loss_reaches_a_and_b_of_every_layer(draft: Path, loss: str) -> None:
     """The reference implementation's default loss has none; its tests look at values alone."""
-    adaptation = _learns(_taught(draft, num=8, loss=loss))
+    adaptation = learns(taught(draft, num=8, loss=loss))
     adaptation.layers.set(noisy_weights(adaptation.layers, size=0.05))
     source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
     source.answers = adaptation.domain("").memory.new
@@ -78,7 +40,7 @@ def test_gradient_of_every_loss_reaches_a_and_b_of_every_layer(draft: Path, loss
 
 def test_the_loss_is_the_weighted_divergence_of_the_recorded_laws(draft: Path) -> None:
     """Against sums written out, from a plain forward of the draft and the whole vocabulary as entries."""
-    adaptation = _learns(_taught(draft, num=4, top_k=64, pull=0.0, loss="kl", early=2.0, depth_decay=0.5))
+    adaptation = learns(taught(draft, num=4, top_k=64, pull=0.0, loss="kl", early=2.0, depth_decay=0.5))
     answer = max(adaptation.domain("").memory.new, key=lambda each: each.num_positions)
     source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
     source.answers = [answer]
@@ -94,7 +56,7 @@ def test_the_loss_is_the_weighted_divergence_of_the_recorded_laws(draft: Path) -
 
 
 def test_the_pull_is_zero_at_the_base_and_grows_away_from_it(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=4, pull=1.0))
+    adaptation = learns(taught(draft, num=4, pull=1.0))
     source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
     source.answers = adaptation.domain("").memory.new
     found = []
@@ -108,7 +70,7 @@ def test_the_pull_is_zero_at_the_base_and_grows_away_from_it(draft: Path) -> Non
 
 def test_held_out_acceptance_is_what_decoding_accepts(draft: Path) -> None:
     """Teacher-forced agreement at temperature 0, position by position, is whether the draft was accepted there."""
-    adaptation = _learns(_taught(draft, num=8))
+    adaptation = learns(taught(draft, num=8))
     for observed in adaptation.domain("").memory.new:
         source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
         source.answers = [observed]
@@ -123,8 +85,8 @@ def test_held_out_acceptance_is_what_decoding_accepts(draft: Path) -> None:
 def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft: Path, tmp_path: Path) -> None:
     """The whole loop: observe, learn, judge, keep a version, swap; the gain holds on prompts never learnt from."""
     store = tmp_path / "store"
-    drafter = _taught(draft, num=40, temperature=1.0, steps=40, lr=3e-3, rank=8, store=str(store), pull=0.0)
-    adaptation = _learns(drafter)
+    drafter = taught(draft, num=40, temperature=1.0, steps=40, lr=3e-3, rank=8, store=str(store), pull=0.0)
+    adaptation = learns(drafter)
     found = learn(adaptation)
     assert found.outcome == "promoted", found.why
     assert found.gain is not None and found.gain.low > 0 and found.after is not None and found.before is not None
@@ -132,7 +94,7 @@ def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft
     assert kept.active() == found.version == 1
     lineage = kept.load(1, base_hash=adaptation.lm.weights_hash).lineage
     assert lineage.parent is None and lineage.num_positions == found.num_positions and len(lineage.data_hash) == 64
-    assert _same(dict(kept.load(1).weights), _drafts_with(adaptation))
+    assert same(dict(kept.load(1).weights), drafts_with(adaptation))
     again = evidence(adaptation, adaptation.domain("").memory.held_out, None, kept.load(1).weights)
     assert (again.before, again.after) == (found.before, found.after)
     widths = (found.width_before, found.width_after)
@@ -145,7 +107,7 @@ def test_what_was_judged_once_under_the_adapter_in_use_is_not_judged_again(
     draft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of a round's judging; a swap makes all of it void."""
-    adaptation = _learns(_taught(draft, num=20, lr=0.0))
+    adaptation = learns(taught(draft, num=20, lr=0.0))
     held_out, read = adaptation.domain("").memory.held_out, list[int]()
     exact = evidence_module.agreement
 
@@ -165,15 +127,15 @@ def test_what_was_judged_once_under_the_adapter_in_use_is_not_judged_again(
 
 
 def test_without_evidence_nothing_is_promoted_and_the_same_bits_are_drafted_with(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=8, min_held_out=50))
-    before = _drafts_with(adaptation)
+    adaptation = learns(taught(draft, num=8, min_held_out=50))
+    before = drafts_with(adaptation)
     found = learn(adaptation)
     assert found.outcome == "kept" and "are needed to judge" in found.why
-    assert _same(_drafts_with(adaptation), before) and adaptation.domain("").in_use.number == 0
+    assert same(drafts_with(adaptation), before) and adaptation.domain("").in_use.number == 0
 
 
 def test_a_candidate_that_is_not_better_is_not_drafted_with(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=20, lr=0.0))
+    adaptation = learns(taught(draft, num=20, lr=0.0))
     found = learn(adaptation)
     assert found.outcome == "kept" and "not surely" in found.why and found.before == found.after
 
@@ -183,8 +145,8 @@ def test_a_round_that_fails_is_dropped_and_drafting_goes_on(
     draft: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     on = engine()
-    drafter = _taught(draft, num=8, on=on)
-    adaptation = _learns(drafter)
+    drafter = taught(draft, num=8, on=on)
+    adaptation = learns(drafter)
     mine = noisy_weights(adaptation.layers, size=0.1)
     adaptation.swap("", InUse(number=3, weights=mine))
     if fault == "memory":
@@ -198,7 +160,7 @@ def test_a_round_that_fails_is_dropped_and_drafting_goes_on(
         monkeypatch.setattr(adaptation, "plan", replace(adaptation.plan, lr=1e30, clip=0.0, steps=20))
     found = learn(adaptation)
     assert found.outcome == "dropped" and found.version == 3, found
-    assert _same(_drafts_with(adaptation), mine)
+    assert same(drafts_with(adaptation), mine)
     asked = requests_for(PROMPTS[20:22], max_new_tokens=8)
     answers = on.generate(drafter, asked).generations
     assert any(step.num_nodes for answer in answers for step in answer.steps), "the same drafter goes on drafting"
@@ -211,8 +173,8 @@ def test_a_round_that_fails_is_dropped_and_drafting_goes_on(
 
 
 def test_an_interrupted_round_leaves_what_was_drafted_with(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adaptation = _learns(_taught(draft, num=8))
-    before = _drafts_with(adaptation)
+    adaptation = learns(taught(draft, num=8))
+    before = drafts_with(adaptation)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -220,11 +182,11 @@ def test_an_interrupted_round_leaves_what_was_drafted_with(draft: Path, monkeypa
     monkeypatch.setattr(rounds, "_judge", interrupt)
     with pytest.raises(KeyboardInterrupt):
         learn(adaptation)
-    assert _same(_drafts_with(adaptation), before)
+    assert same(drafts_with(adaptation), before)
 
 
 def test_a_round_stays_within_its_steps_and_seconds(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=8, steps=3))
+    adaptation = learns(taught(draft, num=8, steps=3))
     assert learn(adaptation).num_steps == 3
     learnt = adaptation.domain("").candidate
     adaptation.plan = replace(adaptation.plan, round_s=1e-9)
@@ -236,7 +198,7 @@ def test_a_round_stays_within_its_steps_and_seconds(draft: Path) -> None:
 
 
 def test_memory_bounds_a_step_by_drawing_positions(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=8))
+    adaptation = learns(taught(draft, num=8))
     source = Answers(adaptation.lm, replace(adaptation.plan, round_mb=1), num_shared=64, seed=0)
     source.answers = adaptation.domain("").memory.new
     source._most = 5
@@ -244,7 +206,7 @@ def test_memory_bounds_a_step_by_drawing_positions(draft: Path) -> None:
 
 
 def test_rounds_come_when_they_are_due(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=8, after_positions=10_000))
+    adaptation = learns(taught(draft, num=8, after_positions=10_000))
     assert due(adaptation, "") == "" and between_requests(adaptation) == []
     adaptation.plan = replace(adaptation.plan, idle=True)
     assert due(adaptation, "") == "idle"
@@ -263,70 +225,6 @@ def test_rounds_come_when_they_are_due(draft: Path) -> None:
     assert due(adaptation, "") == "", "there is nothing new to learn"
 
 
-def test_a_live_fall_below_the_adapter_before_rolls_back(draft: Path, tmp_path: Path) -> None:
-    adaptation = _learns(_taught(draft, num=4, watch_positions=100))
-    parent = InUse(number=1, weights=noisy_weights(adaptation.layers, seed=1, size=0.1))
-    child = InUse(number=2, weights=noisy_weights(adaptation.layers, seed=2, size=0.1), parent=parent)
-    adaptation.swap("", parent)
-    before = _drafts_with(adaptation)
-    adaptation.domain("").live = Live(num_tried=100, num_accepted=60)
-    adaptation.swap("", child)
-    adaptation.saw("", tried=99, accepted=10)
-    assert rolled_back(adaptation, "") is None, "too few positions to judge"
-    adaptation.saw("", tried=1, accepted=0)
-    found = rolled_back(adaptation, "")
-    assert found is not None and found.outcome == "rolled back" and found.version == 1
-    assert _same(_drafts_with(adaptation), before)
-    assert rolled_back(adaptation, "") is None
-
-
-def test_a_live_acceptance_within_noise_keeps_the_adapter(draft: Path) -> None:
-    adaptation = _learns(_taught(draft, num=4, watch_positions=100))
-    adaptation.domain("").live = Live(num_tried=100, num_accepted=60)
-    adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers), parent=InUse()))
-    adaptation.saw("", tried=100, accepted=55)
-    assert rolled_back(adaptation, "") is None and adaptation.domain("").in_use.number == 1
-
-
-def test_a_few_positions_under_the_adapter_before_are_no_ground_to_go_back_to_it(draft: Path) -> None:
-    """Three of three accepted before a swap say nothing against 80 of 100 after it; 300 of 300 do."""
-    for num_before, goes_back in ((3, False), (300, True)):
-        adaptation = _learns(_taught(draft, num=4, watch_positions=100))
-        adaptation.domain("").live = Live(num_tried=num_before, num_accepted=0.95 * num_before)
-        adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers), parent=InUse()))
-        adaptation.saw("", tried=100, accepted=80)
-        assert (rolled_back(adaptation, "") is not None) is goes_back
-
-
-def test_a_text_that_repeats_itself_is_no_ground_to_go_back(draft: Path) -> None:
-    """As in a stream of GSM8K: ten answers around 0.65, one of which goes round in a circle. The positions of one
-    answer stand and fall together; counted singly they would speak against the adapter five standard errors strong."""
-    rng = random.Random(3)
-    for goes_back, rates in ((False, [0.7, 0.75, 0.6, 0.7, 0.65, 0.7, 0.01, 0.65, 0.3, 0.6]), (True, [0.3] * 10)):
-        adaptation = _learns(_taught(draft, num=4, watch_positions=1000))
-        for _ in range(200):
-            adaptation.saw("", tried=100, accepted=round(100 * min(1.0, max(0.0, rng.gauss(0.65, 0.12)))))
-        adaptation.swap("", InUse(number=1, weights=noisy_weights(adaptation.layers), parent=InUse()))
-        for rate in rates:
-            adaptation.saw("", tried=100, accepted=round(100 * rate))
-        assert (rolled_back(adaptation, "") is not None) is goes_back
-
-
-def test_nothing_is_promoted_over_an_adapter_that_has_yet_to_be_judged_live(draft: Path, tmp_path: Path) -> None:
-    """The one before it would be out of reach; what was learnt meanwhile is learnt on from."""
-    drafter = _taught(draft, num=40, temperature=1.0, steps=40, lr=3e-3, rank=8, store=str(tmp_path), pull=0.0)
-    adaptation = _learns(drafter)
-    domain = adaptation.domain("")
-    domain.live = Live(num_tried=1000, num_accepted=500)
-    adaptation.swap("", InUse(number=0, weights=None, parent=InUse()))
-    found = learn(adaptation)
-    assert found.outcome == "kept" and "version 0 has drafted 0 of 1000 positions" in found.why
-    assert found.gain is not None and found.gain.low > 0 and domain.candidate is not None
-    adaptation.saw("", tried=1000, accepted=500)
-    domain.memory.renew()
-    assert learn(adaptation).outcome == "promoted"
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -339,7 +237,7 @@ def test_nothing_is_promoted_over_an_adapter_that_has_yet_to_be_judged_live(draf
 def test_whatever_memory_runs_out_of_a_round_is_dropped(
     draft: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    adaptation = _learns(_taught(draft, num=4))
+    adaptation = learns(taught(draft, num=4))
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -349,7 +247,7 @@ def test_whatever_memory_runs_out_of_a_round_is_dropped(
 
 
 def test_a_round_whose_evidence_is_no_number_is_dropped(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adaptation = _learns(_taught(draft, num=20, temperature=1.0))
+    adaptation = learns(taught(draft, num=20, temperature=1.0))
     nothing = Agreement(float("nan"), 0.0)
     monkeypatch.setattr(evidence_module, "agreement", lambda _lm, batch, **_: [nothing] * batch.tokens_BT.shape[0])
     found = learn(adaptation)
@@ -358,7 +256,7 @@ def test_a_round_whose_evidence_is_no_number_is_dropped(draft: Path, monkeypatch
 
 def test_a_first_choice_that_the_draft_cannot_say_is_never_agreed_with(draft: Path) -> None:
     """Of a target with more ids: its second choice is what the draft may hit, and that is a rejection."""
-    adaptation = _learns(_taught(draft, num=8))
+    adaptation = learns(taught(draft, num=8))
     [observed, *_] = adaptation.domain("").memory.new
     source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
     source.answers = [observed]
@@ -378,7 +276,7 @@ def test_domains_learn_apart(draft: Path) -> None:
     for place, request in enumerate(requests_for(PROMPTS[:8], max_new_tokens=8)):
         on.generate(drafter, [replace(request, domain="maths" if place % 2 else "code")])
         drafter.adaptation.gather()  # type: ignore[union-attr]
-    adaptation = _learns(drafter)
+    adaptation = learns(drafter)
     sizes = {name: adaptation.domain(name).memory.num_positions for name in ("", "maths", "code")}
     assert sizes[""] == 0 < min(sizes["maths"], sizes["code"])
     adaptation.swap("code", InUse(number=1, weights=noisy_weights(adaptation.layers)))
