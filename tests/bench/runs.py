@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specbench import paths
+from specbench.api import Silent
 from specbench.bench.request import RunRequest
 from specbench.store.journal import read_events
 from specbench.store.summary import to_json
@@ -34,3 +35,15 @@ def events_of(store, run_id, kind):
 
 def rows_of(outcome):
     return {row["method"]: row for row in to_json(outcome.summary)["rows"]}
+
+
+class Impatient(Silent):
+    """Ctrl-C after so many groups."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def group_done(self, **_):
+        self._left -= 1
+        if not self._left:
+            raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from specbench.api import Silent
 from specbench.bench.request import RunRequest
 from specbench.bench.runner import run
 from specbench.events import GenerationFinished, GenerationStarted, Steps
-from tests.bench.runs import CHAIN_HEAD, events_of, request_for
+from tests.bench.runs import CHAIN_HEAD, Impatient, events_of, request_for
 
 TRIE = (
     CHAIN_HEAD
@@ -108,17 +108,9 @@ def test_under_stream_state_grows_along_the_questions_and_every_repeat_starts_af
 
 
 def test_a_resumed_stream_carries_what_an_uninterrupted_one_would(plant, tmp_path, tiny_suite, tiny_target):
-    class Impatient(Silent):
-        count = 0
-
-        def group_done(self, **_):
-            self.count += 1
-            if self.count == 10:
-                raise KeyboardInterrupt
-
     store = tmp_path / "results"
     folders = (plant("counter", COUNTER),)
     asked = request_for(tiny_suite, tiny_target, store, methods=("counter",), methods_dirs=folders, carry="stream")
-    cut = run(asked, Impatient())
+    cut = run(asked, Impatient(10))
     run(RunRequest(resume=cut.run_id, store=store), Silent())
     assert nodes_by_group(lambda kind: events_of(store, cut.run_id, kind)) == [{1}, {2}, {3}, {4}, {5}] * 2

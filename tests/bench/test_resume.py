@@ -17,21 +17,13 @@ from specbench.events import GenerationFinished
 from specbench.store.db import open_store
 from specbench.store.ingest import ingest
 from specbench.store.summary import summarise
-from tests.bench.runs import events_of, request_for, rows_of
+from tests.bench.runs import Impatient, events_of, request_for, rows_of
 from tests.store.synthetic import write_synthetic
 
 
 def test_ctrl_c_keeps_what_was_finished_and_resume_completes_it(go, tmp_path, tiny_suite, tiny_target):
-    class Impatient(Silent):
-        count = 0
-
-        def group_done(self, **_):
-            self.count += 1
-            if self.count == 7:
-                raise KeyboardInterrupt
-
     store = tmp_path / "results"
-    cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
+    cut = run(request_for(tiny_suite, tiny_target, store), Impatient(7))
     assert cut.state == "interrupted"
     assert len(events_of(store, cut.run_id, GenerationFinished)) == 7
     whole = run(RunRequest(resume=cut.run_id, store=store), Silent())
@@ -55,17 +47,9 @@ def test_ctrl_c_keeps_what_was_finished_and_resume_completes_it(go, tmp_path, ti
 def test_a_stream_that_cannot_be_grown_again_is_not_gone_on_with(tmp_path, tiny_suite, tiny_target, monkeypatch):
     """An answer that was there when it was measured is part of what the later ones were to be drafted from."""
 
-    class Impatient(Silent):
-        count = 0
-
-        def group_done(self, **_):
-            self.count += 1
-            if self.count == 9:
-                raise KeyboardInterrupt
-
     store = tmp_path / "results"
     asked = request_for(tiny_suite, tiny_target, store, methods=("autoregressive", "suffix"), carry="stream")
-    cut = run(asked, Impatient())
+    cut = run(asked, Impatient(9))
     generate = Session.generate
 
     def full(self, drafter, cells, **given):
@@ -84,12 +68,8 @@ def test_a_stream_that_cannot_be_grown_again_is_not_gone_on_with(tmp_path, tiny_
 
 
 def test_resume_refuses_a_suite_that_changed(tmp_path, tiny_suite, tiny_target):
-    class Impatient(Silent):
-        def group_done(self, **_):
-            raise KeyboardInterrupt
-
     store = tmp_path / "results"
-    cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
+    cut = run(request_for(tiny_suite, tiny_target, store), Impatient(1))
     tiny_suite.write_text(tiny_suite.read_text().replace("hello", "other"))
     with pytest.raises(EnvironmentFailed, match="the suite"):
         run(RunRequest(resume=cut.run_id, store=store), Silent())
@@ -100,13 +80,9 @@ def test_resume_refuses_another_machine_and_other_software_and_names_both(
 ):
     """Seconds of two machines are not one run's, and a paired plan would mix them without a word."""
 
-    class Impatient(Silent):
-        def group_done(self, **_):
-            raise KeyboardInterrupt
-
     monkeypatch.setattr(provenance, "git_revision", lambda: provenance.Revision("b" * 40, True))
     store = tmp_path / "results"
-    cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
+    cut = run(request_for(tiny_suite, tiny_target, store), Impatient(1))
     file = paths.run_dir(store, cut.run_id) / "manifest.json"
     whole = json.loads(file.read_text())
 
@@ -140,14 +116,6 @@ def test_resume_refuses_another_machine_and_other_software_and_names_both(
 def test_a_bug_found_before_an_interruption_fails_the_resumed_run_too(tmp_path, tiny_suite, tiny_target, monkeypatch):
     """With a store and without one: the exit code is the whole run's."""
 
-    class Impatient(Silent):
-        count = 0
-
-        def group_done(self, **_):
-            self.count += 1
-            if self.count == 7:
-                raise KeyboardInterrupt
-
     right = accept.walk
 
     def cheating(chosen_BM, tree):
@@ -156,7 +124,7 @@ def test_a_bug_found_before_an_interruption_fails_the_resumed_run_too(tmp_path, 
     store = tmp_path / "results"
     with monkeypatch.context() as broken:
         broken.setattr(accept, "walk", cheating)
-        cut = run(request_for(tiny_suite, tiny_target, store), Impatient())
+        cut = run(request_for(tiny_suite, tiny_target, store), Impatient(7))
     [said] = cut.failed_checks
     assert said.startswith("prompt_lookup: ") and "no rounding explains it" in said
     whole = run(RunRequest(resume=cut.run_id, store=store), Silent())

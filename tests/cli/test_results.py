@@ -95,26 +95,26 @@ def test_export_writes_one_file(specbench: Callable[..., Any], results: str, tmp
     assert ran.code == 0 and ran.out.strip() == str(out) and "tree" in out.read_text()
 
 
-def test_exported_answers_can_be_imported_and_are_external(
-    specbench: Callable[..., Any], results: str, tmp_path: Path
-) -> None:
+@pytest.fixture
+def imported(specbench: Callable[..., Any], results: str, tmp_path: Path) -> Callable[..., str]:
+    """What is printed where a method's exported answers are imported again."""
     out = str(tmp_path / "answers.jsonl")
     words = ("--format", "answers", "--method", "draft_model", "-o", out, "--store", results)
     assert specbench("results", "export", "run-a", *words).code == 0
     words = ("--suite", "demo", "--method", "theirs", "--target", "tiny", "--store", results)
-    row = json.loads(specbench("results", "import", out, *words, "--json").out)
+    return lambda *more: str(specbench("results", "import", out, *words, *more).out)
+
+
+def test_exported_answers_can_be_imported_and_are_external(imported: Callable[..., str]) -> None:
+    row = json.loads(imported("--json"))
     assert row["ranked"] is False and row["num_questions"] == 4
 
 
 def test_tokens_per_step_of_an_imported_file_are_not_called_by_the_name_of_the_acceptance_length(
-    specbench: Callable[..., Any], results: str, tmp_path: Path
+    imported: Callable[..., str],
 ) -> None:
     """They count the prefill's token, which belongs to no step."""
-    out = str(tmp_path / "answers.jsonl")
-    words = ("--format", "answers", "--method", "draft_model", "-o", out, "--store", results)
-    assert specbench("results", "export", "run-a", *words).code == 0
-    words = ("--suite", "demo", "--method", "theirs", "--target", "tiny", "--store", results)
-    shown = specbench("results", "import", out, *words).out
+    shown = imported()
     assert "tokens/step" in shown and "τ" not in shown
 
 
