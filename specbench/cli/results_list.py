@@ -56,10 +56,8 @@ def show_runs(store: Path | None, *, as_json: bool) -> None:
 
 
 def _figure(entry: RunEntry, method: str) -> str:
-    """`suffix 1.94×`, `oracle 4.00× (not ranked: a control, not a competitor)`."""
-    reason = entry.unranked.get(method, "")
-    # The numbers behind a failed control are the same for every method: `results show` has them, once.
-    why = reason.partition(":")[0] if reason.startswith("control failed") else reason
+    """`suffix 1.94×`, `oracle 4.00× (not ranked)`: `results show` and `--json` say why."""
+    why = entry.unranked.get(method, "").partition(":")[0]
     return f"{method} {entry.speedups[method]:.2f}×" + (f" ({why})" if why else "")
 
 

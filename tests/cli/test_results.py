@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,9 @@ def test_rows_that_a_table_does_not_rank_are_marked_in_the_list_and_in_a_compari
         write_synthetic(folder, run_id=name, seed=seed, num_questions=12, methods=tuple(methods))
     assert specbench("results", "ingest", "--store", store).code == 0
     listed = specbench("results", "ls", "--store", store).out
-    assert "(not ranked: a control, not a competitor)" in listed and listed.count("not ranked") == 2
+    assert len(re.findall(r"tree \d\.\d\d× \(not ranked\)", listed)) == listed.count("not ranked") == 2
+    as_json = json.loads(specbench("results", "ls", "--store", store, "--json").out)
+    assert {each["unranked"]["tree"] for each in as_json} == {"not ranked: a control, not a competitor"}
     ran = specbench("results", "compare", "run-a", "run-b", "--store", store)
     assert [line.split()[1] for line in ran.out.splitlines() if line.endswith("not ranked")][:2] == ["tree", "tree"]
     assert "run-a: tree is not ranked: a control, not a competitor" in ran.err
