@@ -17,7 +17,7 @@ CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 .PHONY: demo test lint install clean
 
 demo: $(STAMP)
-	$(BIN)/specbench run demo --repeats 2
+	$(BIN)/specbench run demo --repeats 1
 	$(BIN)/specbench leaderboard -o board.html
 
 # Where Python is told to write no bytecode, each of the hundred processes of the tests compiles the package anew.

@@ -27,7 +27,7 @@ def invoke(*arguments: str) -> tuple[str, str]:
 def test_the_list_names_counts_hashes_and_origins(arguments: tuple[str, ...]) -> None:
     out, err = invoke(*arguments)
     lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert "12" in lines["demo"] and "demo.yaml" in lines["demo"]
+    assert "36" in lines["demo"] and "demo.yaml" in lines["demo"]
     assert "1319" in lines["gsm8k"] and "openai/gsm8k (downloaded at first use)" in lines["gsm8k"]
     assert "missing: spec_bench/question.jsonl" in lines["spec_bench"]
     assert "curl" in err and "curl" not in out
@@ -100,7 +100,7 @@ def test_a_target_without_tokenizer_says_what_to_give(write_jsonl: Any, tmp_path
 
 def test_fetch_of_inline_questions_says_there_is_nothing_to_do() -> None:
     out, err = invoke("fetch", "demo")
-    assert "12 questions" in out
+    assert "36 questions" in out
     assert "needs no download" in err
 
 

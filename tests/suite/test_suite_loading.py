@@ -184,8 +184,8 @@ def test_survey_says_where_each_would_come_from(write_jsonl: Any, tmp_path: Path
     assert found["mtbench"].where.endswith("question.jsonl:1)")
 
 
-def test_the_demo_is_twelve_short_questions_of_three_categories() -> None:
+def test_the_demo_is_thirty_six_short_questions_of_three_categories() -> None:
     suite = load_suite("demo")
-    assert Counter(q.category for q in suite.questions) == {"maths": 4, "roleplay": 4, "code": 4}
+    assert Counter(q.category for q in suite.questions) == {"maths": 12, "roleplay": 12, "code": 12}
     assert suite.defaults.max_new_tokens == 96
     assert all(len(q.turns) == 1 and len(q.turns[0]) < 200 for q in suite.questions)
