@@ -61,7 +61,8 @@ class DeviceRecord(_Frozen):
     threads: int
     attention: str
     execution: str = "operators"
-    """How steps were run: operators, graphs or `graphs, one per phase`; `, compiled` where the target's forward was."""
+    """How steps were run: operators, graphs or `graphs, one per phase`; `, compiled` where the target's forward was,
+    `, compiled by layers` where its layers were."""
     copy_bandwidth: float | None = None
     """Bytes/s of a plain copy measured in this run (read + write counted); None where it was not measured."""
 

@@ -27,6 +27,7 @@ Dtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 READY = ("ready",)
 """As `methods`: all that can run as they are, whatever the suite's own default."""
 _SWITCHES = ("auto", "on", "off")
+_COMPILE = ("auto", "on", "whole", "off")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -142,7 +143,7 @@ class RunRequest:
     graphs: str | None = None
     """Whether steps are captured: auto, on or off."""
     compile: str | None = None
-    """Whether the target's forward is compiled: auto, on or off."""
+    """Whether the target's forward is compiled: auto, on (layer by layer; on a CPU whole), whole or off."""
     max_len: int | None = None
     """Most tokens of cache per sequence; None = what the suite needs, bounded by the target's context."""
     stop: tuple[str, ...] = ()
@@ -202,7 +203,7 @@ class RunRequest:
         _check_choice("--dtype", self.dtype, get_args(Dtype))
         check_quantisation(self.quantisation)
         _check_choice("--graphs", self.graphs, _SWITCHES)
-        _check_choice("--compile", self.compile, _SWITCHES)
+        _check_choice("--compile", self.compile, _COMPILE)
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UsageError(
                 f"{self.device!r} is not a device", where="--device", try_="--device auto, cpu, mps, cuda or cuda:1"

@@ -27,7 +27,6 @@ from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError, is_out_of_memory
 from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
-from specbench.lm.taps import has_layers
 from specbench.manifest import GroupRecord, Manifest, write_manifest
 from specbench.store import pausing
 from specbench.store.attempts import attempt_of, finished_groups
@@ -50,8 +49,7 @@ def carry_out(asked: Asked, progress: Progress) -> RunOutcome:
     contestants = [make_contestant(session, competitor) for competitor in asked.competitors]
     if request.dry_run:
         return dry_run(session, contestants)
-    readers = [each.competitor.label for each in contestants if has_layers(each.drafter.taps)]
-    session.compile_target(progress.say, layer_readers=readers)
+    session.compile_target(progress.say)
     run_id = resumed.run_id if resumed else record.new_run_id(asked.suite.name)
     folder = paths.run_dir(request.store, run_id)
     try:
@@ -174,8 +172,6 @@ class _Run:
         session = self._session
         if session.lm.num_processes > 1 and session.lm.dtype.itemsize < 4:
             self._progress.say(f"differing answers are judged in {session.lm.dtype}: a split target has no fp32 copy")
-        if session.lm.compile_s:
-            journal.write(Measured(name="compile_s", value=session.lm.compile_s, unit="s"))
         self._progress.say("reference pass")
         session.make_references(self._contestants[BASELINE].drafter, self._progress)
         for (question_id, turn), answer in session.references.items():
@@ -225,6 +221,9 @@ class _Run:
             journal.write(Measured(name="warm_up_s", value=seconds, unit="s", method=label))
             if session.engine.graphs is not None:
                 tell_of_graphs(journal, label, contestant.drafter, session.engine.graphs, say=self._progress.say)
+        if session.lm.compile_s:
+            # Behind the last forward of a new shape.
+            journal.write(Measured(name="compile_s", value=session.lm.compile_s, unit="s"))
 
     def _replay_streams(self, journal: Journal, groups: Sequence[GroupRecord], done: set[int]) -> None:
         """Under `carry: stream` a resumed run regrows, untimed, what its methods carried at the point of

@@ -86,7 +86,7 @@ def load_target(request: RunRequest) -> CachedLM:
         trust_remote_code=request.trust_remote_code,
         is_split=is_split,
         quantisation=request.quantisation,
-        will_compile=request.compile == "on",
+        will_compile=request.compile in ("on", "whole"),
     )
     if lm.tokenizer is None:
         raise EnvironmentFailed(
@@ -125,17 +125,9 @@ class Session:
         self.compile_switch: str = request.compile or "auto"
         self.references: dict[tuple[str, int], ReferenceAnswer] = {}
 
-    def compile_target(self, say: Callable[[str], None], *, layer_readers: Sequence[str] = ()) -> None:
-        """As the request wants it; before anything is run. say: told what came of it. layer_readers: methods that tap
-        layers."""
-        execution.compile_target(
-            self.compile_switch,
-            self.lm,
-            say=say,
-            max_len=self.engine.max_len,
-            graphs=self.graphs,
-            layer_readers=layer_readers,
-        )
+    def compile_target(self, say: Callable[[str], None]) -> None:
+        """As the request wants it; before anything is run. say: told what came of it."""
+        execution.compile_target(self.compile_switch, self.lm, say=say, max_len=self.engine.max_len, graphs=self.graphs)
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 

@@ -39,8 +39,6 @@ from specbench.card import Card
 from specbench.engine.replay import States, Text, replay
 from specbench.errors import UsageError
 from specbench.lm.parallel import num_processes
-from specbench.lm.taps import has_layers
-from specbench.method import Tap
 from specbench.probe import verification_costs
 
 _NODES: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -87,9 +85,8 @@ def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progres
         assert request.seed is not None
         loaded = loaded.limited(request.limit, seed=request.seed)
     session = Session(request, loaded)
-    # Before anything is compiled or run: a method that taps layers keeps the target as it is.
     built = _buildable(session, request, method, wanted)
-    session.compile_target(progress.say, layer_readers=[method] if built.reads_layers else [])
+    session.compile_target(progress.say)
     settings = tuple(each for each in request.settings if each.method == BASELINE)
     plain = dataclasses.replace(request, grid=(), variants=(), settings=settings, methods=(BASELINE,))
     baseline = make_contestant(session, competitors(plain)[0])
@@ -172,12 +169,10 @@ def _context(texts: Sequence[Text]) -> tuple[int, ...]:
 
 
 class _Buildable(NamedTuple):
-    """sizes: each combination's largest tree. skipped: why others cannot be. reads_layers: whether any taps the
-    target's layers."""
+    """sizes: each combination's largest tree. skipped: why others cannot be."""
 
     sizes: dict[Options, int]
     skipped: list[str]
-    reads_layers: bool
 
 
 def _buildable(session: Session, request: RunRequest, method: str, wanted: Sequence[Options]) -> _Buildable:
@@ -185,13 +180,10 @@ def _buildable(session: Session, request: RunRequest, method: str, wanted: Seque
     sizes: dict[Options, int] = {}
     found: dict[Options, int] = {}
     skipped = []
-    taps: set[Tap] = set()
 
     def size_of(options: Options) -> int:
         if options not in sizes:
-            drafter = session.build(_competitor(request, method, options))
-            taps.update(drafter.taps)
-            sizes[options] = drafter.max_nodes
+            sizes[options] = session.build(_competitor(request, method, options)).max_nodes
         return sizes[options]
 
     for options in wanted:
@@ -206,7 +198,7 @@ def _buildable(session: Session, request: RunRequest, method: str, wanted: Seque
         found[options] = size
     if not found:
         raise UsageError(f"no combination of {method!r} can be built", where="--grid", try_="; ".join(skipped[:3]))
-    return _Buildable(found, skipped, has_layers(tuple(taps)))
+    return _Buildable(found, skipped)
 
 
 def _competitor(request: RunRequest, method: str, options: Options) -> Competitor:

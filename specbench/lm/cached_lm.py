@@ -115,10 +115,10 @@ class CachedLM:
 
     # --- compiling ---------------------------------------------------------------------------------------------------
 
-    def compile(self, *, backend: str = "inductor") -> None:
-        """Forwards that prefill and verify go through torch.compile from now on; each new shape takes its time once
-        (`compile_s`)."""
-        self._compiled = CompiledDecoder(self.model, backend=backend)
+    def compile(self, *, is_whole: bool = False, backend: str = "inductor") -> None:
+        """Forwards that prefill and verify go through torch.compile from now on, layer by layer or whole; each new
+        shape takes its time once (`compile_s`)."""
+        self._compiled = CompiledDecoder(self.model, is_whole=is_whole, backend=backend)
 
     def run_uncompiled(self) -> None:
         """Forwards go as they did before `compile`."""
@@ -132,6 +132,11 @@ class CachedLM:
         return self._compiled is not None
 
     @property
+    def is_compiled_whole(self) -> bool:
+        """Whether what stands between its layers is compiled as well, and its layers show nothing."""
+        return self._compiled is not None and self._compiled.is_whole
+
+    @property
     def compile_s(self) -> float:
         """Seconds that forwards of new shapes have taken so far."""
         return 0.0 if self._compiled is None else self._compiled.compile_s
@@ -140,13 +145,13 @@ class CachedLM:
 
     def tap(self, taps: tuple[int | str, ...]) -> None:
         """Record these layers' outputs in every forward from now on; () records nothing. Raises UsageError for layers
-        of a compiled target."""
+        of a target that is compiled whole."""
         self._taps.set(taps)
-        if self.is_compiled and self._taps.has_layers:
+        if self.is_compiled_whole and self._taps.has_layers:
             raise UsageError(
-                "this method reads states between the target's layers, which a compiled target does not show",
+                "this method reads states between the target's layers, which one that is compiled whole does not show",
                 where="--compile",
-                try_="--compile off",
+                try_="--compile off" if self.device.type == "cpu" else "--compile on",
             )
 
     @contextmanager

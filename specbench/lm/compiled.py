@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch._dynamo
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from specbench import paths
-from specbench.lm import attention
-from specbench.lm.taps import decoder_of
+from specbench.lm import attention, facts
+from specbench.lm.taps import decoder_of, layers_of
 
 
 @torch.library.custom_op("specbench::attend", mutates_args=())
@@ -87,44 +88,89 @@ class _NoCache(Cache):
 class CompiledDecoder:
     """A model's decoder, compiled per shape (from the second number of slots on one graph serves all numbers).
 
+    By layers: what one layer's forward is compiled to serves all layers of its kind, in a tenth of the time that the
+    whole decoder takes; hooks on layers run as ever. Whole: what stands between layers is fused as well (a residual
+    with the next norm), at the price of a compilation as long as the model is deep; hooks on its layers would be
+    compiled in, so layers must not be tapped.
+
     Only forwards with a cache are compiled, those that prefill and verify; texts read whole, as training reads them, go
-    the old way. Hooks on the decoder itself run as ever; hooks on its layers would be compiled in, so layers must not
-    be tapped. What torch.compile raises comes out of the first call of a shape.
+    the old way. Hooks on the decoder itself run as ever. What torch.compile raises comes out of the first call of a
+    shape.
     """
 
-    def __init__(self, model: PreTrainedModel, *, backend: str = "inductor") -> None:
+    def __init__(self, model: PreTrainedModel, *, is_whole: bool, backend: str = "inductor") -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir() / "compiled"))
         decoder = self._decoder = decoder_of(model)
-        # On a CPU weights are packed for the products they are in; the model keeps its own copy.
-        options: Any = {"freezing": True} if model.device.type == "cpu" and backend == "inductor" else None
+        # On a CPU weights are packed for the products they are in; the model keeps its own copy. Packed are those of
+        # one layer: nothing that other layers could be served by.
+        is_packed = is_whole and model.device.type == "cpu" and backend == "inductor"
+        options: Any = {"fullgraph": True, "backend": backend, "options": {"freezing": True} if is_packed else None}
+        self.is_whole = is_whole
         self._no_cache = _NoCache()
-        self._plain: Callable[..., Any] = decoder.forward
-        self._compiled: Any = torch.compile(decoder.forward, fullgraph=True, backend=backend, options=options)
+        self._is_aside = False
         self._shapes: set[tuple[int, ...]] = set()
         self.compile_s = 0.0
         """Seconds spent in calls that met a shape for the first time."""
+        self._plain: Callable[..., Any] = decoder.forward
+        self._compiled: Callable[..., Any] = self._plain
+        self._pieces: list[tuple[nn.Module, Callable[..., Any]]] = []
+        """With their own forwards."""
+        if is_whole:
+            self._compiled = torch.compile(decoder.forward, **options)
+        else:
+            _serve_all_layers()
+            final_norm = facts.final_norm(model)
+            pieces = [*layers_of(model), *([] if final_norm is None else [final_norm])]
+            self._pieces = [(each, each.forward) for each in pieces]
+            for piece, plain in self._pieces:
+                piece.forward = self._either(plain, torch.compile(plain, **options))
         decoder.forward = self._forward
 
     def remove(self) -> None:
         """The decoder is as it was."""
         self._decoder.forward = self._plain
+        for piece, plain in self._pieces:
+            piece.forward = plain
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Inside the block forwards go as before, those with a cache of their own as well."""
-        self._decoder.forward = self._plain
+        self._is_aside = True
         try:
             yield
         finally:
-            self._decoder.forward = self._forward
+            self._is_aside = False
+
+    def _either(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's forward inside a compiled decoder's, and elsewhere."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return (compiled if self._is_under_way else plain)(*args, **kwargs)
+
+        return forward
+
+    _is_under_way = False
+    """A forward of the compiled decoder is."""
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs.get("past_key_values") is None:
+        if self._is_aside or args or kwargs.get("past_key_values") is None:
             return self._plain(*args, **kwargs)
         shape = tuple(kwargs["input_ids"].shape)
         start = time.perf_counter()
-        output = self._compiled(**{**kwargs, "past_key_values": self._no_cache})
+        self._is_under_way = True
+        try:
+            output = self._compiled(**{**kwargs, "past_key_values": self._no_cache})
+        finally:
+            self._is_under_way = False
         if shape not in self._shapes:
             self._shapes.add(shape)
             self.compile_s += time.perf_counter() - start
         return output
+
+
+def _serve_all_layers() -> None:
+    """For the whole process: a layer's number is a number to its code and no constant of it, or every layer would be
+    compiled by itself; and the code that all layers share may have a version for every kind of layer and shape."""
+    settings: Any = torch._dynamo.config
+    settings.allow_unspec_int_on_nn_module = True
+    settings.recompile_limit = max(settings.recompile_limit, 64)

@@ -236,7 +236,7 @@ class RunSummary:
     threads: int
     attention: str
     execution: str
-    """Steps as operators or graphs; `, compiled`."""
+    """Steps as operators or graphs; `, compiled` or `, compiled by layers`."""
     batch_size: int
     max_new_tokens: int
     temperature: float

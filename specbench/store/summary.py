@@ -101,12 +101,20 @@ def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts) ->
             f"the A/A control failed: {failure(facts.control)}; differences of that size mean nothing here and no "
             f"method is ranked. To get ranks, {REMEDY}"
         )
+    notes += _compiling(connection, run)
     notes += _device_notes(connection, run)
     if run["batch_size"] > 1:
         notes.append(
             f"batch {run['batch_size']}: the unit is a group of questions, no speed-up belongs to one question"
         )
     return notes
+
+
+def _compiling(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:
+    """What torch.compile took, before anything was timed; a resumed run compiles again."""
+    query = "SELECT sum(value) AS s FROM measurements WHERE run_id = ? AND name = 'compile_s'"
+    seconds = fetch(connection, query, run["run_id"])[0]["s"]
+    return [f"compiling the target took {seconds:.0f} s, in no method's time"] if seconds else []
 
 
 def _device_notes(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:

@@ -36,7 +36,7 @@ _SAID = {
     "device": "auto, cpu, mps, cuda, cuda:N",
     "attention": "auto, sdpa, plain, triton",
     "graphs": "auto | on | off",
-    "compile": "auto | on | off",
+    "compile": "auto | on | whole | off",
     "quantisation": ", ".join(CHOICES),
     "dtype": "auto, or float32, bfloat16, …",
     "template": "chat, or a plain one by name",

@@ -19,7 +19,7 @@ from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.manifest import read_manifest
-from tests.bench.runs import CHAIN_HEAD, request_for
+from tests.bench.runs import request_for
 from tests.helpers import tiny_lm
 
 
@@ -35,8 +35,10 @@ def test_what_a_row_says_of_its_execution() -> None:
     lm = tiny_lm("llama")
     assert describe(lm, None) == "operators"
     assert describe(lm, RecordedGraphs()) == "graphs"
-    lm.compile(backend="eager")
+    lm.compile(backend="eager", is_whole=True)
     assert describe(lm, None) == "operators, compiled"
+    lm.compile(backend="eager")
+    assert describe(lm, None) == "operators, compiled by layers"
     lm.run_uncompiled()
     assert describe(lm, None) == "operators"
 
@@ -48,33 +50,12 @@ def test_auto_keeps_a_compiled_target_only_where_it_is_faster(monkeypatch: pytes
         monkeypatch.setattr(type(lm), "device", property(lambda _: torch.device("cuda")), raising=False)
         times = iter((before, after))
         monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, graphs, times=times: next(times))
-        object.__setattr__(lm, "compile", lambda lm=lm: type(lm).compile(lm, backend="eager"))
+        object.__setattr__(lm, "compile", lambda lm=lm, **how: type(lm).compile(lm, **how, backend="eager"))
         compile_target("auto", lm, say=said.append, max_len=32)
         assert lm.is_compiled is is_kept
         monkeypatch.undo()
-    assert "is compiled" in said[0]
+    assert "is compiled layer by layer" in said[0]
     assert "runs as it is" in said[1] and "1000.00 ms instead of 500.00" in said[1]
-
-
-def test_auto_leaves_a_target_as_it_is_where_a_method_taps_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled, the run would end with that method's refusal."""
-    said: list[str] = []
-    lm = tiny_lm("llama")
-    monkeypatch.setattr(type(lm), "device", property(lambda _: torch.device("cuda")), raising=False)
-    compile_target("auto", lm, say=said.append, max_len=32, layer_readers=["ctc"])
-    assert not lm.is_compiled and said == ["the target runs as it is: ctc reads states between its layers"]
-
-
-def test_a_run_tells_the_compiler_which_methods_tap_layers(go, plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[list[str]] = []
-    monkeypatch.setattr(execution, "compile_target", lambda *_, layer_readers, **__: told.append(list(layer_readers)))
-    code = CHAIN_HEAD + (
-        "class D(Drafter):\n    taps = (0,)\n"
-        "    def draft(self, noise):\n        return empty(1, torch.device('cpu'))\n"
-        "def build(options, target, inner=None):\n    return D()\n"
-    )
-    go(methods=("autoregressive", "reader"), methods_dirs=(plant("reader", code),), limit=1, repeats=1)
-    assert told == [["reader"]]
 
 
 def test_a_step_is_timed_as_the_run_will_run_it() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
 
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
@@ -19,15 +21,15 @@ from specbench.sampling import Sampling
 from specbench.tree import from_lists
 from tests.helpers import CPU, NoDrafter, RefDrafter, requests_for, tiny_lm
 
-FAMILIES = ["gemma2", "granite"]
-"""Windows and soft caps, in attention and behind the head; scaled logits."""
+FAMILIES = [("gemma2", False), ("granite", True)]
+"""Compiled whole or by layers. Windows and soft caps, in attention and behind the head; scaled logits."""
 STOP = Stop(ids=frozenset({3, 17, 31, 40}))
 
 
-def _compiled(family: str, *, backend: str = "aot_eager", **shape: Any) -> CachedLM:
+def _compiled(family: str, *, is_whole: bool = False, backend: str = "aot_eager", **shape: Any) -> CachedLM:
     torch.compiler.reset()
     lm = tiny_lm(family, **shape)
-    lm.compile(backend=backend)
+    lm.compile(is_whole=is_whole, backend=backend)
     return lm
 
 
@@ -35,12 +37,12 @@ def _engine(lm: CachedLM, sampling: Sampling) -> Engine:
     return Engine(lm, sampling=sampling, max_batch=4, max_len=64, max_nodes=12, stop=STOP, prefill_chunk=8)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_compiled_target_writes_the_text_of_the_target(family: str) -> None:
+@pytest.mark.parametrize(("family", "is_whole"), FAMILIES)
+def test_a_compiled_target_writes_the_text_of_the_target(family: str, is_whole: bool) -> None:
     requests = requests_for()
     answers = _engine(tiny_lm(family), Sampling(temperature=1.0)).generate(NoDrafter(), requests).generations
     tokens = [each.tokens for each in answers]
-    engine = _engine(_compiled(family), Sampling(temperature=1.0))
+    engine = _engine(_compiled(family, is_whole=is_whole), Sampling(temperature=1.0))
     for drafter in (NoDrafter(), RefDrafter(tokens, kind="tree", seed=2)):
         assert [each.tokens for each in engine.generate(drafter, requests).generations] == tokens
     assert engine.lm.compile_s > 0
@@ -58,26 +60,57 @@ def test_the_yardstick_of_rounding_is_not_compiled_and_what_follows_it_is() -> N
     assert compiled.compile_s > 0
 
 
+def _read(lm: CachedLM) -> tuple[Tensor, Tensor]:
+    """Logits and tapped states of a tree behind a text of as many tokens as it has slots: one shape to compile."""
+    lm.allocate(max_batch=1, max_len=40, max_nodes=8)
+    lm.begin(1)
+    lm.prefill(0, torch.tensor([1, 2, 3, 4, 8, 9]))
+    tree = from_lists([[3, 5, 7, 9, 4]], [[-1, 0, 1, 2, -1]], device=CPU)
+    verified = lm.verify(torch.tensor([6]), tree)
+    assert verified.hidden_BMKD is not None
+    return verified.logits_BMV, verified.hidden_BMKD
+
+
+def test_what_one_layer_is_compiled_to_serves_all_of_them() -> None:
+    """And methods that read states between the layers find them there."""
+    num_compiled = []
+    for num_layers in (3, 6):
+        shape: dict[str, Any] = {"num_hidden_layers": num_layers}
+        plain, compiled = tiny_lm("llama", **shape), _compiled("llama", backend="eager", **shape)
+        found = []
+        for lm in (plain, compiled):
+            lm.tap((0, num_layers - 1, "final"))
+            before = counters["stats"]["unique_graphs"]
+            found.append(_read(lm))
+        num_compiled.append(counters["stats"]["unique_graphs"] - before)
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert num_compiled[0] == num_compiled[1] > 0
+
+
+def test_a_target_that_is_no_longer_compiled_has_its_own_forwards_again() -> None:
+    lm = tiny_lm("llama")
+    modules = [lm.model.model, *lm.model.model.layers, lm.final_norm]
+    own = [each.forward for each in modules]
+    for is_whole in (True, False):
+        lm.compile(is_whole=is_whole, backend="eager")
+        lm.run_uncompiled()
+        assert [each.forward for each in modules] == own
+
+
 def test_what_inductor_makes_of_a_tree_is_what_torch_makes_of_it() -> None:
     """float32: sums are taken in another order."""
     few: dict[str, Any] = {"dtype": torch.float32, "num_hidden_layers": 1}  # each layer is compiled by itself
-    plain, compiled = tiny_lm("llama", **few), _compiled("llama", backend="inductor", **few)
-    tree = from_lists([[3, 5, 7, 9, 4]], [[-1, 0, 1, 2, -1]], device=CPU)
+    plain, compiled = tiny_lm("llama", **few), _compiled("llama", is_whole=True, backend="inductor", **few)
     found = []
     for lm in (plain, compiled):
-        lm.allocate(max_batch=1, max_len=40, max_nodes=8)
         lm.tap(("final",))
-        lm.begin(1)
-        lm.prefill(0, torch.tensor([1, 2, 3, 4, 8, 9]))  # as many as the tree has slots: one shape to compile
-        verified = lm.verify(torch.tensor([6]), tree)
-        assert verified.hidden_BMKD is not None
-        found.append((verified.logits_BMV, verified.hidden_BMKD[:, :, 0]))
+        found.append(_read(lm))
     for mine, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     assert compiled.is_compiled and compiled.compile_s > 0
 
 
-def test_a_method_that_reads_layers_is_refused_by_a_compiled_target() -> None:
-    lm = _compiled("llama")
+def test_a_method_that_reads_layers_is_refused_by_a_target_that_is_compiled_whole() -> None:
+    lm = _compiled("llama", is_whole=True)
     with pytest.raises(UsageError, match="between the target's layers"):
         lm.tap((0, "final"))
