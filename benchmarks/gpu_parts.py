@@ -31,6 +31,7 @@ from benchmarks.gpu_timing import (
     weight_bytes,
 )
 from methods.oracle.drafter import OracleDrafter
+from specbench.engine.answer import GroupResult
 from specbench.method import Request
 
 
@@ -71,19 +72,26 @@ def verify(bench: Bench, found: Found) -> dict[str, Any]:
 
 def oracle(bench: Bench, found: Found) -> dict[str, Any]:
     """How much of forced acceptance becomes speed: speed-up / (tau * T_ar / (T_draft + T_verify))."""
-    prompt, new = bench.size(512), max(bench.size(NEW), 64)
+    # Long: the one step behind the last that is thrown away is a hundredth of what the fastest of these take.
+    prompt, new = bench.size(512), max(bench.size(2 * NEW), 64)
     shared = shared_target(bench)
     asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=shared.lm.vocab_size)
 
+    def plain(way: str) -> list[GroupResult]:
+        engine = engine_for(bench, shared.lm, prompt=prompt, new=new, **shared.options(way))
+        return timed(engine, Plain(bench.device), asked)
+
+    bases = shared.each_way(plain)
+    best = faster({way: step_s(base) for way, base in bases.items()})
+
     def measure(way: str) -> dict[str, Any]:
-        options = shared.options(way)
-        base = timed(engine_for(bench, shared.lm, prompt=prompt, new=new, **options), Plain(bench.device), asked)
+        base, options = bases[way], shared.options(way)
         reference = base[0].generations[0].tokens
         told = [Request(key=1, prompt=asked[0].prompt, max_new_tokens=new, reference=reference)]
         cells: dict[str, Any] = {"step_s": step_s(base)}
         for depth in (4, 8):
             engine = engine_for(bench, shared.lm, prompt=prompt, new=new, nodes=depth, **options)
-            for rate in (0.6, 0.75, 0.9) if shared.is_first(way) else (0.75,):
+            for rate in (0.6, 0.75, 0.9) if way == best else (0.75,):
                 drafter = OracleDrafter(engine.view(), rate=rate, depth=depth)
                 results = timed(engine, drafter, told)
                 expected = demand_tau(results, rate=rate, depth=depth)
@@ -96,7 +104,6 @@ def oracle(bench: Bench, found: Found) -> dict[str, Any]:
         return cells
 
     ways = shared.each_way(measure)
-    best = faster({way: each["step_s"] for way, each in ways.items()})
     rows = shared.rows()
     for way in sorted(ways, key=lambda way: way != best):
         for name, cell in ways[way].items():
@@ -120,8 +127,9 @@ def long_context(bench: Bench, found: Found) -> dict[str, Any]:
         best = faster({way: each["median"] for way, each in ways.items()})
         for way in sorted(ways, key=lambda way: way != best):
             each, is_best = ways[way], way == best
-            slowest = f"{max(each['shares']):.2f} (median {each['median']:.2f})"
-            name = f"{what}: slowest step / (bytes / bandwidth), {way}"
+            slowest = f"{max(each['shares']):.2f} (median {each['median']:.2f}, once {each['once']:.2f})"
+            repeats = f"each the fastest of {each['rounds']}" if each["rounds"] > 1 else "read once"
+            name = f"{what}: slowest step / (bytes / bandwidth), {repeats}, {way}"
             rows.append(row(name, slowest, "<= 1.3" if is_best else ""))
             share = memory_share(each["peak_bytes"], each["held_bytes"])
             rows.append(row(f"{what}: peak memory / (weights + cache), {way}", share, "<= 1.10" if is_best else ""))
@@ -138,14 +146,21 @@ def _long(bench: Bench, shared: Shared, found: Found, way: str, *, prompt: int, 
         bench, lm, prompt=prompt, new=new, rows=num_rows, prefill_chunk=2048, **shared.options(way)
     )  # fmt: skip
     # A prompt of this length takes seconds to read, and is read again in every round.
-    results = timed(engine, Plain(bench.device), asked, rounds=2 if shared.is_first(way) else 1)
+    rounds = 2 if shared.is_first(way) else 1
+    results = timed(engine, Plain(bench.device), asked, rounds=rounds)
     per_token, weights = lm.cache_bytes_per_token() * num_rows, lm.weight_bytes_per_token()
-    shares = [
-        seconds * bandwidth(found) / (weights + per_token * (prompt + 1 + place))
-        for place, seconds in enumerate(fastest_steps(results))
-    ]
+
+    def shares_of(steps: list[float]) -> list[float]:
+        return [
+            seconds * bandwidth(found) / (weights + per_token * (prompt + 1 + place))
+            for place, seconds in enumerate(steps)
+        ]
+
+    shares = shares_of(fastest_steps(results))
+    once = max(max(shares_of(fastest_steps([each]))) for each in results)
     return {
-        "shares": shares, "median": statistics.median(shares), "peak_bytes": peak_bytes(bench) - left_over,
+        "shares": shares, "median": statistics.median(shares), "once": once, "rounds": rounds,
+        "peak_bytes": peak_bytes(bench) - left_over,
         "held_bytes": held_bytes(lm), "left_over_bytes": left_over,
     }  # fmt: skip
 
@@ -154,7 +169,7 @@ def batch(bench: Bench, found: Found) -> dict[str, Any]:
     """Throughput against batch size, plain and with forced acceptance of 0.75: where drafting stops paying. With the
     forward as it is: every batch size would have torch compile once more."""
     prompt, new, out, rows = bench.size(512), max(bench.size(96), 32), {}, []
-    sizes = (1, 2, 4) if bench.is_small else (1, 4, 16, 32, 64)
+    sizes = (1, 2, 4) if bench.is_small else (1, 4, 16, 64)
     with target(bench, BIG, is_decisive=True) as lm:
         for num_rows in sizes:
             asked = requests(bench, num=num_rows, prompt=prompt, new=new, vocab_size=lm.vocab_size)
@@ -178,18 +193,17 @@ def batch(bench: Bench, found: Found) -> dict[str, Any]:
 
 def small_targets(bench: Bench, found: Found) -> dict[str, Any]:
     """Targets where launches, not bytes, are the time: the graphs' own worth, against steps run one by one."""
-    prompt, new, out, rows = bench.size(512), bench.size(NEW), {}, []
+    prompt, new, few, out, rows = bench.size(512), bench.size(NEW), bench.size(64), {}, []
     for name in ("qwen2.5-0.5b", "qwen2.5-7b"):
         with target(bench, name) as lm:
-            asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
             steps = {
                 kind: step_s(
                     timed(
-                        engine_for(bench, lm, prompt=prompt, new=new, **options), Plain(bench.device), asked,
-                        rounds=rounds,
+                        engine_for(bench, lm, prompt=prompt, new=num, **options), Plain(bench.device),
+                        requests(bench, num=1, prompt=prompt, new=num, vocab_size=lm.vocab_size), rounds=rounds,
                     )
                 )
-                for kind, rounds, options in (("captured", 3, {}), ("one by one", 1, {"graphs": None}))
+                for kind, num, rounds, options in (("captured", new, 3, {}), ("one by one", few, 1, {"graphs": None}))
             }  # fmt: skip
             num_bytes = lm.weight_bytes_per_token() + lm.cache_bytes_per_token() * (prompt + new // 2)
             share = num_bytes / steps["captured"] / bandwidth(found)

@@ -15,7 +15,7 @@ from transformers.generation.candidate_generator import AssistedCandidateGenerat
 
 from benchmarks.gpu_models import BIG, NEW, Bench, Plain, let_go, make_model
 from benchmarks.gpu_pair import calibrate, cut_after, give_second_thoughts
-from benchmarks.gpu_shared import Shared, faster, shared_target
+from benchmarks.gpu_shared import COMPILED, Shared, faster, shared_target
 from benchmarks.gpu_timing import (
     Found,
     allocated_bytes,
@@ -25,6 +25,7 @@ from benchmarks.gpu_timing import (
     memory_share,
     outside,
     peak_bytes,
+    repeated_s,
     requests,
     reset_peak,
     row,
@@ -37,6 +38,7 @@ from specbench.engine.answer import GroupResult
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
 from specbench.method import Request
+from specbench.tree import empty
 
 NUM_DRAFTED = 5
 
@@ -100,6 +102,36 @@ def compiled(bench: Bench, found: Found) -> dict[str, Any]:
     return {"rows": rows, "raw": ways, "compile_s": shared.compile_s, "specbench_s": ours, "static_s": static_s}
 
 
+def whole(bench: Bench, found: Found) -> dict[str, Any]:
+    """One token's forward at 1k tokens, replayed alone: as it is, compiled layer by layer, and compiled whole, which
+    `--compile whole` asks for. What a layer more or less of fusion is worth, and what compiling it takes."""
+    shared, prompt = shared_target(bench), bench.size(1024)
+
+    @torch.inference_mode()
+    def measure(way: str) -> float:
+        lm, root_B, tree = shared.lm, torch.tensor([1], device=bench.device), empty(1, bench.device)
+        lm.allocate(max_batch=1, max_len=prompt + 8, max_nodes=0)
+        lm.begin(1)
+        lm.prefill(0, torch.arange(prompt, device=bench.device) % lm.vocab_size)
+        length_B = torch.tensor([prompt], device=bench.device)
+
+        def step() -> Tensor:
+            return lm.verify_behind(root_B, tree, length_B, span=prompt + 8).logits_BMV
+
+        if "graphs" in shared.options(way):  # a rehearsal
+            return min(seconds_of(bench, step) for _ in range(5))
+        return repeated_s(bench, [step])
+
+    ways = shared.each_way(measure)
+    compile_s = shared.compile(is_whole=True)
+    ways |= {f"{way} whole": value for way, value in shared.each_way(measure).items() if way == COMPILED}
+    what = "one token's forward alone, ms: "
+    rows = [row(what + way, f"{seconds * 1e3:.3f}") for way, seconds in ways.items()]
+    rows.append(row("compiling layer by layer, whole: s", f"{shared.compile_s:.0f}, {compile_s:.0f}"))
+    shared.forget()
+    return {"rows": [*shared.rows(), *rows], "raw": ways, "compile_s": compile_s}
+
+
 def _asked(bench: Bench, shared: Shared, prompt: int, new: int) -> list[Request]:
     return requests(bench, num=1, prompt=prompt, new=new, vocab_size=shared.lm.vocab_size)
 
@@ -122,8 +154,9 @@ def _generate(model: Any, ids: Tensor, new: int, **options: Any) -> Tensor:
     return found
 
 
-def _generate_s(bench: Bench, model: Any, ids: Tensor, new: int, **options: Any) -> float:
-    _generate(model, ids, new, **options)
+def _generate_s(bench: Bench, model: Any, ids: Tensor, new: int, *, is_warm: bool = False, **options: Any) -> float:
+    if not is_warm:
+        _generate(model, ids, new, **options)
     return statistics.median(seconds_of(bench, lambda: _generate(model, ids, new, **options)) for _ in range(3))
 
 
@@ -182,7 +215,7 @@ def assisted(bench: Bench, found: Found) -> dict[str, Any]:
     ids = torch.tensor([(*asked[0].prompt, tokens[0])], device=bench.device)
     with _watched_rounds() as rounds:
         text = _generate(model, ids, new - 1, assistant_model=draft)[0, prompt:].tolist()
-    theirs_s = _generate_s(bench, model, ids, new - 1, assistant_model=draft)
+    theirs_s = _generate_s(bench, model, ids, new - 1, is_warm=True, assistant_model=draft)
     total_s = statistics.median(result.total_s for result in ours)
     accepted = (our_acceptance(ours[0]), _their_acceptance(rounds, length=prompt + new))
     num_same = next((place for place, pair in enumerate(zip(tokens, text, strict=True)) if pair[0] != pair[1]), new)

@@ -1,23 +1,22 @@
 """The 8B target that most parts of `gpu.py` share: drawn once, compiled once, timed both ways.
 
-`--compile auto`, the default on CUDA, takes the faster of the compiled forward and the one as it is. So do the figures
-that are held against a limit; the other way's stand beside them.
+`--compile auto`, the default on CUDA, takes the faster of the forward that is compiled layer by layer and the one as it
+is. So do the figures that are held against a limit; the other way's stand beside them.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.gpu_models import BIG, Bench, free, make_decisive, make_model
+from benchmarks.gpu_models import BIG, Bench, free, let_go, make_decisive, make_model
 from benchmarks.gpu_timing import row
 from specbench.lm.cached_lm import CachedLM
-from specbench.lm.taps import decoder_of
 from specbench.tree import empty
 
 COMPILED, AS_IT_IS = "compiled", "as it is"
@@ -33,17 +32,24 @@ class Shared:
         make_decisive(model)
         self.bench = bench
         self.lm = CachedLM(model, name=BIG)
-        self._decoder: Any = decoder_of(model)
-        self._forwards = {AS_IT_IS: self._decoder.forward}
         self.why_plain = ""
         """Why there is no compiled forward; '' where there is one."""
         # As it is comes first: the cached model then learns whether decoder and head are all there is of it.
         self._probe()
-        # A rehearsal traces only: inductor takes minutes on a CPU; tests hold what it makes against plain forwards.
-        self.lm.compile(backend="eager" if bench.is_small else "inductor")
-        self._forwards = {COMPILED: self._decoder.forward, **self._forwards}
+        self.compile_s = self.compile(is_whole=False)
+
+    def compile(self, *, is_whole: bool) -> float:
+        """COMPILED is layer by layer, or whole, from now on -> seconds that one slot and several took. A rehearsal
+        traces only: inductor takes minutes on a CPU; tests hold what it makes against plain forwards."""
+        self.lm.run_uncompiled()
+        self.why_plain = ""
+        self.lm.compile(is_whole=is_whole, backend="eager" if self.bench.is_small else "inductor")
         self.each_way(lambda way: self._probe())
-        self.compile_s = self.lm.compile_s
+        return self.lm.compile_s
+
+    def forget(self) -> None:
+        """The next part gets a target of its own."""
+        let_go(self.bench)
 
     @torch.inference_mode()  # as the engine's own tokens are made: others would be a forward to compile of their own
     def _probe(self) -> None:
@@ -61,12 +67,12 @@ class Shared:
         """What `measure` returns for COMPILED and AS_IT_IS. A compiled forward that raises is not tried again
         (`why_plain`): its figures are missing then, those of the other way are not."""
         found = {}
-        for way, forward in self._forwards.items():
+        for way in (COMPILED, AS_IT_IS):
             if way == COMPILED and self.why_plain:
                 continue
-            self._decoder.forward = forward
             try:
-                found[way] = measure(way)
+                with self.lm.uncompiled() if way == AS_IT_IS else nullcontext():
+                    found[way] = measure(way)
             except Exception as error:
                 if way != COMPILED:
                     raise
@@ -74,7 +80,6 @@ class Shared:
                 traceback.print_exc()
                 self.why_plain = (f"{type(error).__name__}: {error}".strip().splitlines() or ["no message"])[0]
             finally:
-                self._decoder.forward = self._forwards[AS_IT_IS]
                 self.lm.release()
                 free(self.bench)
         return found
@@ -98,7 +103,8 @@ class Shared:
         model = self.lm.model
         model.set_attn_implementation("sdpa")
         try:
-            yield model
+            with self.lm.uncompiled():
+                yield model
         finally:
             model.set_attn_implementation(self.bench.attention_for(self.lm.dtype))
 

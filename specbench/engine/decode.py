@@ -21,6 +21,7 @@ from specbench.engine.run import Run, Setting
 from specbench.engine.stop import Stop
 from specbench.engine.watched import StepWatch
 from specbench.errors import UsageError
+from specbench.lm import facts
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter, Request, Rule, TargetView
 from specbench.sampling import Sampling
@@ -142,7 +143,7 @@ class Engine:
         )
         for request in requests:
             self.check_fits(len(request.prompt), request.max_new_tokens)
-            self.lm.check_tokens(request.prompt)
+            facts.check_tokens(request.prompt, vocab_size=self.lm.vocab_size, name=self.lm.name)
         self.lm.tap(drafter.taps)
         try:
             run = self._run(drafter, requests, sink, capturing=capturing, watch=watch)

@@ -7,7 +7,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,18 @@ class CachedLM:
         if self._compiled is not None:
             self._compiled.remove()
             self._compiled = None
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside the block forwards go as they did before `compile`; nothing is compiled anew behind it."""
+        if self._compiled is None:
+            yield
+            return
+        self._compiled.remove()
+        try:
+            yield
+        finally:
+            self._compiled.install()
 
     @property
     def is_compiled(self) -> bool:
@@ -300,7 +312,7 @@ class CachedLM:
 
     def own_spread(self, tokens: Sequence[int], *, num_last: int) -> Spread:
         """`rounding.own_spread` of this model, uncompiled."""
-        with nullcontext() if self._compiled is None else self._compiled.set_aside():
+        with self.uncompiled():
             return own_spread(self.model, torch.tensor(list(tokens), device=self.device), num_last=num_last)
 
     def _full_precision_model(self) -> PreTrainedModel:
@@ -379,23 +391,6 @@ class CachedLM:
         if self._cache is None:
             return 0
         return self.num_processes * self._cache.num_bytes() // (self._cache.max_rows * self._cache.num_slots)
-
-    def check_positions(self, num_tokens: int) -> None:
-        """Raises UsageError for a text longer than the model was built for."""
-        if self._max_position and num_tokens > self._max_position:
-            raise UsageError(
-                f"a text of {num_tokens} tokens, but {self.name} was built for {self._max_position}",
-                try_="a shorter text, or a target with a longer context",
-            )
-
-    def check_tokens(self, tokens: tuple[int, ...]) -> None:
-        """Raises UsageError for an id outside the vocabulary."""
-        for token in tokens:
-            if not 0 <= token < self.vocab_size:
-                raise UsageError(
-                    f"token id {token} is outside the vocabulary of {self.name} ({self.vocab_size})",
-                    try_="use the tokenizer that belongs to the target",
-                )
 
 
 def _path_slots(path_BP: Tensor) -> Tensor:

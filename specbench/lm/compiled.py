@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,39 +106,35 @@ class CompiledDecoder:
         options: Any = {"fullgraph": True, "backend": backend, "options": {"freezing": True} if is_packed else None}
         self.is_whole = is_whole
         self._no_cache = _NoCache()
-        self._is_aside = False
+        self._is_under_way = False
         self._shapes: set[tuple[int, ...]] = set()
         self.compile_s = 0.0
         """Seconds spent in calls that met a shape for the first time."""
         self._plain: Callable[..., Any] = decoder.forward
         self._compiled: Callable[..., Any] = self._plain
-        self._pieces: list[tuple[nn.Module, Callable[..., Any]]] = []
-        """With their own forwards."""
+        self._pieces: list[tuple[nn.Module, Callable[..., Any], Callable[..., Any]]] = []
+        """With their own forwards and those in their place."""
         if is_whole:
             self._compiled = torch.compile(decoder.forward, **options)
         else:
             _serve_all_layers()
             final_norm = facts.final_norm(model)
-            pieces = [*layers_of(model), *([] if final_norm is None else [final_norm])]
-            self._pieces = [(each, each.forward) for each in pieces]
-            for piece, plain in self._pieces:
-                piece.forward = self._either(plain, torch.compile(plain, **options))
-        decoder.forward = self._forward
+            for piece in [*layers_of(model), *([] if final_norm is None else [final_norm])]:
+                plain = piece.forward
+                self._pieces.append((piece, plain, self._either(plain, torch.compile(plain, **options))))
+        self.install()
+
+    def install(self) -> None:
+        """Forwards go through the compiler, as from the beginning."""
+        self._decoder.forward = self._forward
+        for piece, _, either in self._pieces:
+            piece.forward = either
 
     def remove(self) -> None:
         """The decoder is as it was."""
         self._decoder.forward = self._plain
-        for piece, plain in self._pieces:
+        for piece, plain, _ in self._pieces:
             piece.forward = plain
-
-    @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Inside the block forwards go as before, those with a cache of their own as well."""
-        self._is_aside = True
-        try:
-            yield
-        finally:
-            self._is_aside = False
 
     def _either(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's forward inside a compiled decoder's, and elsewhere."""
@@ -149,11 +144,8 @@ class CompiledDecoder:
 
         return forward
 
-    _is_under_way = False
-    """A forward of the compiled decoder is."""
-
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._is_aside or args or kwargs.get("past_key_values") is None:
+        if args or kwargs.get("past_key_values") is None:
             return self._plain(*args, **kwargs)
         shape = tuple(kwargs["input_ids"].shape)
         start = time.perf_counter()

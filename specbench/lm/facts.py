@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from specbench.errors import UsageError
 from specbench.lm.quantised import is_quantised, num_values, quantised_layers, stored_bytes
 from specbench.lm.taps import decoder_of
 
@@ -66,3 +69,23 @@ def weight_bytes_per_token(model: PreTrainedModel, config: PretrainedConfig) -> 
             num_bytes = num_bytes * num_chosen // num_experts
         total += num_bytes
     return total
+
+
+def check_positions(num_tokens: int, *, config: PretrainedConfig, name: str) -> None:
+    """Raises UsageError for a text longer than the model was built for."""
+    most = num_positions(config)
+    if most and num_tokens > most:
+        raise UsageError(
+            f"a text of {num_tokens} tokens, but {name} was built for {most}",
+            try_="a shorter text, or a target with a longer context",
+        )
+
+
+def check_tokens(tokens: Sequence[int], *, vocab_size: int, name: str) -> None:
+    """Raises UsageError for an id outside the vocabulary."""
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise UsageError(
+                f"token id {token} is outside the vocabulary of {name} ({vocab_size})",
+                try_="use the tokenizer that belongs to the target",
+            )

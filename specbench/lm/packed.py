@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specbench.errors import UsageError
-from specbench.lm import attention, visibility
+from specbench.lm import attention, facts, visibility
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.stops import stop_ids_of
 from specbench.lm.taps import decoder_of
@@ -74,7 +74,7 @@ def _read(lm: CachedLM, tokens_BS: Tensor, positions_BS: Tensor, sees_BSS: Tenso
             where="torchrun",
             try_="the same command without torchrun",
         )
-    lm.check_positions(int(positions_BS.max()) + 1)
+    facts.check_positions(int(positions_BS.max()) + 1, config=lm.config, name=lm.name)
     forward = _Visible(sees_BSS, positions_BS, lm.dtype)
     with lm.tapped(taps), attention.use(forward):
         decoder_of(lm.model)(input_ids=tokens_BS, position_ids=positions_BS, past_key_values=None, use_cache=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,15 +95,13 @@ def test_a_part_that_would_not_fit_is_left_out_and_a_shorter_one_is_begun(
     assert found["large"]["left_out"].startswith("it may take 60 s, and ") and "rows" in found["little"]
 
 
-def test_the_calls_that_are_advised_hold_every_part_and_their_time() -> None:
-    text = (REPOSITORY / "results" / "gpu" / "README.md").read_text(encoding="utf-8")
-    calls = [line.split() for line in re.findall(r"benchmarks/gpu\.py .*--parts (.*)", text)]
-    assert sorted({name for call in calls for name in call}) == sorted(gpu.PARTS)
-    for call in calls:
-        parts = [gpu.PARTS[name] for name in gpu.to_run(call)]
-        compiling_s = gpu.COMPILING_S if any(part.is_shared for part in parts) else 0
-        # 40 s: what the checks of the kernels compile is spent before the first part.
-        assert 40 + compiling_s + sum(part.seconds for part in parts) <= 500, call
+def test_one_call_holds_every_part_in_nine_minutes() -> None:
+    """By the parts' own guesses. 30 s: loading torch and transformers; 40 s: what the checks of the kernels compile."""
+    in_order = list(gpu.PARTS.values())
+    made = [part.is_shared and (place == 0 or not in_order[place - 1].is_shared) for place, part in enumerate(in_order)]
+    needed_s = sum(part.seconds for part in in_order) + gpu.COMPILING_S * sum(made)
+    given_s = gpu._arguments([]).seconds
+    assert 40 + needed_s <= given_s <= 9 * 60 - 30
     assert gpu.needed(gpu.PARTS["compiled"], _bench(is_small=False)) == gpu.COMPILING_S + gpu.PARTS["compiled"].seconds
 
 
@@ -213,23 +210,21 @@ def test_parts_share_one_target_that_is_compiled_once_and_timed_both_ways() -> N
     torch.compiler.reset()
     counters.clear()
     shared = gpu_shared.shared_target(bench)
+    num_compiled = counters["stats"]["unique_graphs"]
     ways = shared.each_way(_answer(shared))
-    assert counters["stats"]["unique_graphs"] == 2, "one slot, several: each is minutes of a lent card"
     assert list(ways) == ["compiled", "as it is"] and ways["compiled"] == ways["as it is"]
     assert gpu_shared.shared_target(bench) is shared and shared.why_plain == "" and not shared.rows()
-    assert shared.compile_s > 0
+    assert shared.compile_s > 0 and num_compiled > 0
+    assert counters["stats"]["unique_graphs"] == num_compiled, "nothing is compiled where something is timed"
     make_model(bench, BIG)
     assert not bench.kept, "another model is not made beside it"
 
 
 def test_a_forward_that_cannot_be_compiled_costs_its_figures_not_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(lm: CachedLM, *, backend: str) -> None:
-        def forward(*args: Any, **options: Any) -> Any:
-            raise RuntimeError("Unsupported: what the compiler does not know\nmore")
+    def breaks(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("Unsupported: what the compiler does not know\nmore")
 
-        lm.model.get_decoder().forward = forward
-
-    monkeypatch.setattr(CachedLM, "compile", breaks)
+    monkeypatch.setattr(torch, "compile", lambda plain, **options: breaks)
     shared = gpu_shared.Shared(_bench())
     assert shared.why_plain == "RuntimeError: Unsupported: what the compiler does not know"
     assert list(shared.each_way(_answer(shared))) == ["as it is"] and shared.is_first("as it is")

@@ -34,6 +34,7 @@ ISSUED = (
     "against generate, compiled with a static cache", "| >= 1.2 |", "against assisted generation", "| >= 3 |",
     "0.6 to 0.9, within 0.02", "B = 1: slowest step / (bytes / bandwidth)", "B = 16: slowest step", "| <= 1.3 |",
     "peak memory / (weights + cache + drafter)", "| <= 1.10 |", "times taken by stamps against not | ", "| <= 1 % |",
+    "whole: one token's forward alone, ms: compiled whole",
 )  # fmt: skip
 """What the engine is asked for, and the limits beside it."""
 
@@ -50,7 +51,9 @@ def test_every_part_of_the_script_runs_with_toy_shapes(
     assert len(found["parity"]["same"]) == 3
     assert all(prefix == [32, 32] for prefix in found["parity"]["same"].values())
     assert [list(found[name]["raw"]) for name in ("compiled", "verify", "oracle")] == [["compiled", "as it is"]] * 3
-    taus = {name: each["tau"] for name, each in found["oracle"]["raw"]["compiled"].items() if name != "step_s"}
+    faster = max(found["oracle"]["raw"].values(), key=len)
+    assert len(faster) == 7, "six cells and the step of what they are held against"
+    taus = {name: each["tau"] for name, each in faster.items() if name != "step_s"}
     assert taus["8, 0.6"] < taus["8, 0.9"], "forced acceptance decides how many tokens a step commits"
     printed = (tmp_path / "rehearsal.md").read_text(encoding="utf-8")
     assert "no measurement" in printed
@@ -224,6 +227,17 @@ def test_forced_acceptance_that_was_not_forced_is_no_figure() -> None:
 
 ABSENT = ("pydantic", "pydantic_core", "duckdb", "plotly", "textual", "datasets")
 """Packages that an image for torch may lack, as the one that the script is meant for does."""
+
+
+def test_time_that_is_over_is_told_again_where_the_first_word_was_lost() -> None:
+    lost = []
+    with pytest.raises(gpu.OutOfTime), gpu.at_most(0.05, again_s=0.05):
+        try:
+            time.sleep(5)
+        except gpu.OutOfTime:  # as Python does where it is raised inside a finaliser
+            lost.append(1)
+        time.sleep(5)
+    assert lost == [1]
 
 
 def test_without_a_gpu_the_script_says_how_to_rehearse(tmp_path: Path) -> None:
