@@ -18,6 +18,7 @@ from specbench.engine import graphs
 from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.lm.cached_lm import CachedLM
 from specbench.manifest import read_manifest
 from tests.bench.runs import request_for
 from tests.helpers import tiny_lm
@@ -176,6 +177,26 @@ def test_timed_steps_that_meet_no_graph_are_counted_on_the_row(
     assert outcome.summary is not None and not outcome.failed_checks
     notes = {row.method: " ".join(row.notes) for row in outcome.summary.rows}
     assert "operator by operator" in notes["prompt_lookup"]
+
+
+def test_what_compiling_took_is_told_apart_with_what_later_shapes_took(
+    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def traced_only(lm: CachedLM, *, is_whole: bool) -> None:
+        compiles(lm, is_whole=is_whole, backend="eager")
+
+    compiles = CachedLM.compile
+    monkeypatch.setattr(CachedLM, "compile", traced_only)
+    asked = request_for(
+        tiny_suite, tiny_target, tmp_path, methods=("autoregressive",), compile="on", limit=2, repeats=1
+    )
+    outcome = run(asked, Silent())
+    assert outcome.summary is not None and outcome.summary.execution == "operators, compiled"
+    assert any(note.startswith("compiling the target took ") for note in outcome.summary.notes)
+    [folder] = (tmp_path / "runs").iterdir()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    named = [each["name"] for each in events if "name" in each]
+    assert named.index("compile_s") > max(place for place, name in enumerate(named) if name == "warm_up_s")
 
 
 class Refusing(RecordedGraphs):
