@@ -335,23 +335,35 @@ class Rows(Canvas):
 
     def action_cursor(self, places: int) -> None:
         """Move by so many rows."""
-        if not self._keys:
+        # Without room the rows are those of before: what they say may be gone.
+        if not self._keys or not self.scrollable_content_region.area:
             return
         place = self._keys.index(self.key)
         self.select(self._keys[min(max(0, place + places), len(self._keys) - 1)])
 
     def select(self, key: str) -> None:
-        """Put the cursor on a row that is there."""
+        """Put the cursor on a row. A pane without room (another one is zoomed, the terminal is small) draws no rows:
+        there the key waits for the next time it does."""
         self.key = key
-        top = self._keys.index(key)
+        self._show_cursor()
+        self.refresh()
+        if self._moved is not None:
+            self._moved()
+
+    def _show_cursor(self) -> None:
+        """Scroll to the cursor's row, where there is one and room for it."""
         first, room = round(self.scroll_y), self.scrollable_content_region.height - len(self._head)
+        if self.key not in self._keys or room <= 0:
+            return
+        top = self._keys.index(self.key)
         if top < first:
             self.scroll_to(y=top, animate=False)
         elif top >= first + room:
             self.scroll_to(y=top - room + 1, animate=False)
-        self.refresh()
-        if self._moved is not None:
-            self._moved()
+
+    def on_resize(self, event: Resize) -> None:
+        # After Canvas's own, and when the pane knows how long its content is.
+        self.call_after_refresh(self._show_cursor)
 
     def on_click(self, event: object) -> None:
         """The row under the pointer."""
