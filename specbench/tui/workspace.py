@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,13 +69,11 @@ class Workspace:
         return next((folder.name for folder in self.being_written() if folder.name != but and live_here(folder)), "")
 
     def resolve(self, run: str) -> str:
-        """RUN as typed: an id, its unique beginning or end, or a run's folder. Raises UsageError with the nearest."""
+        """RUN as typed: an id, its unique beginning or end, or a run's folder, whose store is taken. Raises UsageError
+        with the nearest, and for a folder that no store holds."""
         given = Path(run)
         if (given / "manifest.json").exists() or is_training(given):
-            folder = given.resolve()
-            if folder.parent.name == "runs":
-                self.store = folder.parent.parent
-            return folder.name
+            return self._resolve_folder(given)
         known = [path.name for path in paths.run_dir(self.store, "").glob("*") if path.is_dir()]
         if run in known:
             return run
@@ -86,6 +85,23 @@ class Workspace:
         if near:
             raise UsageError(f"{run!r} is the beginning of several runs: {', '.join(sorted(near))}", where="RUN")
         raise unknown_run(run, known)
+
+    def _resolve_folder(self, given: Path) -> str:
+        # As it was named, and where links lead: either may be the one that stands in a store.
+        named, real = Path(os.path.abspath(given)), given.resolve()  # noqa: PTH100 - resolve would follow the link
+        for folder in (named, real):
+            if self.folder(folder.name).resolve() == real:
+                return folder.name
+            if folder.parent.name == "runs":
+                self.store = folder.parent.parent
+                return folder.name
+        # By its id alone the store's own run of that name would be shown in its place.
+        runs = shlex.quote(str(named.parent / "runs"))
+        raise UsageError(
+            f"{given} is a run's folder that no store holds: those lie in a folder named runs",
+            where="RUN",
+            try_=f"mkdir -p {runs} && mv {shlex.quote(str(named))} {runs}/, and name it there",
+        )
 
     def summed(self, run_id: str) -> Summed:
         """The run in figures; kept until its journal or its row in the store changes. Seconds for a long run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,19 @@ def test_a_run_is_found_by_its_end_its_beginning_or_its_folder(store: Path, tmp_
     assert elsewhere.store == store
     with pytest.raises(UsageError, match="no run 'zzz'"):
         workspace.resolve("zzz")
+
+
+def test_a_folder_that_no_store_holds_is_refused_and_not_taken_for_the_stores_own_run(store: Path) -> None:
+    """A copy beside the store carries the id of the run it was copied from: that one would be shown silently."""
+    run = store / "runs" / "20260102-demo-run-a"
+    copy = store / "backup" / run.name
+    shutil.copytree(run, copy)
+    for where in (store, store / "other"):
+        with pytest.raises(UsageError, match="no store holds") as caught:
+            Workspace(where).resolve(str(copy))
+        assert f"mv {copy} {store / 'backup' / 'runs'}/" in caught.value.try_
+    (store / "link").symlink_to(run)
+    (store / "runs" / "lent").symlink_to(copy)
+    elsewhere = Workspace(store / "other")
+    assert elsewhere.resolve(str(store / "link")) == run.name and elsewhere.store == store
+    assert Workspace(store).resolve(str(store / "runs" / "lent")) == "lent"
