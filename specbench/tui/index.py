@@ -6,7 +6,6 @@ its bytes are read, and memory grows with answers, not with steps.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -137,7 +136,7 @@ class RunIndex:
         for line in self._tail.read(limit_bytes=limit_bytes):
             found = True
             if line.data.startswith(_STEPS):
-                group = int(line.data[len(_STEPS) : line.data.index(b",", len(_STEPS))])
+                group = self._group(line)
                 self.groups.setdefault(group, Group()).step_offsets.append(line.offset)
                 self.num_steps_lines += 1
                 continue
@@ -150,15 +149,25 @@ class RunIndex:
         for group in self.groups.values():
             yield from group.rows.values()
 
+    def _group(self, line: Line) -> int:
+        """Of a line of steps, which is not parsed whole."""
+        try:
+            return int(line.data[len(_STEPS) : line.data.index(b",", len(_STEPS))])
+        except ValueError as error:
+            raise self._damaged(line, "steps of no group") from error
+
     def _event(self, line: Line) -> Event:
         try:
             return from_line(line.data.decode("ascii"))
-        except (ValueError, json.JSONDecodeError) as error:
-            raise EnvironmentFailed(
-                f"the journal is damaged at byte {line.offset}: {error}",
-                where=str(self._tail.path),
-                try_="restore the file from a copy; specbench results ingest names the line",
-            ) from error
+        except ValueError as error:
+            raise self._damaged(line, str(error)) from error
+
+    def _damaged(self, line: Line, why: str) -> EnvironmentFailed:
+        return EnvironmentFailed(
+            f"the journal is damaged at byte {line.offset}: {why}",
+            where=str(self._tail.path),
+            try_="restore the file from a copy; specbench results ingest names the line",
+        )
 
     def _take(self, event: Event) -> None:
         match event:

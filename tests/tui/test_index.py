@@ -77,6 +77,17 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_says_where(tmp_path: Path
         RunIndex(folder).advance()
 
 
+@pytest.mark.parametrize("torn", ['{"e":"steps","group":', '{"e":"steps","group":3', '{"e":"steps","group":x,"rows":[]}'])
+def test_a_torn_line_of_steps_in_the_middle_is_an_error_that_says_where(tmp_path: Path, torn: str) -> None:
+    """Lines of steps are not parsed whole, and can be torn all the same."""
+    folder = write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1)
+    journal = folder / "events.jsonl"
+    before = journal.read_bytes()
+    journal.write_bytes(before + torn.encode() + b"\n" + before)
+    with pytest.raises(EnvironmentFailed, match=f"damaged at byte {len(before)}"):
+        RunIndex(folder).advance()
+
+
 def test_a_journal_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     """Offsets into a file that was replaced would show one run's steps under another's names."""
     folder = write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1)
