@@ -145,11 +145,12 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Span]], width: int)
 
 
 def wrap(text: str, width: int, style: str = "") -> list[Line]:
-    """Words of a sentence over lines; a word longer than the line is cut into pieces."""
+    """Words of a sentence over lines; a word longer than the line is cut into pieces. A character that is wider than
+    the line has one to itself, and sticks out."""
     found: list[str] = [""]
     for word in visible(text).split(" "):
         while cell_len(word) > width > 0:
-            head = set_cell_size(word, width).rstrip()
+            head = set_cell_size(word, width).rstrip() or word[0]
             if found[-1]:
                 found.append("")
             found[-1], word = head, word[len(head) :]

@@ -32,6 +32,11 @@ def test_wrapped_words_keep_their_letters_and_fit(text: str, width: int) -> None
     assert kept == plain(line(text)).replace(" ", "")
 
 
+def test_words_wrap_where_a_line_is_narrower_than_a_character() -> None:
+    """A pane may have one cell left, and a name two cells a character: the viewer hung."""
+    assert [plain(row) for row in wrap("日a本 b", 1)] == ["日", "a", "本", "b"]
+
+
 @pytest.mark.parametrize(("share", "shape"), [(0.0, ""), (0.5, "██"), (1.0, "████"), (0.125, "▌"), (2.0, "████")])
 def test_a_bar_is_as_long_as_its_share(share: float, shape: str) -> None:
     assert bar(share, 4) == shape
