@@ -18,6 +18,7 @@ from textual.app import App, SystemCommand
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.dom import DOMNode
 from textual.screen import Screen
+from textual.timer import Timer
 
 from specbench.errors import SpecbenchError
 from specbench.store.files import is_training
@@ -122,6 +123,9 @@ class SpecbenchApp(App[None]):
         spawning.prepare()
         self.workspace = Workspace(store, reader=reader)
         self._launched: list[children.Child] = []
+        self.ending: dict[Path, Timer] = {}
+        """What waits for the answer under way, of runs that are to end with it, by their folders. One for each: a
+        second signal would end the summing-up as well."""
         self.giving_way = GivingWay()
         self.aside = Aside()
         self._asked_at = 0.0

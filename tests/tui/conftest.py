@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,17 @@ def store(tmp_path: Path, recorded: Path) -> Path:
     """One finished run, ingested; the test's own to change."""
     shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture
+def writer() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for the run. Where the tests themselves run in a shell's background, SIGINT is ignored and
+    its children inherit that: it listens by its own word."""
+    listens = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", listens], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture

@@ -51,6 +51,13 @@ def hold(folder: Path, *, pid: int | None = None, host: str = "") -> None:
     (folder / "run.lock").write_text(json.dumps(body), encoding="utf-8")
 
 
+def write_held(store: Path, *, pid: int) -> Path:
+    """As `write_live`, and the process writes it still."""
+    folder = write_live(store, pid=pid)
+    hold(folder, pid=pid)
+    return folder
+
+
 def append(folder: Path, *events: Any) -> None:
     """What the run writes next."""
     with (folder / "events.jsonl").open("a", encoding="ascii") as file:

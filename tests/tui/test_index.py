@@ -77,7 +77,9 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_says_where(tmp_path: Path
         RunIndex(folder).advance()
 
 
-@pytest.mark.parametrize("torn", ['{"e":"steps","group":', '{"e":"steps","group":3', '{"e":"steps","group":x,"rows":[]}'])
+@pytest.mark.parametrize(
+    "torn", ['{"e":"steps","group":', '{"e":"steps","group":3', '{"e":"steps","group":x,"rows":[]}']
+)
 def test_a_torn_line_of_steps_in_the_middle_is_an_error_that_says_where(tmp_path: Path, torn: str) -> None:
     """Lines of steps are not parsed whole, and can be torn all the same."""
     folder = write_synthetic(tmp_path / "run-a", num_questions=1, repeats=1)

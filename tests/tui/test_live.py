@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,19 +17,19 @@ import pytest
 from specbench.errors import StoreBusy, UsageError
 from specbench.events import GenerationStarted, Steps
 from specbench.manifest import read_manifest
-from specbench.store import pausing
 from specbench.tui import children
 from specbench.tui.figures import listing, summed
 from specbench.tui.marks import Kind
 from specbench.tui.race import Race
 from specbench.tui.reader import Reader
-from specbench.tui.views.dialogs import Choice, Reading
+from specbench.tui.views.dialogs import Reading
 from specbench.tui.views.home import HomeView
 from specbench.tui.views.race import RaceView
 from specbench.tui.widgets.lane_pane import LanePane
 from specbench.tui.yielding import NICENESS, live_here
 from tests.store.crafted import crafted_answer, crafted_steps
 from tests.tui.screens import (
+    LIVE,
     LIVE_STEPS,
     RUN,
     WIDE,
@@ -42,29 +41,15 @@ from tests.tui.screens import (
     raced,
     screen_text,
     settled,
+    write_held,
     write_live,
 )
-
-LIVE = "20260103-demo-live"
-
-
-@pytest.fixture
-def writer() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that stands for the run. Where the tests themselves run in a shell's background, SIGINT is ignored and
-    its children inherit that: it listens by its own word."""
-    listens = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", listens], start_new_session=True)
-    yield process
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture
 def live(store: Path, writer: subprocess.Popen[bytes]) -> Path:
     """A live run's folder."""
-    folder = write_live(store, pid=writer.pid, run_id=LIVE)
-    hold(folder, pid=writer.pid)
-    return folder
+    return write_held(store, pid=writer.pid)
 
 
 def test_following_shows_what_the_journal_gets_and_nothing_it_has_not(live: Path) -> None:
@@ -186,84 +171,6 @@ def test_a_run_killed_under_the_viewer_is_lost_and_its_log_is_shown(
     drive(body)
 
 
-def test_stopping_asks_how_and_interrupts_the_run(store: Path, live: Path, writer: subprocess.Popen[bytes]) -> None:
-    async def body() -> None:
-        app = an_app(store, LIVE)
-        async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
-            await pilot.press("x")
-            await pilot.pause()
-            assert isinstance(app.screen, Choice)
-            await pilot.press("enter")
-            await pilot.pause()
-            assert writer.poll() is None, "the harmless answer stands first"
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "down", "enter")
-            await settled(pilot, lambda: writer.poll() is not None)
-            assert writer.returncode in (-signal.SIGINT, 1)
-
-    drive(body)
-
-
-def test_stopping_after_this_answer_waits_for_it(store: Path, live: Path, writer: subprocess.Popen[bytes]) -> None:
-    async def body() -> None:
-        app = an_app(store, LIVE)
-        async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "enter")
-            await pilot.pause(0.4)
-            assert writer.poll() is None
-            append(live, crafted_answer(read_manifest(live), 1, crafted_steps([(3, 2, 0)])))
-            await settled(pilot, lambda: writer.poll() is not None)
-
-    drive(body)
-
-
-def test_a_paused_run_that_is_to_end_after_this_answer_ends_at_once(
-    store: Path, live: Path, writer: subprocess.Popen[bytes]
-) -> None:
-    """No answer ends while it waits, so none is waited for."""
-    pausing.ask(live)
-    (live / "paused").touch()
-
-    async def body() -> None:
-        app = an_app(store, LIVE)
-        async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "enter")
-            await settled(pilot, lambda: writer.poll() is not None)
-            assert "which was paused" in getattr(app.screen, "said", "")
-
-    drive(body)
-
-
-def test_a_pause_is_asked_for_shown_and_ended_without_ending_the_run(
-    store: Path, live: Path, writer: subprocess.Popen[bytes]
-) -> None:
-    """The test plays the run's part: it says that it waits."""
-
-    async def body() -> None:
-        app = an_app(store)
-        async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: "● running" in screen_text(app))
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "enter")
-            await settled(pilot, lambda: pausing.is_asked(live))
-            (live / "paused").touch()
-            await settled(pilot, lambda: "‖ paused, 1 of 4" in screen_text(app))
-            await pilot.press("c")
-            await settled(pilot, lambda: not pausing.is_asked(live))
-            assert writer.poll() is None
-
-    drive(body)
-
-
 def test_home_shows_how_far_a_live_run_is(store: Path, live: Path) -> None:
     async def body() -> None:
         app = an_app(store)
@@ -349,7 +256,7 @@ def test_a_reader_that_dies_is_said_and_replaced(store: Path) -> None:
 
 
 def test_a_run_of_this_machine_is_told_from_one_that_is_elsewhere(store: Path, writer: subprocess.Popen[bytes]) -> None:
-    folder = write_live(store, pid=writer.pid, run_id=LIVE)
+    folder = write_live(store, pid=writer.pid)
     assert not live_here(folder)
     hold(folder, pid=writer.pid)
     assert live_here(folder) == writer.pid

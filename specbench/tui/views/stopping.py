@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.errors import SpecbenchError, UsageError
@@ -37,7 +38,10 @@ def ask_how_to_stop(view: View, run_id: str) -> None:
             options.append(Option("go", "Go on", help=beside if other else waits))
         else:
             options.append(Option("pause", "Pause", help="after this answer the process waits; c lets it go on"))
-        options.append(Option("after", "End after this answer", help="c continues it; nothing is measured twice"))
+        if folder in view.main.ending:
+            options.append(Option("not after", "Do not end after this answer", help="what was asked for is called off"))
+        else:
+            options.append(Option("after", "End after this answer", help="c continues it; nothing is measured twice"))
     options += [
         Option("now", "Now, keep the data", help="the answer under way is measured again when it is continued"),
         Option("kill", "Kill process", help=f"{live.pid} on {live.host}, at once; what is in the journal stays"),
@@ -50,8 +54,10 @@ def _stop(view: View, run_id: str, how: str) -> None:
     try:
         match how:
             case "now":
+                _call_off(view, folder)
                 view.say(f"asked process {children.interrupt(folder)} to stop; c continues the run")
             case "kill":
+                _call_off(view, folder)
                 pid = children.kill(folder)
                 view.main.end_is_known(pid)
                 view.say(f"killed process {pid}; the run is lost, c continues it", style="warn")
@@ -63,10 +69,20 @@ def _stop(view: View, run_id: str, how: str) -> None:
                 view.say("it goes on")
             case "after":
                 _stop_after_answer(view, run_id)
+            case "not after":
+                _call_off(view, folder)
+                view.say(f"{run_id} goes on after this answer")
             case _:
                 pass
     except SpecbenchError as error:
         view.fail(error)
+
+
+def _call_off(view: View, folder: Path) -> None:
+    """No end after this answer any more, where one was waited for."""
+    timer = view.main.ending.pop(folder, None)
+    if timer is not None:
+        timer.stop()
 
 
 def _stop_after_answer(view: View, run_id: str) -> None:
@@ -86,18 +102,18 @@ def _stop_after_answer(view: View, run_id: str) -> None:
             index.advance()
             ended = sum(row.ending is not None for row in index.generations())
             if ended > before or pausing.is_waiting(folder):
-                timer.stop()
+                _call_off(view, folder)
                 view.say(f"stopped process {children.interrupt(folder)} after an answer; c continues the run")
             elif run_state(folder) != "running":
-                timer.stop()
+                _call_off(view, folder)
                 view.say(f"{run_id} ended by itself")
         except SpecbenchError as error:
-            timer.stop()
+            _call_off(view, folder)
             view.fail(error)
 
     # On the app: the view may be left while the answer takes its time.
-    timer = view.main.set_interval(_LOOK_EVERY_S, look)
-    view.say("waiting for this answer to end; keep the viewer open until then")
+    view.main.ending[folder] = view.main.set_interval(_LOOK_EVERY_S, look)
+    view.say("waiting for this answer to end; keep the viewer open until then, x calls it off")
 
 
 def log_lines(view: View, run_id: str) -> list[Line]:
