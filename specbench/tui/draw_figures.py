@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from specbench.report import text
 from specbench.report.standing import Standing, rank_text, sort_key, standing
 from specbench.store.records import MethodRow, RunSummary
+from specbench.store.traces import Which
 from specbench.tui.draw_race import forest, method_name, method_style
 from specbench.tui.lines import BARS, Line, Span, cell, fit, line, wrap
 from specbench.tui.marks import symbol
@@ -90,17 +92,24 @@ def survival_lines(summary: RunSummary, width: int) -> list[Line]:
 def worst_rows(
     summary: RunSummary, worst: Sequence[dict[str, Any]], width: int
 ) -> tuple[list[Line], list[tuple[str, Line]]]:
-    """Answers with the fewest tokens per step; keys `method\\nquestion\\nturn`."""
+    """Answers with the fewest tokens per step; keys as `answer_of` reads them."""
     places = {row.method: place for place, row in enumerate(summary.rows)}
     names = max(8, min(20, width - 30))
     head = line(Span(cell("method", names) + f"{'τ':>5} {'steps':>6}  question", "bold"))
     rows = []
     for each in worst:
         words = f"{each['tau']:>5.2f} {each['num_steps']:>6}  {each['question_id']} turn {each['turn'] + 1} "
-        key = "\n".join((each["method"], each["question_id"], str(each["turn"])))
+        # A question may be called anything, line breaks included.
+        key = json.dumps((each["method"], each["question_id"], each["turn"]))
         head_of = method_name(each["method"], places.get(each["method"], 0), names)
         rows.append((key, fit((*head_of, *line(words, Span(each["category"], "dim"))), width)))
     return [fit(head, width)], rows
+
+
+def answer_of(key: str) -> Which:
+    """The first repeat of the answer whose row has this key."""
+    method, question_id, turn = json.loads(key)
+    return Which(method, question_id, turn, 0)
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 from pathlib import Path
@@ -13,9 +14,10 @@ from specbench.tui import actions
 from specbench.tui.detokenise import Found
 from specbench.tui.race import Race
 from specbench.tui.views.race import RaceView
+from specbench.tui.views.tree import TreeView
 from specbench.tui.widgets.lane_pane import LanePane
-from tests.store.synthetic import AUTOREGRESSIVE, Competitor, make_manifest, run_events, write_run
-from tests.tui.screens import NARROW, SIZES, WIDE, an_app, drive, screen_text, settled
+from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, Competitor, make_manifest, run_events, write_run
+from tests.tui.screens import NARROW, SIZES, WIDE, an_app, drive, raced, screen_text, settled
 
 HOSTILE = "\x1b[31m[red]x[/\u202e日本🎉\u200b\ud800"
 _NAMES = ("evil\x1b]0;title\x07", "[/bold]\u202eidle", "日本語" * 12)
@@ -68,6 +70,29 @@ def test_hostile_names_and_answers_are_shown_harmless_on_every_screen(
             assert "\x1b" not in app.clipboard
             for path in (hostile / "exports").iterdir():
                 assert b"\x1b" not in path.read_bytes()
+
+    drive(body)
+
+
+def test_a_question_whose_name_has_a_line_break_is_replayed_and_traced_from_accept(tmp_path: Path) -> None:
+    manifest = make_manifest((AUTOREGRESSIVE, CHAIN), run_id="odd", num_questions=1, repeats=1)
+    folder = write_run(tmp_path / "runs" / "odd", manifest, run_events(manifest, (AUTOREGRESSIVE, CHAIN)))
+    for path in (folder / "manifest.json", folder / "events.jsonl"):
+        path.write_text(path.read_text(encoding="utf-8").replace('"81"', json.dumps("a\nb")), encoding="utf-8")
+
+    async def body() -> None:
+        app = an_app(tmp_path, "odd")
+        async with app.run_test(size=NARROW) as pilot:
+            race = await raced(app, pilot)
+            for key in ("enter", "t"):
+                await pilot.press("4")
+                await settled(pilot, lambda: bool(app.screen.query("#worst")) and "a⏎b" in screen_text(app))
+                app.screen.query_one("#worst").focus()
+                await pilot.press(key)
+                await settled(pilot, lambda: not app.screen.query("#worst"))
+            assert race.race is not None and race.race.question.question_id == "a\nb"
+            view = app.screen
+            assert isinstance(view, TreeView) and view.which is not None and view.which.question_id == "a\nb"
 
     drive(body)
 

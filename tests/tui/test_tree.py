@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from specbench.store.traces import Law, Node, TracedStep, Which, trace_file
-from specbench.tui import children, draw_tree
+from specbench.tui import children, draw_figures, draw_tree
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.draw_tree import At
 from specbench.tui.lines import plain_text, width_of
@@ -277,10 +277,10 @@ def test_accept_opens_the_trees_of_a_worst_answer(store: Path) -> None:
             await pilot.press("4")
             await settled(pilot, lambda: isinstance(app.screen, AcceptView) and app.screen.summed is not None)
             assert isinstance(app.screen, AcceptView)
-            method, question, turn = app.screen.query_one("#worst", Rows).key.split("\n")
+            which = draw_figures.answer_of(app.screen.query_one("#worst", Rows).key)
             await pilot.press("t")
             view = await _open_tree(app, pilot)
-            assert view.which == Which(method, question, int(turn), 0)
+            assert view.which == which
 
     drive(body)
 

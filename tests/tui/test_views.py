@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench.tui import actions, children
+from specbench.tui import actions, children, draw_figures
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.marks import Mode
 from specbench.tui.theme import LIGHT
@@ -178,13 +178,13 @@ def test_accept_prints_a_number_in_every_cell_and_enter_replays_the_worst(store:
             assert "depth 1" in heat and ".7" in heat
             await pilot.press("u")
             assert app.screen.unit == "survival"
-            worst = app.screen.query_one("#worst", Rows).key.split("\n")
+            worst = draw_figures.answer_of(app.screen.query_one("#worst", Rows).key)
             app.screen.query_one("#worst").focus()
             await pilot.press("enter")
             view = await _open_race(app, pilot)
             assert view.race is not None
-            await settled(pilot, lambda: view.race is not None and view.race.question.question_id == worst[1])
-            assert worst[0] in [lane.method for lane in view.race.lanes]
+            await settled(pilot, lambda: view.race is not None and view.race.question.question_id == worst.question_id)
+            assert worst.method in [lane.method for lane in view.race.lanes]
 
     drive(body)
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 
-from specbench.store.traces import Which
 from specbench.tui import draw_figures, draw_streams
 from specbench.tui.lines import Line, line
 from specbench.tui.views.race import RaceView
@@ -95,12 +94,12 @@ class AcceptView(SummedView):
         if not key or self.summed is None:
             self.say("no answer is chosen", style="warn")
             return
-        method, question_id, turn = key.split("\n")
-        baseline = next((row.method for row in self.summed.summary.rows if row.kind == "baseline"), method)
+        which = draw_figures.answer_of(key)
+        baseline = next((row.method for row in self.summed.summary.rows if row.kind == "baseline"), which.method)
         self.main.open_run(self.workspace.run_id)
         race = self.main.view("race")
         assert isinstance(race, RaceView)
-        race.show_question(question_id, int(turn), [baseline, method])
+        race.show_question(which.question_id, which.turn, [baseline, which.method])
 
     def action_trace(self) -> None:
         """The first repeat of the answer under the cursor, as trees."""
@@ -108,11 +107,9 @@ class AcceptView(SummedView):
         if not key:
             self.say("no answer is chosen", style="warn")
             return
-        method, question_id, turn = key.split("\n")
         tree = self.main.view("tree")
         assert isinstance(tree, TreeView)
-        which = Which(method, question_id, int(turn), 0)
-        tree.show_answer(self.workspace.run_id, which, 0, came_from="accept")
+        tree.show_answer(self.workspace.run_id, draw_figures.answer_of(key), 0, came_from="accept")
         self.main.show_view("tree")
 
     def explain(self) -> list[Line]:
