@@ -29,7 +29,7 @@ class Theme(StrEnum):
         "specbench tui",
         "specbench tui 20260101-120000-mtbench-1f3a --store ./results",
         "specbench tui ssh://HOST/~/results/runs/RUN_ID",
-        after="Over SSH also: ssh -t HOST specbench tui. Exit codes: 0 ok, 2 usage, 3 no terminal.",
+        after="Over SSH also: ssh -t HOST specbench tui. Exit codes: 0 ok, 1 a defect of ours, 2 usage, 3 no terminal.",
     )
 )
 def tui(
@@ -67,7 +67,12 @@ def tui(
         run = workspace.resolve(run)
         store = workspace.store
     try:
-        SpecbenchApp(store, run or "", theme=theme.value, stream=stream).run()
+        viewer = SpecbenchApp(store, run or "", theme=theme.value, stream=stream)
+        viewer.run()
     finally:
         if stream is not None:
             stream.close()
+    if viewer.defect is not None:
+        raise viewer.defect
+    if viewer.return_code:
+        raise typer.Exit(viewer.return_code)

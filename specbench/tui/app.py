@@ -19,6 +19,7 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.timer import Timer
+from textual.worker import WorkerFailed
 
 from specbench.errors import SpecbenchError
 from specbench.store.files import is_training
@@ -218,6 +219,16 @@ class SpecbenchApp(App[None]):
             view.say(problem, style="bad")
         elif note:
             view.say(note, style="warn")
+
+    @property
+    def defect(self) -> Exception | None:
+        """What ended the viewer against its will; of a thread, what the thread raised."""
+        error = self._exception
+        return error.error if isinstance(error, WorkerFailed) and isinstance(error.error, Exception) else error
+
+    def _fatal_error(self) -> None:
+        """Textual's own fills the terminal with the locals of every frame: `defect` is told as any command's is."""
+        self._close_messages_no_wait()
 
     def on_unmount(self) -> None:
         self.giving_way.end()

@@ -8,8 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+
+from specbench.cli import tui as command
+from specbench.cli.entry import main
+from specbench.tui import app
+from specbench.tui.app import SpecbenchApp
 
 _WITHOUT = ("torch", "transformers", "duckdb", "pyarrow", "plotly")
 
@@ -59,6 +66,44 @@ def test_without_a_terminal_it_says_what_to_type_instead(tmp_path: Path) -> None
     )  # fmt: skip
     assert done.returncode == 3
     assert "needs a terminal" in done.stderr and "specbench results ls" in done.stderr
+
+
+class _Failing(SpecbenchApp):
+    """Raises as it begins: on the screen's own thread, or where screens read files."""
+
+    where: ClassVar[str] = ""
+
+    def on_mount(self) -> None:
+        if self.where == "thread":
+            self.run_worker(self._fail, thread=True)
+        else:
+            self._fail()
+
+    def _fail(self) -> None:
+        secret = "the value of a local"
+        raise ZeroDivisionError(f"of ours, beside {len(secret)} characters")
+
+    def run(self, **_: Any) -> None:
+        return super().run(headless=True)
+
+
+@pytest.mark.parametrize("where", ["screen", "thread"])
+def test_a_viewer_that_fails_exits_with_1_and_leaves_its_traceback_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """As every command does: a script must not take it for a good end, nor a terminal be filled with locals."""
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(command, "sys", SimpleNamespace(stdin=terminal, stdout=terminal, stderr=terminal))
+    monkeypatch.setattr(app, "SpecbenchApp", _Failing)
+    monkeypatch.setattr(_Failing, "where", where)
+    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as caught:
+        main(["tui", "--store", str(tmp_path)])
+    assert caught.value.code == 1
+    told = capsys.readouterr().err
+    assert "failed unexpectedly: ZeroDivisionError: of ours" in told and "the value of a local" not in told
+    (trace,) = (tmp_path / "cache" / "failures").iterdir()
+    assert "in _fail" in trace.read_text(encoding="utf-8") and str(trace) in told
 
 
 class _Terminal:
