@@ -10,7 +10,7 @@ from specbench.store.traces import Law, Trace, TracedStep
 from specbench.store.words import count
 from specbench.tui.lines import BARS, Line, Span, bar, cell, fit, line, wrap
 from specbench.tui.marks import BONUS_MARK
-from specbench.tui.sanitise import visible
+from specbench.tui.sanitise import HIDDEN, visible
 from specbench.tui.tree import ROOT, Row, Words, rows_of
 
 _SMALL = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -52,8 +52,8 @@ def share(value: float | None) -> str:
 
 
 def token_text(text: str) -> str:
-    """A token on its own: its spaces would not be seen."""
-    shown = visible(text)
+    """A token on its own: its spaces would not be seen, nor what `visible` leaves out."""
+    shown = visible(text) or (HIDDEN if text else "")
     body = shown.lstrip(" ")
     return "␣" * (len(shown) - len(body)) + body if body else "␣" * len(shown)
 

@@ -1,8 +1,8 @@
 """Text from models, files and names made fit for a terminal: the one place. No Textual.
 
 Nothing that leaves `visible` can move the cursor, change a colour, reorder what follows or join two cells that were
-measured apart: what a terminal would obey is shown as a sign instead. Markup is never read: the widgets draw segments,
-so `[red]` stays five characters.
+measured apart, so that a text is as wide as its characters: what a terminal would obey is shown as a sign instead.
+Markup is never read: the widgets draw segments, so `[red]` stays five characters.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rich.cells import get_character_cell_size
+
 HIDDEN = "\ufffd"
 """Stands for a character that must not be sent and has no sign of its own."""
 NEWLINE = "⏎"
 TAB = "⇥"
 _LONGEST_PILE = 3
 """Combining marks kept on one character: a thousand of them would paint over the rows above."""
+_LOOKS = "\ufe0e\ufe0f"
+"""Ask for a character as text or as emoji, which is twice as wide in some terminals: left out, the character stays."""
 
 _HARMLESS = re.compile(r"[\x20-\x7e\u00a1-\u00ac\u00ae-\u02ff\u2500-\u259f\u4e00-\u9fff]*")
 """What most text is made of: passed without a look at each character."""
@@ -28,8 +32,10 @@ def visible(text: str) -> str:
     kept: list[str] = []
     pile = 0
     for char in text:
+        if char in _LOOKS:
+            continue
         category = unicodedata.category(char)
-        if category in ("Mn", "Me", "Mc"):
+        if category in ("Mn", "Me", "Mc") or _is_drawn_into_the_one_before(char):
             pile += 1
             if pile > _LONGEST_PILE:
                 continue
@@ -38,6 +44,11 @@ def visible(text: str) -> str:
         pile = 0
         kept.append(_sign(char, category))
     return "".join(kept)
+
+
+def _is_drawn_into_the_one_before(char: str) -> bool:
+    """Vowels and last consonants of Hangul that is written in its parts."""
+    return "\u1160" <= char <= "\u11ff" or "\ud7b0" <= char <= "\ud7fb"
 
 
 def _sign(char: str, category: str) -> str:
@@ -53,7 +64,10 @@ def _sign(char: str, category: str) -> str:
     # Cn may be given any width by the next Unicode.
     if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return HIDDEN
-    return " " if category == "Zs" else char
+    if category == "Zs":
+        return " "
+    # Skin tones and fillers: without a cell here, and with one or two of their own in some terminals.
+    return char if get_character_cell_size(char) else HIDDEN
 
 
 def sendable(text: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.cells import cell_len, get_character_cell_size
 
 from specbench.tui.sanitise import sendable, visible
 
@@ -44,6 +45,21 @@ def test_direction_overrides_and_zero_widths_do_not_pass() -> None:
 def test_a_pile_of_combining_marks_is_cut() -> None:
     """A thousand marks on one letter would paint over the rows above."""
     assert visible("e" + "\u0301" * 1000) == "e" + "\u0301" * 3
+
+
+@given(_ANY_TEXT)
+@example("⚠\ufe0fab")
+@example("1\ufe0f\u20e3 👩\u200d💻 👍🏽 \u1112\u1161\u11ab \u3164")
+def test_a_text_is_as_wide_as_its_characters(text: str) -> None:
+    """Rows are broken character by character, and what is wider than that is cut at the pane's edge."""
+    shown = visible(text)
+    assert cell_len(shown) == sum(map(get_character_cell_size, shown))
+
+
+def test_looks_of_emoji_are_left_out_and_what_would_join_two_is_shown() -> None:
+    assert visible("⚠\ufe0f ❤\ufe0f 1\ufe0f\u20e3 ☕\ufe0e") == "⚠ ❤ 1\u20e3 ☕"
+    assert visible("👍🏽") == "👍�" and visible("👩\u200d💻") == "👩�💻" and visible("a\u3164b") == "a�b"
+    assert visible("\u1112\u1161\u11ab") == "\u1112\u1161\u11ab"
 
 
 def test_wide_characters_and_emoji_stay() -> None:
