@@ -44,9 +44,9 @@ class Workspace:
         return found
 
     def signature(self) -> object:
-        """Changes whenever a list of runs might: asked every two seconds, so it only looks at sizes."""
+        """Changes whenever a list of runs might: asked every two seconds, so it opens no file."""
         runs = [(name, _size(f"{name}/events.jsonl"), _size(f"{name}/run.lock")) for name in self._folders()]
-        return sorted(runs), _size(paths.store_file(self.store))
+        return sorted(runs), _written(paths.store_file(self.store))
 
     def being_written(self) -> list[Path]:
         """Folders with a lock in them, live or left behind by a crash; a released one is empty."""
@@ -122,7 +122,16 @@ class Workspace:
 
     def freshness(self, run_id: str) -> object:
         """Changes whenever its figures might."""
-        return _size(self.folder(run_id) / "events.jsonl"), _size(paths.store_file(self.store))
+        return _size(self.folder(run_id) / "events.jsonl"), _written(paths.store_file(self.store))
+
+
+def _written(path: Path) -> tuple[int, int]:
+    """Size and time of a store, which grows by blocks: a run more may find room in those there are."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _size(path: Path | str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from specbench.tui.views.speed import SpeedView
 from specbench.tui.views.system import SystemView
 from specbench.tui.views.train import TrainView
 from specbench.tui.widgets.canvas import Canvas
+from specbench.tui.workspace import Workspace
 from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, make_manifest, run_events, write_run
 from tests.tui.screens import RUN, WIDE, an_app, append, drive, finish, raced, screen_text, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
@@ -135,6 +137,23 @@ def test_home_tries_a_run_again_that_could_not_be_summed_up(tmp_path: Path) -> N
             await settled(pilot, lambda: "odd" in view._summed and "odd" not in view._unreadable)
 
     drive(body)
+
+
+def test_a_run_that_came_into_the_store_is_read_from_it_though_the_store_did_not_grow(store: Path) -> None:
+    """DuckDB's file grows by blocks of 256 KiB, and a small run finds room in them."""
+    manifest = make_manifest((AUTOREGRESSIVE, CHAIN), run_id="small", num_questions=1, repeats=1)
+    folder = write_run(store / "runs" / "small", manifest, run_events(manifest, (AUTOREGRESSIVE, CHAIN)))
+    workspace, file = Workspace(store, reader=HereReader()), store / "specbench.duckdb"
+    # Of one size before and after: whether it grows of itself depends on DuckDB's version.
+    size = 4 * file.stat().st_size
+    os.truncate(file, size)
+    before = workspace.summed("small")
+    assert workspace.is_as_of_now("small", before) and "not in the store" in before.source
+    listed = workspace.signature()
+    ingest(file, folder)
+    os.truncate(file, size)
+    assert workspace.signature() != listed and not workspace.is_as_of_now("small", before)
+    assert workspace.summed("small").source == "store"
 
 
 def test_the_keys_do_not_wait_for_a_list_of_runs(store: Path) -> None:
