@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from specbench.report import text
 from specbench.report.standing import Standing, rank_text, standing
 from specbench.store.records import MethodRow, RunEntry, RunSummary
-from specbench.tui.lines import Column, Line, Span, line, sparkline, table
+from specbench.tui.lines import Column, Line, Span, line, sparkline, table, wrap, wrap_last
 
 SORTS = ("newest", "suite", "target", "state", "speed-up")
 _STATES = {
@@ -150,7 +150,7 @@ def _cells(
 
 def empty_lines(folder: str, width: int) -> list[Line]:
     """A store without a run: what to press."""
-    return [
+    found = [
         (),
         line(Span("  No runs here yet.", "bold"), Span(f"  {folder}", "dim")),
         (),
@@ -163,6 +163,7 @@ def empty_lines(folder: str, width: int) -> list[Line]:
         (),
         line(Span("  The run goes on when this viewer is closed.", "dim")),
     ]
+    return [part for row in found for part in wrap_last(row, width)]
 
 
 def details(
@@ -171,7 +172,6 @@ def details(
     """What stands beside or below the list: of the run under the cursor first what the list has no room for, then its
     conditions, rows and remarks. ratios: of its headline method, a question each, as far as they have been read."""
     from specbench.report.table import conditions, remarks
-    from specbench.tui.lines import wrap
 
     found: list[Line] = [
         line(Span(entry.run_id, "bold")),

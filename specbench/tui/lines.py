@@ -161,3 +161,24 @@ def wrap(text: str, width: int, style: str = "") -> list[Line]:
         else:
             found[-1] = joined
     return [(Span(part, style),) for part in found if part or len(found) == 1]
+
+
+_HANGING = 20
+"""Cells that a sentence needs to stand beside what is before it; with less it begins a line of its own."""
+_INDENT = 4
+
+
+def wrap_last(row: Line, width: int) -> list[Line]:
+    """A row whose last span is a sentence: what does not fit of it goes on below, under its beginning."""
+    if width_of(row) <= width:
+        return [row]
+    *before, last = row
+    text = last.text.lstrip(" ")
+    head = (*before, Span(" " * (len(last.text) - len(text))))
+    column = width_of(head)
+    if width - column >= _HANGING:
+        first, *rest = wrap(text, width - column, last.style)
+        return [(*head, *first), *((Span(" " * column), *more) for more in rest)]
+    indent = min(column, _INDENT, width // 4)
+    above = [fit(head, width)] if plain(head).strip() else []
+    return [*above, *((Span(" " * indent), *more) for more in wrap(text, width - indent, last.style))]

@@ -10,7 +10,22 @@ from rich.cells import cell_len
 from specbench.metrics import Interval
 from specbench.tui.draw_race import forest
 from specbench.tui.draw_train import curve
-from specbench.tui.lines import BARS, Column, Span, bar, cell, fit, line, plain, sparkline, table, width_of, wrap
+from specbench.tui.lines import (
+    BARS,
+    Column,
+    Span,
+    bar,
+    cell,
+    fit,
+    line,
+    plain,
+    plain_text,
+    sparkline,
+    table,
+    width_of,
+    wrap,
+    wrap_last,
+)
 
 
 @given(st.text(st.characters(), max_size=60), st.integers(1, 40), st.booleans())
@@ -30,6 +45,22 @@ def test_wrapped_words_keep_their_letters_and_fit(text: str, width: int) -> None
     assert all(width_of(row) <= width for row in rows)
     kept = "".join(plain(row) for row in rows).replace(" ", "")
     assert kept == plain(line(text)).replace(" ", "")
+
+
+@given(st.lists(st.text(st.characters(), max_size=30), min_size=1, max_size=3), st.integers(3, 60))
+def test_a_row_keeps_all_of_its_last_sentence_and_fits(parts: list[str], width: int) -> None:
+    row = line(*parts)
+    rows = wrap_last(row, width)
+    assert all(width_of(each) <= width for each in rows)
+    kept = "".join(plain(each) for each in rows).replace(" ", "")
+    assert kept.endswith(row[-1].text.replace(" ", ""))
+
+
+def test_a_sentence_goes_on_under_its_beginning() -> None:
+    row = line(Span("  z ", "key"), "Zoom  ", "Let the focused pane fill the screen")
+    assert plain_text(wrap_last(row, 31)) == "  z Zoom  Let the focused pane\n          fill the screen"
+    assert plain_text(wrap_last(row, 24)) == "  z Zoom\n    Let the focused pane\n    fill the screen"
+    assert wrap_last(row, 80) == [row]
 
 
 def test_words_wrap_where_a_line_is_narrower_than_a_character() -> None:

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from textual.widgets import Input
 
-from specbench.tui.actions import EVERYWHERE
+from specbench.tui.actions import EVERYWHERE, actions_of, help_lines
+from specbench.tui.draw_home import empty_lines
+from specbench.tui.lines import plain_text, width_of
 from specbench.tui.panes import PANES
 from specbench.tui.views.dialogs import Reading
 from specbench.tui.views.launch import LaunchForm
@@ -66,6 +68,25 @@ def test_help_begins_with_the_pane_that_has_the_focus(store: Path) -> None:
             assert "Race clock: tokens over time" in said["clock"] and "Play or pause" in said["clock"]
 
     drive(body)
+
+
+@pytest.mark.parametrize("width", [67, 30])
+def test_every_sentence_of_help_is_whole_in_a_narrow_window(width: int) -> None:
+    """67 cells are what a window has at 80 columns. It cannot be scrolled sideways."""
+    for name in EVERYWHERE:
+        rows = Reading("Keys", help_lines(name), topic="help")._laid_out(width, 0)
+        words = " ".join(plain_text(rows).split())
+        assert all(width_of(row) <= width for row in rows)
+        assert [action.help for action in actions_of(name) if action.help not in words] == []
+
+
+@pytest.mark.parametrize("width", [76, 40])
+def test_what_to_do_in_an_empty_store_is_whole_on_a_narrow_screen(width: int) -> None:
+    rows = empty_lines("/home/somebody/a/rather/long/way/to/the/results", width)
+    words = " ".join(plain_text(rows).split())
+    assert all(width_of(row) <= width for row in rows)
+    assert "measures every method on the demo: needs no download, no GPU, about a minute." in words
+    assert "specbench run mtbench --target ./my-model --limit 20" in words
 
 
 def test_every_pane_that_can_have_the_focus_has_its_help(store: Path) -> None:

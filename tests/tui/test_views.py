@@ -265,7 +265,7 @@ def test_help_lists_the_keys_of_the_screen(store: Path) -> None:
             await pilot.press("question_mark")
             await pilot.pause()
             assert isinstance(app.screen, Reading)
-            words = app.screen.text()
+            words = " ".join(app.screen.text().split())
             assert all(action.help in words for action in actions.actions_of("home"))
             await pilot.press("escape")
             await pilot.pause()

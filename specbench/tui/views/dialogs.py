@@ -14,7 +14,7 @@ from textual.widgets import Input
 
 from specbench.errors import SpecbenchError
 from specbench.tui import sharing
-from specbench.tui.lines import Line, Span, line, plain_text, wrap
+from specbench.tui.lines import Line, Span, fit, line, plain_text, wrap, wrap_last
 from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas, Rows
 
@@ -56,8 +56,7 @@ class Reading(ModalScreen[None]):
     def _laid_out(self, width: int, height: int) -> Sequence[Line]:
         found: list[Line] = [*wrap(self.said, width, "good"), ()] if self.said else []
         for row in self._lines:
-            # Only whole sentences wrap; a row of several spans is a table and is cut.
-            found += wrap(row[0].text, width, row[0].style) if len(row) == 1 else [row]
+            found += wrap_last(row, width)
         return found
 
     def on_mount(self) -> None:
@@ -132,9 +131,9 @@ class Choice(ModalScreen[str]):
     def _rows(self, width: int, height: int) -> tuple[Sequence[Line], Sequence[tuple[str, Line]]]:
         intro: list[Line] = []
         for row in self._intro:
-            intro += wrap(row[0].text, width, row[0].style) if len(row) == 1 else [row]
+            intro += wrap_last(row, width)
         rows = [
-            (option.key, line(Span(option.words, "bold"), Span(f"  {option.help}" if option.help else "", "dim")))
+            (option.key, fit(line(Span(option.words, "bold"), Span(f"  {option.help}", "dim")), width))
             for option in self._options
         ]
         return [*intro, ()] if intro else [], rows
