@@ -149,7 +149,7 @@ class Choice(ModalScreen[str]):
 
 
 class Picking(ModalScreen[list[str] | None]):
-    """Several of a list, in the order picked; escape gives None."""
+    """Several of a list, in the order picked; escape gives None. Of at most one, picking another replaces it."""
 
     DEFAULT_CSS = _CSS.replace("$NAME", "Picking")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -166,15 +166,20 @@ class Picking(ModalScreen[list[str] | None]):
     def compose(self) -> ComposeResult:
         box = Vertical()
         box.border_title = Content(visible(self._title))
-        box.border_subtitle = Content(f"space picks, at most {self._most} · enter takes them")
+        box.border_subtitle = Content(self._keys())
         with box:
             yield Rows(self._rows)
+
+    def _keys(self) -> str:
+        if self._most == 1:
+            return "space picks · enter takes it"
+        return f"space picks, at most {self._most} · enter takes them"
 
     def _rows(self, width: int, height: int) -> tuple[Sequence[Line], Sequence[tuple[str, Line]]]:
         rows = []
         for name in self._names:
             place = str(self.picked.index(name) + 1) if name in self.picked else " "
-            rows.append((name, line(f"[{place}] ", Span(name, "bold" if place != " " else ""))))
+            rows.append((name, fit(line(f"[{place}] ", Span(name, "bold" if place != " " else "")), width)))
         return [], rows
 
     def on_mount(self) -> None:
@@ -182,10 +187,16 @@ class Picking(ModalScreen[list[str] | None]):
 
     def action_pick(self) -> None:
         rows = self.query_one(Rows)
+        told = self._keys()
         if rows.key in self.picked:
             self.picked.remove(rows.key)
+        elif self._most == 1:
+            self.picked = [rows.key]
         elif len(self.picked) < self._most:
             self.picked.append(rows.key)
+        else:
+            told = f"{self._most} are picked: space on one of them takes it out"
+        self.query_one(Vertical).border_subtitle = Content(told)
         rows.redraw()
 
     def action_refuse(self) -> None:
