@@ -101,7 +101,7 @@ class SpecbenchApp(App[None]):
 
     COMMANDS: ClassVar = {ActionsProvider}
     TITLE = "specbench"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - as Textual declares it
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (120, "-wide")]  # noqa: RUF012 - as Textual declares it
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
     CSS = """
     CommandPalette > Vertical { margin: 1 4; }

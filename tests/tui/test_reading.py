@@ -14,6 +14,7 @@ from specbench.tui.draw_home import empty_lines
 from specbench.tui.lines import plain_text, width_of
 from specbench.tui.panes import PANES
 from specbench.tui.views.dialogs import Reading
+from specbench.tui.views.home import HomeView
 from specbench.tui.views.launch import LaunchForm
 from specbench.tui.views.race import RaceView
 from specbench.tui.widgets.canvas import Canvas, LineView, Rows
@@ -178,5 +179,37 @@ def test_home_shows_target_and_course_of_the_chosen_run_where_its_row_has_no_roo
             bars = re.search(r"by question ([▁▂▃▄▅▆▇█]+)", text)
             assert "target tiny" in text and bars is not None
             assert not about.region.overlaps(runs.region) and len(bars[1]) == 6, "a bar a question"
+
+    drive(body)
+
+
+def test_home_shows_id_and_interval_whole_at_every_width_from_80_on(store: Path) -> None:
+    """Side by side with the run under the cursor the list needs room for both; below it stands under the list."""
+
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settled(pilot, lambda: "× [" in screen_text(app))
+            for width in (80, 99, 100, 119):
+                await pilot.resize_terminal(width, 24)
+                await pilot.pause()
+                rows = "\n".join(row for row in screen_text(app).splitlines() if "✓ finished  demo" in row)
+                assert RUN in rows and re.search(r"× \[\d\.\d\d, \d\.\d\d\]", rows), width
+
+    drive(body)
+
+
+def test_what_is_said_during_a_zoom_takes_the_rows_it_needs_when_the_zoom_has_ended(store: Path) -> None:
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=(80, 24)) as pilot:
+            view = app.screen
+            assert isinstance(view, HomeView)
+            await pilot.press("z")
+            await pilot.pause()
+            view.say("one line of words that fits this terminal")
+            await pilot.press("z")
+            await pilot.pause()
+            assert view.query_one("#says").size == (80, 1)
 
     drive(body)

@@ -125,7 +125,9 @@ class View(Screen[None]):
         self.said, self.said_style = words, style
         for strap in self.query("#says").results(Strap):
             # A path that is cut is of no use: what is said may take three lines, until the next key.
-            strap.styles.height = max(1, len(self._says(max(20, strap.size.width), 0)))
+            # Behind a pane that is zoomed it has no width of its own.
+            width = max(20, strap.size.width or self.app.size.width)
+            strap.styles.height = max(1, len(self._says(width, 0)))
             strap.redraw()
 
     def fail(self, error: SpecbenchError) -> None:

@@ -40,16 +40,18 @@ class _Unread(NamedTuple):
 
 
 class HomeView(View):
-    """The list, and beside it, or below it on a narrow screen, the run under the cursor."""
+    """The list, and beside it, or below it where there is no room for both, the run under the cursor."""
 
     view: ClassVar[str] = "home"
 
     DEFAULT_CSS = """
-    HomeView #runs { width: 1fr; }
-    HomeView #about { width: 46; }
-    HomeView.-narrow #body { layout: vertical; }
-    HomeView.-narrow #runs { width: 100%; height: 1fr; }
-    HomeView.-narrow #about { width: 100%; height: 7; }
+    HomeView #body { layout: vertical; }
+    HomeView #runs { width: 100%; height: 1fr; }
+    HomeView #about { width: 100%; height: 7; }
+    HomeView.-tall #about { height: 14; }
+    HomeView.-wide #body { layout: horizontal; }
+    HomeView.-wide #runs { width: 1fr; height: 100%; }
+    HomeView.-wide #about { width: 46; height: 100%; }
     """
 
     def __init__(self) -> None:
