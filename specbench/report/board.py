@@ -43,6 +43,8 @@ class _Entry:
     record: RunRecord
     row: MethodRow
     where: Standing
+    failed_since: tuple[str, ...] = ()
+    """Newer runs, newest first, whose row of the same competitor has no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,8 @@ def _scope(key: str, group: Sequence[RunRecord]) -> dict[str, Any]:
     """group: runs of equal conditions, newest first. A partial run stands only where no finished one does, alone."""
     finished = [record for record in group if record.summary.state == "finished"]
     shown = finished or list(group[:1])
-    newest = shown[0].summary
+    leading = _leading(shown)
+    newest = leading.summary
     entries = _entries(shown)
     places = _places(entries)
     ordered = sorted(
@@ -160,7 +163,7 @@ def _scope(key: str, group: Sequence[RunRecord]) -> dict[str, Any]:
         "num_questions": newest.num_questions,
         "batch_size": newest.batch_size,
         "title": " · ".join([suite, text.printable(newest.target), text.device(newest), *text.settings(newest)]),
-        "conditions": _conditions(shown[0]),
+        "conditions": _conditions(leading),
         "meter": text.meter(newest),
         "remarks": [r for r in (text.control(newest), *map(text.printable, newest.notes)) if r],
         "runs": [record.summary.run_id for record in shown if record.summary.run_id in used],
@@ -189,18 +192,41 @@ def _changes(curve: StreamCurve) -> list[dict[str, Any]]:
     return [{**to_json(change), "is_swap": change.is_swap, "words": words_of(change)} for change in curve.changes]
 
 
+def _leading(shown: Sequence[RunRecord]) -> RunRecord:
+    """Whose baseline, control, meter and notes stand for the scope: the newest run whose baseline has answers."""
+    answered = (
+        record
+        for record in shown
+        if any(row.kind == "baseline" and not row.is_control and _has_number(row) for row in record.summary.rows)
+    )
+    return next(answered, shown[0])
+
+
+def _has_number(row: MethodRow) -> bool:
+    return row.speedup is not None
+
+
 def _entries(shown: Sequence[RunRecord]) -> list[_Entry]:
-    """The newest row of each method with the same options and weights; baseline and control of the newest run."""
-    found: dict[str, _Entry] = {}
-    for number, record in enumerate(shown):
+    """Of every competitor the newest row that has a number, or the newest where none has; baseline and control of the
+    leading run. A newer row that measured nothing takes no older one's place.
+    """
+    leading = _leading(shown)
+    found: dict[str, list[_Entry]] = {}
+    for record in shown:
         methods = {method.label: method for method in record.manifest.methods}
         for row in record.summary.rows:
-            where = standing(row)
-            if row.kind == "baseline" and number > 0:
-                continue
-            same = _identity(methods[row.method])
-            found.setdefault(same, _Entry(record=record, row=row, where=where))
-    return list(found.values())
+            if row.kind != "baseline" or record is leading:
+                entry = _Entry(record=record, row=row, where=standing(row))
+                found.setdefault(_identity(methods[row.method]), []).append(entry)
+    newer = tuple(record.summary.run_id for record in shown[: shown.index(leading)])
+    return [_chosen(entries, newer=newer if entries[0].row.kind == "baseline" else ()) for entries in found.values()]
+
+
+def _chosen(entries: Sequence[_Entry], *, newer: tuple[str, ...]) -> _Entry:
+    """One of a competitor's rows, given newest first. newer: runs before all of them that have no number either."""
+    chosen = next((entry for entry in entries if _has_number(entry.row)), entries[0])
+    passed_over = (entry.record.summary.run_id for entry in entries[: entries.index(chosen)])
+    return dataclasses.replace(chosen, failed_since=(*newer, *passed_over))
 
 
 def _identity(method: MethodRecord) -> str:
@@ -261,6 +287,9 @@ def _row(entry: _Entry, place: _Place, order: int, *, num_runs: int, unlike: str
     detail += [f"{text.parameters(row.num_parameters)} parameters"] if row.num_parameters else []
     detail += [f"run {text.printable(entry.record.summary.run_id)}"] if num_runs > 1 else []
     notes = [f"tied with {text.listing(map(text.printable, place.tied_with))}"] if place.tied_with else []
+    if entry.failed_since:
+        newer = "a newer run of it" if len(entry.failed_since) == 1 else "newer runs of it"
+        notes.append(f"{newer} failed: {text.listing(map(text.printable, entry.failed_since))}")
     return {
         **_clean(row),
         "identity": _identity(method),

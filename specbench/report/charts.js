@@ -127,7 +127,7 @@ function speedupPanels(scope) {
 
 function figSpeedup(mount, scope) {
   const panels = speedupPanels(scope);
-  if (!panels.length) return nothing(mount, "Only the baseline was measured here: nothing to compare.");
+  if (!panels.length) return nothing(mount, "No row here has a number.");
   const top = Math.max(1.2, ...panels.flatMap((panel) => panel.lines.map((line) => (line.ci ? line.ci[1] : line.value))));
   mount.replaceChildren();
   let group = "";

@@ -204,6 +204,14 @@ def summary(*rows: MethodRow, **changes: Any) -> RunSummary:
     return dataclasses.replace(found, **changes)
 
 
+def failed(found: RunSummary) -> RunSummary:
+    """The same run with every generation failed: no row has a number, the baseline's neither."""
+    none = {"speedup": None, "speedup_ci": None, "tokens_per_s": None, "num_failed": 240, "ranked": False, "rank": None}
+    none |= {"efficiency": None, "acceptance_length": None, "phase_s": None, "waterfall": None, "meter": None}
+    nothing = Control(method="autoregressive#2", speedup=None, speedup_ci=None, passed=None)
+    return dataclasses.replace(found, rows=tuple(dataclasses.replace(r, **none) for r in found.rows), control=nothing)
+
+
 def record(found: RunSummary, **changes: Any) -> RunRecord:
     """The summary with a manifest of the same methods and number of questions."""
     competitors = [Competitor(label=row.method, kind=row.kind, is_control=row.is_control) for row in found.rows]

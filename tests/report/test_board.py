@@ -10,7 +10,7 @@ import pytest
 from specbench.metrics import Interval
 from specbench.report.board import RunRecord, build_board
 from specbench.store.records import RunSummary
-from tests.report.samples import external_row, method_row, record, summary
+from tests.report.samples import external_row, failed, method_row, record, summary
 
 
 def _rows(board: dict[str, Any], scope: int = 0) -> dict[str, dict[str, Any]]:
@@ -92,6 +92,43 @@ def test_the_newest_row_of_a_method_replaces_its_older_ones() -> None:
     assert [row["speedup"] for row in rows if row["method"] == "draft_model"] == [1.8]
     assert board["scopes"][0]["runs"] == ["later"]
     assert set(board["runs"]) == {"later", "20261121-0335-ab12"}
+
+
+def test_a_newer_run_that_failed_takes_no_good_run_s_place_and_is_named() -> None:
+    """Two newer runs measured nothing: the older figures stand, and every row says which runs failed since."""
+    good = summary(method_row("a"))
+    worse = dataclasses.replace(failed(good), run_id="worse", created="2026-11-21T23:00:00Z")
+    board = build_board([record(good), record(failed(_later(good))), record(worse)], [])
+    scope, rows = board["scopes"][0], _rows(board)
+    assert scope["runs"] == [good.run_id]
+    assert {name: (row["speedup"], row["run_id"]) for name, row in rows.items()} == {
+        "a": (1.6, good.run_id),
+        "autoregressive": (1.0, good.run_id),
+        "autoregressive#2": (1.002, good.run_id),
+    }
+    assert all("newer runs of it failed: later and worse" in row["notes"] for row in rows.values())
+    assert any("A/A control" in remark for remark in scope["remarks"]) and scope["meter"]
+
+
+def test_a_method_that_failed_in_a_newer_run_stands_beside_that_run_s_own_rows() -> None:
+    """One method's row is older than its neighbour's and the baseline; only it says that a newer run failed."""
+    old = summary(method_row("a", speedup=1.6), method_row("b", speedup=1.3, rank=2))
+    newer = _later(summary(method_row("a", speedup=None, rank=None, num_failed=240), method_row("b", speedup=1.4)))
+    rows = _rows(build_board([record(old), record(newer)], []))
+    assert {name: row["run_id"] for name, row in rows.items()} == {
+        "a": old.run_id,
+        "b": "later",
+        "autoregressive": "later",
+        "autoregressive#2": "later",
+    }
+    assert [name for name, row in rows.items() if "a newer run of it failed: later" in row["notes"]] == ["a"]
+
+
+def test_where_every_run_of_a_method_failed_its_newest_row_stands_without_a_number() -> None:
+    first = failed(summary(method_row("a")))
+    rows = _rows(build_board([record(first), record(failed(_later(first)))], []))
+    assert (rows["a"]["run_id"], rows["a"]["speedup"]) == ("later", None)
+    assert not any("newer" in note for row in rows.values() for note in row["notes"])
 
 
 def test_several_runs_in_a_scope_show_one_baseline_and_one_control() -> None:

@@ -12,7 +12,7 @@ import pytest
 from specbench.report.page import render_page
 from tests.conftest import find_chromium
 from tests.report.browser import Browser
-from tests.report.samples import contrast, external_row, method_row, record, summary
+from tests.report.samples import contrast, external_row, failed, method_row, record, summary
 
 pytestmark = pytest.mark.chromium
 
@@ -248,6 +248,13 @@ def test_hostile_names_run_nothing_and_link_nowhere(browser: Browser, tmp_path: 
     assert browser.evaluate("document.querySelectorAll('main img, main a, svg a').length") == 0
     assert HOSTILE in _methods(browser)
     assert browser.requests == [url]
+    assert browser.problems == []
+
+
+def test_a_run_without_a_number_is_not_called_one_of_the_baseline_alone(browser: Browser, tmp_path: Path) -> None:
+    browser.open(_write(tmp_path, failed(summary())), height=6000)
+    browser.wait("document.getElementById('fig-speedup').textContent.startsWith('No row')")
+    assert browser.evaluate("document.getElementById('fig-speedup').textContent") == "No row here has a number."
     assert browser.problems == []
 
 
