@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,13 +11,13 @@ from specbench.bench.request import RunOutcome, RunRequest
 from specbench.errors import EnvironmentFailed, SpecbenchError
 from specbench.metrics import Interval, is_too_noisy
 from specbench.store.absent import is_absent, where_to_ingest
-from specbench.store.attempts import count_bugs
+from specbench.store.attempts import Tally, tallies
 from specbench.store.words import count
 
 if TYPE_CHECKING:
     from specbench.store.records import MethodRow, RunSummary
 
-State = Literal["finished", "interrupted", "failed"]
+State = Literal["finished", "interrupted"]
 
 
 def outcome_of(
@@ -30,12 +30,14 @@ def outcome_of(
     SpecbenchError where the store refuses, or where --fail-under asks for figures that only a store has; the journal is
     whole then.
     """
+    found = tallies(folder)
     # A lossy rule promises no equality.
-    bugs = () if request.rule == "typical" else _bugs(folder)
+    bugs = () if request.rule == "typical" else _bugs(found)
     if bugs and complaint:
         bugs = (*bugs, complaint)
+    failed = (*bugs, *_without_answers(found)) if state == "finished" else bugs
     if is_absent():
-        return _without_store(request, folder, state, bugs, say)
+        return _without_store(request, folder, state, failed, say)
     # 0.1 s of DuckDB and its store, not needed while anything is timed.
     from specbench.store.db import open_store
     from specbench.store.ingest import ingest
@@ -49,20 +51,33 @@ def outcome_of(
         raise
     with open_store(store, read_only=True) as connection:
         summary = summarise(connection, run_id)
-    failed = (*bugs, *too_slow(summary, least=request.fail_under))
+    failed = (*failed, *too_slow(summary, least=request.fail_under))
     return RunOutcome(run_id=run_id, state=state, summary=summary, failed_checks=failed)
 
 
-def _bugs(folder: Path) -> tuple[str, ...]:
+def _bugs(found: Mapping[str, Tally]) -> tuple[str, ...]:
     return tuple(
         f"{label}: {count(number, 'answer')} {'differs' if number == 1 else 'differ'} from the target's own "
         "and no rounding explains it"
-        for label, number in count_bugs(folder).items()
+        for label, (_, _, number) in found.items()
+        if number
+    )
+
+
+def _without_answers(found: Mapping[str, Tally]) -> tuple[str, ...]:
+    """A method of which nothing finished, the baseline above all, leaves no figure: single failed questions do."""
+    if found and not any(each.num_answers for each in found.values()):
+        total = sum(each.num_failed for each in found.values())
+        return (f"nothing was measured: all {count(total, 'timed generation')} failed",)
+    return tuple(
+        f"{label}: nothing was measured: {count(each.num_failed, 'timed generation')} of it failed, none finished"
+        for label, each in found.items()
+        if not each.num_answers
     )
 
 
 def _without_store(
-    request: RunRequest, folder: Path, state: State, bugs: tuple[str, ...], say: Callable[[str], None]
+    request: RunRequest, folder: Path, state: State, failed: tuple[str, ...], say: Callable[[str], None]
 ) -> RunOutcome:
     where = where_to_ingest(folder)
     if request.fail_under is not None:
@@ -71,7 +86,7 @@ def _without_store(
             try_="pip install duckdb, then specbench results ingest",
         )
     say(f"DuckDB is not installed, so there is no table here; {where}")
-    return RunOutcome(run_id=folder.name, state=state, failed_checks=bugs)
+    return RunOutcome(run_id=folder.name, state=state, failed_checks=failed)
 
 
 def _has_rank_but_for_control(row: MethodRow, speedup: float, interval: Interval) -> bool:

@@ -308,14 +308,15 @@ class RunOutcome:
 
     run_id: str
     """Empty for a dry run."""
-    state: Literal["finished", "interrupted", "failed", "planned"]
+    state: Literal["finished", "interrupted", "planned"]
     summary: RunSummary | None = None
     """What `run --json` prints; None for a dry run, for a run interrupted before its first answer, and where DuckDB is
     not installed."""
     plan: PlanSummary | None = None
     """Of a dry run."""
     failed_checks: tuple[str, ...] = ()
-    """Sentences; any of them makes the command exit 1 (a `bug` verdict, --fail-under, a violated count)."""
+    """Sentences; any of them makes the command exit 1 (a `bug` verdict, a method all of whose generations failed,
+    --fail-under)."""
 
 
 class Progress(Protocol):

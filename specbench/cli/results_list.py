@@ -41,7 +41,7 @@ def show_runs(store: Path | None, *, as_json: bool) -> None:
                     entry.target,
                     entry.state,
                     entry.headline
-                    or ", ".join(_figure(entry, method) for method in entry.speedups)
+                    or _figures(entry)
                     or ("" if entry.is_stored or entry.kind == "train" else "not ingested"),
                 )
                 for entry in listing.runs
@@ -53,6 +53,14 @@ def show_runs(store: Path | None, *, as_json: bool) -> None:
         names = visible(", ".join(entry.run_id for entry in cut if entry.kind == kind))
         note(f"not finished, {names}; to continue one: specbench {kind} --resume RUN{visible(where)}")
     _note_imports(store)
+
+
+def _figures(entry: RunEntry) -> str:
+    """What a stored run came to: speed-ups, and the methods of which nothing finished."""
+    if entry.failed and not entry.num_answers:
+        return "all failed"
+    figures = [_figure(entry, method) for method in entry.speedups]
+    return ", ".join([*figures, *(f"{method} failed" for method in entry.failed)])
 
 
 def _figure(entry: RunEntry, method: str) -> str:

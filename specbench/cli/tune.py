@@ -113,7 +113,7 @@ def tune(
         where = f" --store {store}" if store is not None else ""
         note(f"interrupted; what was finished is kept. Continue: specbench run --resume {found.run_id}{where}")
         raise typer.Exit(130)
-    if found.state == "failed" or found.failed_checks:
+    if found.failed_checks:
         raise typer.Exit(1)
     if top and not any(each.decode is not None for each in found.confirmed):
         note("the confirming run has no number: see specbench results show " + found.run_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import Event, GenerationFailed, GenerationFinished, GenerationStarted, RunStarted
@@ -105,18 +105,34 @@ def finished_groups(folder: Path) -> set[int]:
     return {attempt.group for attempt in completed if attempt is not None}
 
 
-def count_bugs(folder: Path) -> dict[str, int]:
-    """Answers per method that differ from the target's own without a reason, of the whole run: what an earlier part
-    found counts as well as what a resumed one finds. Methods without any are left out."""
+class Tally(NamedTuple):
+    """Timed generations of one method, each by its last complete attempt."""
+
+    num_answers: int
+    num_failed: int
+    num_bugs: int
+    """Answers that differ from the target's own without a reason."""
+
+
+def tallies(folder: Path) -> dict[str, Tally]:
+    """By method, of the whole run: what an earlier part left counts as well as what a resumed one does. Methods of
+    which nothing ended are left out."""
     attempts = Attempts(planned_rows(folder))
     completed = {
         attempt.group: attempt
         for attempt in (attempts.feed(event) for event in replay(folder, with_steps=False))
         if attempt is not None
     }
-    found: dict[str, int] = {}
+    found: dict[str, Tally] = {}
     for attempt in completed.values():
         for answer in attempt.finished.values():
-            if answer.equality == "bug":
-                found[answer.method] = found.get(answer.method, 0) + 1
+            was = found.get(answer.method, _NONE)
+            is_bug = answer.equality == "bug"
+            found[answer.method] = was._replace(num_answers=was.num_answers + 1, num_bugs=was.num_bugs + is_bug)
+        for failure in attempt.failed.values():
+            was = found.get(failure.method, _NONE)
+            found[failure.method] = was._replace(num_failed=was.num_failed + 1)
     return found
+
+
+_NONE = Tally(num_answers=0, num_failed=0, num_bugs=0)

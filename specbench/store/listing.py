@@ -103,6 +103,17 @@ def _add_stored(connection: duckdb.DuckDBPyConnection, entries: dict[str, RunEnt
     """
     for row in fetch(connection, query):
         ratios.setdefault(row["run_id"], {}).setdefault(row["method"], []).append(row["speedup"])
+    answers = dict(connection.execute("SELECT run_id, count(*) FROM generations GROUP BY run_id").fetchall())
+    failed: dict[str, list[str]] = {}
+    query = """
+        SELECT m.run_id, m.method
+        FROM methods AS m
+        SEMI JOIN failures AS f USING (run_id, method)
+        ANTI JOIN generations AS g USING (run_id, method)
+        ORDER BY m.position
+    """
+    for row in fetch(connection, query):
+        failed.setdefault(row["run_id"], []).append(row["method"])
     bootstraps: Bootstraps = {}
     for run in fetch(connection, "SELECT * EXCLUDE manifest FROM runs"):
         found = entries.get(run["run_id"])
@@ -115,6 +126,8 @@ def _add_stored(connection: duckdb.DuckDBPyConnection, entries: dict[str, RunEnt
             is_stored=True,
             speedups={method: geometric_mean(np.array(of_method)) for method, of_method in of_run.items()},
             unranked=_unranked(Facts(connection, run, bootstraps), of_run) if with_ranks else {},
+            num_answers=answers.get(run["run_id"], 0),
+            failed=tuple(failed.get(run["run_id"], ())),
         )
 
 

@@ -329,6 +329,10 @@ class RunEntry:
     """What made the folder; a training's `suite` is its data set."""
     headline: str = ""
     """A training's best figure so far."""
+    num_answers: int = 0
+    """Timed generations that finished; 0 until ingested."""
+    failed: tuple[str, ...] = ()
+    """Methods, baseline and control among them, whose timed generations all failed; empty until ingested."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,6 +137,31 @@ def test_rows_that_a_table_does_not_rank_are_marked_in_the_list_and_in_a_compari
     assert "run-a: tree is not ranked: a control, not a competitor" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("method", "shown"), [("", "all failed"), ("tree", r"draft_model \d\.\d\d×, slow \d\.\d\d×, tree failed")]
+)
+def test_the_list_says_what_failed_whole(
+    specbench: Callable[..., Any], tmp_path: Path, method: str, shown: str
+) -> None:
+    """Its place was empty, as that of a run of the baseline alone is."""
+
+    def failing(event: Event) -> Event:
+        if not isinstance(event, GenerationFinished) or method not in ("", event.method):
+            return event
+        names = [field.name for field in dataclasses.fields(GenerationFailed) if field.name != "error"]
+        return GenerationFailed(**{name: getattr(event, name) for name in names}, error="out of memory")
+
+    manifest = make_manifest(num_questions=4)
+    write_run(tmp_path / "r" / "runs" / "run-a", manifest, (failing(event) for event in run_events(manifest)))
+    where = ("--store", str(tmp_path / "r"))
+    assert specbench("results", "ingest", *where).code == 0
+    assert re.search(shown, specbench("results", "ls", *where).out)
+    [entry] = json.loads(specbench("results", "ls", *where, "--json").out)
+    labels = [each.label for each in manifest.methods]
+    assert entry["failed"] == (labels if not method else [method])
+    assert bool(entry["num_answers"]) is bool(method)
+
+
 def test_an_export_of_answers_says_what_it_wrote_of_failed_turns(specbench: Callable[..., Any], tmp_path: Path) -> None:
     def failing(event: Event) -> Event:
         if not isinstance(event, GenerationFinished) or (event.method, event.turn) != ("tree", 0):

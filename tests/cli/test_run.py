@@ -219,11 +219,6 @@ def test_an_interrupted_run_exits_130_and_says_how_to_go_on(specbench: Callable[
     assert ran.err.count("interrupted") == 1
 
 
-def test_a_failed_run_exits_1(specbench: Callable[..., Any], fake: FakeBench) -> None:
-    fake.outcome = RunOutcome(run_id="run-a", state="failed")
-    assert specbench("run", "demo").code == 1
-
-
 def test_a_dry_run_prints_the_plan_and_its_time(specbench: Callable[..., Any], fake: FakeBench) -> None:
     plan = PlanSummary(
         suite="demo",
