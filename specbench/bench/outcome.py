@@ -51,8 +51,13 @@ def outcome_of(
         raise
     with open_store(store, read_only=True) as connection:
         summary = summarise(connection, run_id)
-    failed = (*failed, *too_slow(summary, least=request.fail_under))
-    return RunOutcome(run_id=run_id, state=state, summary=summary, failed_checks=failed)
+    return RunOutcome(
+        run_id=run_id,
+        state=state,
+        summary=summary,
+        failed_checks=(*failed, *too_slow(summary, least=request.fail_under)),
+        undecided=undecided(summary, least=request.fail_under),
+    )
 
 
 def _bugs(found: Mapping[str, Tally]) -> tuple[str, ...]:
@@ -89,10 +94,6 @@ def _without_store(
     return RunOutcome(run_id=folder.name, state=state, failed_checks=failed)
 
 
-def _has_rank_but_for_control(row: MethodRow, speedup: float, interval: Interval) -> bool:
-    return row.control_failed and not is_too_noisy(speedup, interval)
-
-
 def too_slow(summary: RunSummary, *, least: float | None) -> list[str]:
     """A sentence for every method that does not reach `--fail-under`, or has no number to hold against it.
 
@@ -108,11 +109,7 @@ def too_slow(summary: RunSummary, *, least: float | None) -> list[str]:
         if row.speedup is None:
             failed = f" ({count(row.num_failed, 'generation')} failed)" if row.num_failed else ""
             found.append(f"{row.method}: no speed-up was measured{failed}, so it cannot be said to reach {least:g}")
-        elif (
-            row.speedup_ci is None
-            or row.ranked
-            or (row.control_failed and not is_too_noisy(row.speedup, row.speedup_ci))
-        ):
+        elif row.speedup_ci is None or _goes_by_speedup(row, row.speedup, row.speedup_ci):
             if row.speedup < least:
                 found.append(f"{row.method}: speed-up {row.speedup:.3f} is under {least:g}")
         elif row.speedup_ci.high < least:
@@ -122,3 +119,28 @@ def too_slow(summary: RunSummary, *, least: float | None) -> list[str]:
                 f"{high:.3f}, is under {least:g}"
             )
     return found
+
+
+def undecided(summary: RunSummary, *, least: float | None) -> tuple[str, ...]:
+    """A sentence for every method that `too_slow` lets pass although its speed-up is below: its interval says
+    neither."""
+    found = []
+    for row in summary.rows:
+        speedup, interval = row.speedup, row.speedup_ci
+        if least is None or row.kind == "baseline" or speedup is None or interval is None:
+            continue
+        if speedup >= least or interval.high < least or _goes_by_speedup(row, speedup, interval):
+            continue
+        why = "too noisy to judge; more questions (--limit) or --repeats can tell"
+        if not row.too_noisy and not row.control_failed:
+            why = f"passed without a rank to judge by: {'; '.join(row.reasons)}"
+        found.append(
+            f"{row.method}: speed-up {speedup:.3f} is under {least:g}, but its interval, {interval.low:.3f} to "
+            f"{interval.high:.3f}, reaches it: {why}"
+        )
+    return tuple(found)
+
+
+def _goes_by_speedup(row: MethodRow, speedup: float, interval: Interval) -> bool:
+    """It is ranked, or would be but for a failed A/A control."""
+    return row.ranked or (row.control_failed and not is_too_noisy(speedup, interval))

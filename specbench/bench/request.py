@@ -317,6 +317,8 @@ class RunOutcome:
     failed_checks: tuple[str, ...] = ()
     """Sentences; any of them makes the command exit 1 (a `bug` verdict, a method all of whose generations failed,
     --fail-under)."""
+    undecided: tuple[str, ...] = ()
+    """Sentences on methods that pass --fail-under for their noise alone; they change no exit code."""
 
 
 class Progress(Protocol):

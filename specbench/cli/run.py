@@ -94,7 +94,13 @@ def run(
     resume: Annotated[str | None, option("--resume", WHAT, "RUN_ID", "Continue a run; needs nothing else.")] = None,
     fail_under: Annotated[
         float | None,
-        option("--fail-under", OUTPUT, "X", "Exit 1 when a method's speed-up is below X, or has no number."),
+        option(
+            "--fail-under",
+            OUTPUT,
+            "X",
+            "Exit 1 when a method has no number or a speed-up below X; without a rank (too noisy): when its whole "
+            "interval is below X.",
+        ),
     ] = None,
     dry_run: Annotated[bool, option("--dry-run", OUTPUT, "", "Print the plan and the time it would take.")] = False,
     as_json: options.Json = False,
@@ -197,6 +203,8 @@ def _print(outcome: RunOutcome, *, as_json: bool, store: Path | None) -> None:
             print_summary(outcome.summary, console())
     for sentence in outcome.failed_checks:
         note(f"✗ {visible(sentence)}")
+    for sentence in outcome.undecided:
+        note(f"⚠ {visible(sentence)}")
     where = f" --store {store}" if store is not None else ""
     if outcome.state == "interrupted":
         note(f"interrupted; what was finished is kept. Continue: specbench run --resume {outcome.run_id}{where}")

@@ -13,7 +13,6 @@ import pytest
 from specbench import paths
 from specbench.api import Silent
 from specbench.bench import runner
-from specbench.bench.outcome import too_slow
 from specbench.bench.request import GridAxis, Setting
 from specbench.bench.runner import run
 from specbench.errors import EnvironmentFailed, UsageError
@@ -23,7 +22,6 @@ from specbench.store.db import open_store
 from specbench.store.journal import read_events
 from specbench.store.pairs import fetch
 from tests.bench.runs import CHAIN_HEAD, events_of, request_for, rows_of
-from tests.report.samples import method_row, summary
 
 
 def test_a_run_answers_every_question_with_every_method_as_the_target_alone_would(go):
@@ -277,44 +275,6 @@ def test_a_dry_run_measures_nothing_and_estimates_the_time(tiny_suite, tiny_targ
     assert outcome.plan.num_groups == 30 and outcome.plan.methods[1] == "autoregressive#2"
     assert outcome.plan.estimated_s is not None and outcome.plan.estimated_s > 0
     assert not store.exists()
-
-
-def test_fail_under_judges_ranked_rows_and_those_that_only_lack_a_quiet_machine():
-    """The control's failure says that ranks would be noise; that a method misses a bound by far it does not excuse."""
-    slow = method_row("slow", speedup=1.1, rank=2)
-    withheld = method_row("withheld", speedup=1.2, rank=None, control_failed=True)
-    noisy = method_row("noisy", speedup=1.2, half=0.35, rank=None, too_noisy=True)
-    both = method_row("both", speedup=1.2, half=0.35, rank=None, control_failed=True)
-    found = summary(method_row("fast", speedup=1.6), slow, withheld, noisy, both)
-    assert too_slow(found, least=1.5) == [
-        "slow: speed-up 1.100 is under 1.5",
-        "withheld: speed-up 1.200 is under 1.5",
-    ]
-    assert too_slow(found, least=1.0) == [] and too_slow(found, least=None) == []
-
-
-def test_fail_under_is_not_passed_by_a_method_without_a_number_or_wholly_below_it():
-    """No rank is no excuse: neither every answer failing nor a noisy machine makes a slow method fast."""
-    baseline = method_row("autoregressive", speedup=None, kind="baseline", rank=None)
-    failed = method_row("failed", speedup=None, rank=None, num_failed=8)
-    unpaired = method_row("unpaired", speedup=None, rank=None)
-    noisy = method_row("noisy", speedup=0.5, half=0.3, rank=None, too_noisy=True)
-    lossy = method_row("lossy", speedup=1.4, half=0.05, rank=None, lossless=False)
-    single = dataclasses.replace(method_row("single", speedup=0.9, rank=None), speedup_ci=None)
-    assert too_slow(summary(baseline, failed, unpaired, noisy, lossy, single), least=1.5) == [
-        "failed: no speed-up was measured (8 generations failed), so it cannot be said to reach 1.5",
-        "unpaired: no speed-up was measured, so it cannot be said to reach 1.5",
-        "noisy: speed-up 0.500 is not ranked, and its whole interval, 0.200 to 0.800, is under 1.5",
-        "lossy: speed-up 1.400 is not ranked, and its whole interval, 1.350 to 1.450, is under 1.5",
-        "single: speed-up 0.900 is under 1.5",
-    ]
-
-
-def test_fail_under_is_a_failed_check(go, monkeypatch):
-    said = ["prompt_lookup: speed-up 1.000 is under 1000"]
-    monkeypatch.setattr("specbench.bench.outcome.too_slow", lambda summary, *, least: said if least == 1000.0 else [])
-    assert go(fail_under=1000.0)[0].failed_checks == tuple(said)
-    assert go()[0].failed_checks == ()
 
 
 def test_a_grid_makes_one_row_per_value_in_one_plan(go):

@@ -212,6 +212,13 @@ def test_a_failed_check_exits_1_and_the_json_stays_one_object(
     assert "✗ prompt_lookup: 1 answer differs" in ran.err
 
 
+def test_what_fail_under_cannot_judge_is_told_and_passes(specbench: Callable[..., Any], fake: FakeBench) -> None:
+    sentence = "prompt_lookup: speed-up 1.170 is under 5, but too noisy"
+    fake.outcome = RunOutcome(run_id="run-a", state="finished", undecided=(sentence,))
+    ran = specbench("run", "demo", "--fail-under", "5")
+    assert ran.code == 0 and f"⚠ {sentence}" in ran.err
+
+
 def test_an_interrupted_run_exits_130_and_says_how_to_go_on(specbench: Callable[..., Any], fake: FakeBench) -> None:
     fake.outcome = RunOutcome(run_id="run-a", state="interrupted")
     ran = specbench("run", "demo", "--store", "s")
