@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from specbench import paths, suite
@@ -20,7 +19,9 @@ from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Noise, Verdict, measure_noise_floor, measure_rounding
 from specbench.bench.execution import tell_of_graphs
+from specbench.bench.folders import check_place, run_folder
 from specbench.bench.learning import Learning, adapter_stores
+from specbench.bench.lengths import check_max_len
 from specbench.bench.outcome import State, outcome_of
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
@@ -45,20 +46,18 @@ def run(request: RunRequest, progress: Progress) -> RunOutcome:
 def carry_out(asked: Asked, progress: Progress) -> RunOutcome:
     """`run`, from what is settled already."""
     request, resumed = asked.request, asked.resumed
+    if resumed is None:  # what a run was begun with it goes on with
+        check_max_len(request, asked.suite, progress.say)
+        if not request.dry_run:
+            check_place(request.store)
     session = Session(request, asked.suite)
     contestants = [make_contestant(session, competitor) for competitor in asked.competitors]
     if request.dry_run:
         return dry_run(session, contestants)
     session.compile_target(progress.say)
     run_id = resumed.run_id if resumed else record.new_run_id(asked.suite.name)
-    folder = paths.run_dir(request.store, run_id)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        # The folder that refused: it may be several levels above the run's.
-        refusing = Path(error.filename or folder)
-        raise cannot_write(refusing, error, try_="--store DIR, one that you may write to") from error
-    return _Run(session, contestants, run_id, resumed, progress).run()
+    with run_folder(request.store, run_id):
+        return _Run(session, contestants, run_id, resumed, progress).run()
 
 
 class _Run:

@@ -17,6 +17,7 @@ from specbench import provenance, registry, suite
 from specbench.bench import execution
 from specbench.bench.competitors import Competitor
 from specbench.bench.execution import describe, pick_graphs
+from specbench.bench.lengths import most_tokens, render_turn
 from specbench.bench.reference import ReferenceAnswer, ReferenceBook
 from specbench.bench.request import Progress, RunRequest
 from specbench.engine.answer import GroupResult, StepSink
@@ -140,23 +141,14 @@ class Session:
         return suite.rendered_hash(self.tokenizer, self.suite.questions, self.template)
 
     def _render(self, question: Question, turn: int, answers: Sequence[str]) -> tuple[int, ...]:
-        messages = []
-        for place in range(turn + 1):
-            messages.append({"role": "user", "content": question.turns[place]})
-            if place < turn:
-                messages.append({"role": "assistant", "content": answers[place]})
-        return tuple(suite.render(self.tokenizer, messages, self.template))
+        return render_turn(self.tokenizer, question, turn, answers, self.template)
 
     def _needed_len(self) -> int:
         """Cache length that the longest question can need, bounded by --max-len and the target's context."""
-        longest = 0
-        for question in self.suite.questions:
-            tokens = self.num_prompt_tokens[question.question_id] + self.max_new_tokens
-            for text in question.turns[1:]:
-                alone = suite.render(self.tokenizer, [{"role": "user", "content": text}], self.template)
-                # An answer's text may be tokenised again into more ids than were generated: three for a stray byte.
-                tokens += len(alone) + 3 * self.max_new_tokens + 16
-            longest = max(longest, tokens)
+        longest = max(
+            most_tokens(self.tokenizer, q, self.num_prompt_tokens[q.question_id], self.max_new_tokens, self.template)
+            for q in self.suite.questions
+        )
         limits = [length for length in (self.request.max_len, self.lm.context_length) if length is not None]
         return min([longest, *limits])
 

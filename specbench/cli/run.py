@@ -86,7 +86,9 @@ def run(
     attention: options.Attention = None,
     graphs: options.Graphs = None,
     compile_target: options.Compile = None,
-    max_len: Annotated[int | None, option("--max-len", WHERE, "N", "Tokens of cache per sequence.")] = None,
+    max_len: Annotated[
+        int | None, option("--max-len", WHERE, "N", "Tokens of cache per sequence; default: what the suite needs.")
+    ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     data: options.DataDirs = None,
     store: options.Store = None,

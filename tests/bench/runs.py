@@ -37,6 +37,16 @@ def rows_of(outcome):
     return {row["method"]: row for row in to_json(outcome.summary)["rows"]}
 
 
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 class Impatient(Silent):
     """Ctrl-C after so many groups."""
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from specbench.manifest import read_manifest
 from specbench.store.db import open_store
 from specbench.store.journal import read_events
 from specbench.store.pairs import fetch
-from tests.bench.runs import CHAIN_HEAD, events_of, request_for, rows_of
+from tests.bench.runs import CHAIN_HEAD, Listening, events_of, request_for, rows_of
 
 
 def test_a_run_answers_every_question_with_every_method_as_the_target_alone_would(go):
@@ -104,14 +105,6 @@ def test_prompts_too_long_for_the_target_fail_by_id_and_the_others_go_on(tiny_ta
     assert "303 tokens + 12 new ones" in failures[0].error and "256" in failures[0].error
     assert rows_of(outcome)["prompt_lookup"]["num_questions"] == 1
     assert rows_of(outcome)["prompt_lookup"]["num_failed"] > 0
-
-
-class Listening(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -262,7 +255,7 @@ def test_a_refused_folder_is_named_in_words(tiny_suite, tiny_target, tmp_path, m
     def refuse(self, *_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "results"))
 
-    monkeypatch.setattr(runner.Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(EnvironmentFailed) as caught:
         run(request_for(tiny_suite, tiny_target, tmp_path / "results"), Silent())
     assert caught.value.what == f"no permission to write {tmp_path / 'results'}"
