@@ -83,13 +83,20 @@ class Talk:
         if not line:
             return True
         try:
+            if any("\ud800" <= char <= "\udfff" for char in line):
+                # A terminal's bytes that are no UTF-8, or half a pair in JSON: no tokenizer takes them.
+                raise UsageError("this line is not valid Unicode", try_="type it again, in UTF-8")
             if line.startswith("/"):
                 return self._command(line)
             self._say(line)
         except SpecbenchError as error:
-            parts = [error.what, *([f"try: {error.try_}"] if error.try_ else [])]
-            self._front.note("✗ " + " · ".join(parts), "bad")
+            self.tell(error)
         return True
+
+    def tell(self, error: SpecbenchError) -> None:
+        """What is wrong with a line, and what to type instead."""
+        parts = [error.what, *([f"try: {error.try_}"] if error.try_ else [])]
+        self._front.note("✗ " + " · ".join(parts), "bad")
 
     def _command(self, line: str) -> bool:
         name, _, rest = line.partition(" ")

@@ -21,6 +21,7 @@ from specbench.cli.failures import note
 from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, WHAT, option
 from specbench.cli.text import visible
+from specbench.cli.typed import checked, read_line
 from specbench.errors import UsageError, did_you_mean
 from specbench.quantisation import check_quantisation
 
@@ -68,6 +69,7 @@ def chat(
     Answers go to stdout, all else to stderr. Nothing is stored unless /save is typed, and nothing is a benchmark.
     """
     given = options.settings(set_)
+    checked(system, what="the system prompt", where="--system", try_="--system TEXT, or /set system=TEXT later")
     check_quantisation(quantisation)
     if rule not in get_args(Rule):
         raise UsageError(f"{rule!r} is no acceptance rule", where="--rule", try_=did_you_mean(rule, get_args(Rule)))
@@ -132,6 +134,9 @@ def _talk(conversation: Conversation, default_file: Callable[[], Path]) -> None:
     while True:
         try:
             line = input("› ") if is_interactive else _next_line()
+        except UsageError as error:
+            talk.tell(error)
+            continue
         except EOFError:
             break
         except KeyboardInterrupt:
@@ -143,7 +148,7 @@ def _talk(conversation: Conversation, default_file: Callable[[], Path]) -> None:
 
 
 def _next_line() -> str:
-    line = sys.stdin.readline()
+    line = read_line(command="chat")
     if not line:
         raise EOFError
     return line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
 from specbench.cli.text import show, show_json
+from specbench.cli.typed import checked, read_stdin
 from specbench.errors import UsageError
 from specbench.quantisation import CHOICES, check_quantisation
 
@@ -55,7 +55,10 @@ def generate(
 ) -> None:
     """Answer one prompt. The text goes to stdout, what it cost to stderr."""
     options.silence_followers()
-    text = sys.stdin.read() if prompt == "-" else prompt
+    if prompt == "-":
+        text = read_stdin(command="generate -")
+    else:
+        text = checked(prompt, what="the prompt", where="PROMPT", try_="specbench generate - reads it from a file")
     if not text.strip():
         raise UsageError("the prompt is empty", where="PROMPT", try_='specbench generate "Hello"')
     check_quantisation(quantisation)

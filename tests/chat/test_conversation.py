@@ -217,6 +217,15 @@ def test_what_is_wrong_is_told_and_changes_nothing(talk, line, told):
     assert chat.conversation.settings == before
 
 
+def test_a_line_that_no_tokenizer_takes_is_told_and_the_next_one_is_answered(talk):
+    """Half a surrogate pair: what a terminal's odd byte, or JSON, can hold."""
+    begun, front = talk(max_new_tokens=3)
+    for line in ("zw\udcf6lf", "/set system=\ud800"):
+        assert begun.handle(line) and not front.replies
+        assert front.notes[-1] == ("bad", "✗ this line is not valid Unicode · try: type it again, in UTF-8")
+    assert begun.handle("abc") and len(front.replies) == 1
+
+
 def test_settings_are_changed_together_and_listed(talk):
     chat, front = talk()
     chat.handle("/set temperature 0.5")

@@ -26,12 +26,26 @@ class _Screen(io.StringIO):
 
 
 def test_piped_lines_are_answered_on_stdout_and_nothing_else_is(specbench, target, monkeypatch):
-    lines = io.StringIO("abc abc abc\n/stats\n/nonsense\n")
+    lines = io.TextIOWrapper(io.BytesIO(b"abc abc abc\n/stats\n/nonsense\n"))
     monkeypatch.setattr(sys, "stdin", lines)
     ran = specbench("chat", "--target", str(target), "--method", "prompt_lookup", "--max-new-tokens", "8")
     assert ran.code == 0
     assert ran.out and "tok/s" not in ran.out and "\x1b" not in ran.out and "◆" not in ran.out
     assert "plain decoding" in ran.err and "prefill" in ran.err and "no command '/nonsense'" in ran.err
+
+
+def test_a_piped_line_that_is_not_utf_8_is_told_and_the_next_one_is_answered(specbench, target, monkeypatch):
+    lines = io.TextIOWrapper(io.BytesIO(b"zw\xf6lf\n/stats\nabc\n"), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setattr(sys, "stdin", lines)
+    ran = specbench("chat", "--target", str(target), "--max-new-tokens", "4")
+    assert ran.code == 0 and ran.out.count("\n") == 1
+    assert "✗ this line of stdin is not UTF-8 text (byte 2)" in ran.err and "iconv -f latin1" in ran.err
+    assert "there is no answer yet" in ran.err
+
+
+def test_a_system_prompt_that_is_not_utf_8_is_refused_before_torch(specbench):
+    ran = specbench("chat", "--system", b"zw\xf6lf".decode("utf-8", "surrogateescape"))
+    assert ran.code == 2 and "the system prompt is not UTF-8 text (byte 2)" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def chat(specbench: Callable[..., Ran], models: tuple[Path, Path], monkeypatch: 
     target, draft = models
 
     def talk(*lines: str, method: str = "adaptive_lora", **options: object) -> Ran:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("".join(line + "\n" for line in lines).encode())))
         words = ["chat", "--target", str(target), "--method", method, "--max-new-tokens", "16", "--temperature", "1"]
         words += ["--dtype", "float64", "--threads", "1"]
         if method == "adaptive_lora":

@@ -64,9 +64,24 @@ def test_the_answer_goes_to_stdout_and_its_cost_to_stderr(specbench: Callable[..
 def test_a_dash_reads_the_prompt_from_stdin(
     specbench: Callable[..., Any], api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nlong\nprompt"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nlong\r\nprompt \xc3\xa9")))
     assert specbench("generate", "-").code == 0
-    assert api.asked["prompt"] == "a\nlong\nprompt"
+    assert api.asked["prompt"] == "a\nlong\nprompt é"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_prompt_that_is_not_utf_8_is_a_usage_error_whatever_the_locale(
+    specbench: Callable[..., Any], api: FakeApi, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """From stdin by its bytes, as an argument by the surrogates that Python makes of them."""
+    bytes_in = io.TextIOWrapper(io.BytesIO("zwölf é".encode("latin-1")), encoding=encoding, errors="surrogateescape")
+    monkeypatch.setattr(sys, "stdin", bytes_in)
+    ran = specbench("generate", "-")
+    assert ran.code == 2 and "stdin is not UTF-8 text (byte 2)" in ran.err
+    assert "iconv -f latin1 -t utf-8 FILE | specbench generate -" in ran.err
+    ran = specbench("generate", b"\xc3\xa9 zw\xf6lf".decode("utf-8", "surrogateescape"))
+    assert ran.code == 2 and "the prompt is not UTF-8 text (byte 5)" in ran.err and "PROMPT" in ran.err
+    assert api.asked == {}
 
 
 def test_model_text_cannot_command_the_terminal_but_json_keeps_it(specbench: Callable[..., Any], api: FakeApi) -> None:
