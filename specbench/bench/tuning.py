@@ -32,6 +32,7 @@ from specbench.bench.candidates import (
 from specbench.bench.competitors import BASELINE, Competitor, competitors
 from specbench.bench.contestants import Contestant, make_contestant
 from specbench.bench.defaults import full_command, without_fallbacks
+from specbench.bench.folders import check_place
 from specbench.bench.request import Progress, RunOutcome, RunRequest, Setting, Variant
 from specbench.bench.runner import run
 from specbench.bench.session import Cell, Session
@@ -54,26 +55,41 @@ def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) 
     """Measure, predict, confirm the best `top` (0 = none).
 
     request: filled (`with_defaults`); its grid axes of the method replace the card's `tune`. Raises UsageError for a
-    method with nothing to tune, a rule other than `coupled`, and more than one question at a time.
+    method with nothing to tune, a rule other than `coupled`, and more than one question at a time; EnvironmentFailed
+    where the confirming run could not be written, before anything is loaded.
     """
+    found = predict(request, method, progress, will_confirm=top > 0)
+    return confirm(found, request, method, progress, top=top) if top else found
+
+
+def predict(request: RunRequest, method: str, progress: Progress, *, will_confirm: bool) -> Tuned:
+    """All but the confirming run; the choice is the best prediction. Raises as `tune` does."""
     _check(request)
     card = registry.card(method, methods_dirs=request.methods_dirs, named_by="--method")
     wanted = combinations(request, card)
-    # The target is let go before the confirming run loads it again.
-    found = _measure(request, card, wanted, progress)
-    best = found.candidates[: top if top else 1]
-    outcome = _confirm(request, method, best, progress) if top else None
-    confirmed = _confirmed(outcome, request, method, best) if outcome else ()
-    choice = choose(found.candidates, confirmed, baseline=BASELINE)
-    return dataclasses.replace(
+    if will_confirm:
+        check_place(request.store)
+    return _chosen(_measure(request, card, wanted, progress), request)
+
+
+def confirm(found: Tuned, request: RunRequest, method: str, progress: Progress, *, top: int) -> Tuned:
+    """Measure the best `top` of what was predicted in one paired run, and choose by it. Raises what that run raises."""
+    # The target was let go with the session that predicted: this run loads it again.
+    best = found.candidates[:top]
+    outcome = _confirm(request, method, best, progress)
+    measured = dataclasses.replace(
         found,
-        confirmed=confirmed,
-        run_id=outcome.run_id if outcome else "",
-        state=outcome.state if outcome else "",
-        failed_checks=outcome.failed_checks if outcome else (),
-        choice=choice.why,
-        command=_command(request, method, choice.options),
+        confirmed=_confirmed(outcome, request, method, best),
+        run_id=outcome.run_id,
+        state=outcome.state,
+        failed_checks=outcome.failed_checks,
     )
+    return _chosen(measured, request)
+
+
+def _chosen(found: Tuned, request: RunRequest) -> Tuned:
+    choice = choose(found.candidates, found.confirmed, baseline=BASELINE)
+    return dataclasses.replace(found, choice=choice.why, command=_command(request, found.method, choice.options))
 
 
 def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progress: Progress) -> Tuned:

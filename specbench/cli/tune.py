@@ -16,7 +16,7 @@ from specbench.cli.help import Sections, examples, new_app
 from specbench.cli.options import HOW, WHAT, option
 from specbench.cli.progress import open_progress
 from specbench.cli.text import Column, show, show_json, show_table, visible
-from specbench.errors import UsageError
+from specbench.errors import SpecbenchError, UsageError
 from specbench.quantisation import precision
 
 if TYPE_CHECKING:
@@ -99,10 +99,21 @@ def tune(
     assert request.suite is not None
     request = with_defaults(request, read_suite_file(resolve_spec(request.suite)).defaults).request
     # 2 s of torch, after everything that can be refused without it.
-    from specbench.bench.tuning import tune as carry_out
+    from specbench.bench.tuning import confirm, predict
 
     with open_progress() as progress:
-        found = carry_out(request, method, progress, top=top)
+        found = predict(request, method, progress, will_confirm=top > 0)
+    if top:
+        try:
+            with open_progress() as progress:
+                found = confirm(found, request, method, progress, top=top)
+        except SpecbenchError:
+            # What was predicted took minutes and holds without the run that was to confirm it.
+            if as_json:  # stdout is the error's
+                _note_predictions(found)
+            else:
+                _print(found)
+            raise
     if as_json:
         show_json(found.as_dict())
     else:
@@ -118,6 +129,11 @@ def tune(
     if top and not any(each.decode is not None for each in found.confirmed):
         note("the confirming run has no number: see specbench results show " + found.run_id)
         raise typer.Exit(1)
+
+
+def _note_predictions(found: Tuned) -> None:
+    for each in found.candidates:
+        note(f"predicted {each.predicted:.2f}×: {visible(','.join(f'{name}={value}' for name, value in each.options))}")
 
 
 def _print(found: Tuned) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from specbench.bench.candidates import Candidate, Confirmed, choose, confirmed_b
 from specbench.bench.defaults import with_defaults
 from specbench.bench.request import GridAxis, RunRequest, Setting
 from specbench.bench.tuning import _command
+from specbench.errors import EnvironmentFailed
 from specbench.store.records import Equality, MethodRow
 from specbench.suite import Defaults
 from tests.conftest import Ran
@@ -119,6 +121,36 @@ def test_the_command_says_all_that_was_tuned_for() -> None:
 
 
 SHORT = ("--limit", "2", "--max-new-tokens", "8", "--repeats", "1", "--threads", "1", "--top", "1")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_predictions_are_shown_where_the_confirming_run_fails(
+    specbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """They took minutes, and do not depend on it. Under --json stdout is the error's."""
+
+    def full(*_: object) -> None:
+        raise EnvironmentFailed("the disk is full")
+
+    monkeypatch.setattr(tuning, "run", full)
+    words = ("tune", "--method", "prompt_lookup", "--grid", "prompt_lookup.num_tokens=2", *SHORT)
+    ran = specbench(*words, "--store", str(tmp_path), *(["--json"] if as_json else []))
+    assert ran.code == 3
+    if as_json:
+        assert json.loads(ran.out)["what"] == "the disk is full"
+        assert re.search(r"predicted \d\.\d\d×: num_tokens=2", ran.err)
+    else:
+        assert "predicted" in ran.out and "nothing was measured" in ran.out and "the disk is full" in ran.err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_target_is_loaded(
+    specbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "Session", lambda *_: pytest.fail("the target was loaded"))
+    (tmp_path / "runs").write_text("no folder")
+    words = ("tune", "--method", "prompt_lookup", "--grid", "prompt_lookup.num_tokens=2", *SHORT)
+    ran = specbench(*words, "--store", str(tmp_path))
+    assert ran.code == 3 and str(tmp_path / "runs") in ran.err and "--store DIR" in ran.err
 
 
 @pytest.mark.parametrize(
