@@ -10,10 +10,12 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from typer import Abort, TyperException
 
+from specbench import paths
 from specbench.cli import failures
 from specbench.cli.app import root_command
 from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
@@ -74,11 +76,19 @@ def _run(args: list[str]) -> int:
             return _crash(error, args, as_json=as_json)
         what, remedy = _ENVIRONMENT[error.errno]
         place = str(error.filename or "")
+        if place and _is_in_cache(Path(place)):
+            remedy = "SPECBENCH_CACHE=DIR specbench … keeps its cache in another place, one that you may write to"
         known = EnvironmentFailed(f"{what} {place or error.strerror}", where=place, try_=remedy)
         return _fail(known, args, as_json=as_json, cause=error)
     # The front end is where a defect of ours becomes a message.
     except Exception as error:  # noqa: BLE001
         return _crash(error, args, as_json=as_json)
+
+
+def _is_in_cache(place: Path) -> bool:
+    """A part of the cache folder, or a folder above it that had to be made for it: no option of a command moves it."""
+    cache = paths.cache_dir().absolute()
+    return place.absolute().is_relative_to(cache) or cache.is_relative_to(place.absolute())
 
 
 def _fail(error: SpecbenchError, args: list[str], *, as_json: bool, cause: BaseException | None = None) -> int:

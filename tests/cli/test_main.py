@@ -130,6 +130,20 @@ def test_exit_codes(
         assert ran.err.count("interrupted") == 1 and "kept" not in ran.err  # nothing was measured: nothing to keep
 
 
+@pytest.mark.parametrize("place", ["", "references", "references/a/b.jsonl", ".."])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_the_cache_folder_refuses_is_remedied_by_another_one(
+    specbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, place: str
+) -> None:
+    """No option of a command moves it; folders above it fail where it is to be made."""
+    monkeypatch.delenv("SPECBENCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / ".cache"))
+    refused = os.path.normpath(tmp_path / "home" / ".cache" / "specbench" / place)
+    fail_with(monkeypatch, OSError(code, "refused", refused))
+    ran = specbench("methods")
+    assert ran.code == 3 and refused in ran.err and "SPECBENCH_CACHE=DIR" in ran.err and "--store" not in ran.err
+
+
 def test_a_defect_is_one_message_and_a_traceback_in_a_file(
     specbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
