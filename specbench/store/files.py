@@ -22,7 +22,9 @@ _START_TOLERANCE_S = 1.0
 
 def write_whole(path: Path, text: str, *, try_: str = "") -> None:
     """The file as a whole or not at all, in the place of an older one. Raises EnvironmentFailed as `cannot_write` words
-    it."""
+    it, and where the path is a folder's."""
+    if not path.name or path.is_dir():
+        raise EnvironmentFailed(f"{path} is a folder, not a file to write", where=str(path), try_=try_ or "-o FILE")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from specbench.errors import EnvironmentFailed
 from specbench.events import Measured
 from specbench.store.db import open_store
 from specbench.store.export import export_csv, export_json, export_parquet
-from specbench.store.files import cannot_write
+from specbench.store.files import cannot_write, write_whole
 from specbench.store.ingest import ingest
 from specbench.store.journal import Journal
 from tests.store.synthetic import write_synthetic
@@ -25,6 +25,27 @@ def test_a_refused_write_names_the_file_and_takes_the_callers_remedy(code: int) 
     found = cannot_write(Path("a/b"), OSError(code, "why"), try_="-o elsewhere")
     assert "a/b" in found.what and found.where == "a/b" and found.try_ == "-o elsewhere"
     assert "--resume" not in cannot_write(Path("a/b"), OSError(code, "why")).try_
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "there"])
+def test_a_folder_in_the_place_of_a_file_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing is written beside or into it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(EnvironmentFailed) as caught:
+        write_whole(Path(name), "text")
+    assert caught.value.what == f"{Path(name)} is a folder, not a file to write" and caught.value.try_ == "-o FILE"
+    assert write_whole_remedy(Path(name)) == "specbench leaderboard -o FILE"
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def write_whole_remedy(path: Path) -> str:
+    """What a caller that knows its option has said."""
+    with pytest.raises(EnvironmentFailed) as caught:
+        write_whole(path, "text", try_="specbench leaderboard -o FILE")
+    return caught.value.try_
 
 
 @pytest.mark.parametrize("command", ["run", "train"])
