@@ -15,15 +15,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from specbench.adapt.lora import LoraShape
+from specbench.adapt.shape import LoraShape
 from specbench.errors import EnvironmentFailed, UsageError, cannot_write
 from specbench.provenance import hash_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 WEIGHTS, CONFIG, LINEAGE = "adapter_model.safetensors", "adapter_config.json", "lineage.json"
@@ -67,6 +68,8 @@ class Adapter:
 def save(folder: Path, adapter: Adapter) -> None:
     """Write beside, then rename: whoever looks sees the whole folder or none. Raises EnvironmentFailed where the disk
     refuses or the folder exists."""
+    from safetensors.torch import save_file  # 2 s of torch, which a list of versions does without
+
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     names = sorted({key.removesuffix(".weight").rpartition(".")[0] for key in adapter.weights})
     config = {
@@ -236,6 +239,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path, *, prefix: str = _PREFIX) -> dict[str, Tensor]:
+    from safetensors.torch import load_file  # as in `save`
+
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:

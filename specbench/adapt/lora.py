@@ -11,9 +11,8 @@ r rank, I and O widths of a layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,36 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from specbench.adapt.shape import ALL_LINEAR as ALL_LINEAR
+from specbench.adapt.shape import LoraShape as LoraShape
 from specbench.errors import UsageError, did_you_mean
 from specbench.linear import FrozenLinear, stored
 from specbench.lm.quantised import is_quantised
-
-ALL_LINEAR = "all-linear"
-"""Every linear layer but the head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraShape:
-    """Which layers carry an adapter, and how wide. targets: last parts of module names (q_proj), or ALL_LINEAR."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> LoraShape:
-        """Of options rank, alpha and target_modules. Raises UsageError where alpha would switch the adapter off."""
-        alpha = float(options["alpha"])
-        if alpha <= 0:
-            raise UsageError(
-                f"alpha {alpha:g} switches the adapter off", where="adaptive_lora.alpha", try_="alpha of 2 x rank"
-            )
-        return cls(rank=int(options["rank"]), alpha=alpha, targets=parse_targets(str(options["target_modules"])))
-
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / self.rank
 
 
 class LoraLayers:
@@ -240,11 +214,3 @@ class _Layer:
 
     def detach(self) -> None:
         self._linear.forward = self.plain
-
-
-def parse_targets(text: str) -> tuple[str, ...]:
-    """`q_proj,v_proj` or `all-linear` -> names. Raises UsageError for an empty list."""
-    found: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise UsageError("no layer was named", where="target_modules", try_=f"q_proj,v_proj or {ALL_LINEAR}")
-    return tuple(dict.fromkeys(found))

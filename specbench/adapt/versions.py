@@ -19,13 +19,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specbench.adapt import adapter as files
-from specbench.adapt import candidate
 from specbench.adapt.adapter import Adapter
-from specbench.adapt.row_file import RowFile
 from specbench.errors import EnvironmentFailed, UsageError, cannot_write
+
+if TYPE_CHECKING:
+    from specbench.adapt.row_file import RowFile
 
 _ELSEWHERE = "another adapter store, on a disk with room and in a folder that you may write to: --store DIR"
 _ACTIVE, _LOCK, VERSIONS = "active.json", "lock", "versions"
@@ -38,7 +41,14 @@ class AdapterStore:
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self.folder = folder
-        self.rows = RowFile(folder, max_bytes=max_bytes)
+        self._max_bytes = max_bytes
+
+    @cached_property
+    def rows(self) -> RowFile:
+        """The observed answers."""
+        from specbench.adapt.row_file import RowFile  # 2 s of torch, which a list of versions does without
+
+        return RowFile(self.folder, max_bytes=self._max_bytes)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -157,6 +167,8 @@ class AdapterStore:
 
     def purge_versions(self) -> None:
         """Delete every version and what was learnt beyond them; nothing is drafted with."""
+        from specbench.adapt import candidate  # 2 s of torch, as in `rows`
+
         candidate.purge(self.folder)
         shutil.rmtree(self.folder / VERSIONS, ignore_errors=True)
         (self.folder / _ACTIVE).unlink(missing_ok=True)

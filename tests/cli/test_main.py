@@ -214,6 +214,8 @@ main(sys.argv[1:])
         ("suites",),
         ("results", "ls"),
         ("results", "--help"),
+        ("adapt", "ls"),
+        ("adapt", "--help"),
         ("leaderboard", "--help"),
         ("doctor", "--help"),
     ],
@@ -224,6 +226,17 @@ def test_looking_never_loads_torch(words: tuple[str, ...]) -> None:
     ran = subprocess.run([sys.executable, "-c", _PROBE, *words], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "LOADED []" in ran.stderr
+
+
+def test_listing_the_versions_of_an_adapter_store_never_loads_torch(tmp_path: Path) -> None:
+    """Their lineage is JSON; only weights are tensors."""
+    (tmp_path / "versions" / "0001").mkdir(parents=True)
+    lineage = {"specbench": 1, "base": "tiny-draft", "base_hash": "a" * 64, "num_positions": 321, "created": "2026"}
+    (tmp_path / "versions" / "0001" / "lineage.json").write_text(json.dumps(lineage))
+    words = ("adapt", "ls", "--store", str(tmp_path))
+    ran = subprocess.run([sys.executable, "-c", _PROBE, *words], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "321" in ran.stdout
+    assert ran.stderr.strip() == "LOADED []"
 
 
 def test_help_loads_neither_rich_nor_pydantic_nor_duckdb() -> None:
