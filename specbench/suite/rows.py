@@ -61,6 +61,8 @@ def rows_to_questions(
     names = columns or Columns()
     id_column = names.question_id or "question_id"
     has_ids = names.question_id is not None or any(id_column in row.values for row in rows)
+    if names.question_id is None:
+        _refuse_some_ids(rows, id_column)
     questions = []
     for index, row in enumerate(rows):
         question_id = _question_id(_required(row, id_column), row.where) if has_ids else str(first_id + index)
@@ -124,6 +126,17 @@ def _question(
             break
     first = suite.prompt_prefix + turns[0] + suite.prompt_suffix
     return Question(question_id=question_id, category=category, turns=(first, *turns[1:]), reference=reference)
+
+
+def _refuse_some_ids(rows: Sequence[Row], column: str) -> None:
+    """Ids are optional, for all or none: one made up for a line could be another line's own."""
+    without = [row for row in rows if column not in row.values]
+    if without and len(without) < len(rows):
+        raise UsageError(
+            f"some lines have a {column} and this one has none",
+            where=without[0].where,
+            try_=f"give every line a {column}, or none",
+        )
 
 
 def _required(row: Row, column: str) -> Any:

@@ -51,6 +51,20 @@ def test_the_yaml_maps_columns_groups_and_surrounds_the_first_turn(
     assert (second.question_id, second.turns, second.category, second.reference) == ("8", ("<c>",), "rest", ())
 
 
+@pytest.mark.parametrize("with_id", [0, 1])
+def test_ids_are_for_all_lines_or_none_and_the_first_line_without_is_named(write_jsonl: Any, with_id: int) -> None:
+    """Every line by itself is as the documents allow: what is wrong is that they differ."""
+    rows: list[dict[str, Any]] = [{"prompt": "a", "category": "c"}, {"prompt": "b", "category": "c"}]
+    rows[with_id]["question_id"] = "x"
+    path = write_jsonl("mine.jsonl", rows)
+    with pytest.raises(UsageError) as caught:
+        load_suite(str(path))
+    assert caught.value.what == "some lines have a question_id and this one has none"
+    assert (
+        caught.value.where == f"{path}:{2 - with_id}" and caught.value.try_ == "give every line a question_id, or none"
+    )
+
+
 def test_rows_without_ids_count_from_first_id(write_jsonl: Any, write_yaml: Callable[[str], Path]) -> None:
     write_jsonl("q.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
     suite = load_suite(str(write_yaml(HEAD + "    first_id: 81\n")))
@@ -89,7 +103,7 @@ def test_repeated_and_missing_ids_are_refused(write_jsonl: Any) -> None:
     assert caught.value.where.endswith("mine.jsonl:2")
     assert "mine.jsonl:1" in caught.value.what
     path = write_jsonl("mine.jsonl", [{"question_id": 1, "prompt": "a"}, {"prompt": "b"}])
-    with pytest.raises(UsageError, match="no column 'question_id'"):
+    with pytest.raises(UsageError, match="some lines have a question_id"):
         load_suite(str(path))
 
 
