@@ -133,7 +133,7 @@ def _talk(conversation: Conversation, default_file: Callable[[], Path]) -> None:
     front.greet()
     while True:
         try:
-            line = input("› ") if is_interactive else _next_line()
+            line = _ask() if is_interactive else _next_line()
         except UsageError as error:
             talk.tell(error)
             continue
@@ -145,6 +145,17 @@ def _talk(conversation: Conversation, default_file: Callable[[], Path]) -> None:
         with _stopping(talk):
             if not talk.handle(line):
                 break
+
+
+def _ask() -> str:
+    """A typed line. The prompt is narration: where stdout is a file or a pipe it would stand among the answers."""
+    try:
+        if sys.stdout.isatty():
+            return input("› ")
+        print("› ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        return input()
+    except UnicodeDecodeError as error:
+        raise UsageError("this line is not UTF-8 text", try_="type it again, in UTF-8") from error
 
 
 def _next_line() -> str:

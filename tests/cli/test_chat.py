@@ -34,6 +34,27 @@ def test_piped_lines_are_answered_on_stdout_and_nothing_else_is(specbench, targe
     assert "plain decoding" in ran.err and "prefill" in ran.err and "no command '/nonsense'" in ran.err
 
 
+class _Keyboard(io.TextIOWrapper):
+    """A stdin that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_prompts_stand_among_the_answers_on_a_terminal_only(specbench, target, monkeypatch):
+    """`specbench chat > answers.txt`, typed at a terminal: the file holds answers."""
+    monkeypatch.setattr(sys, "stdin", _Keyboard(io.BytesIO(b"abc\n/stats\n"), encoding="utf-8"))
+    ran = specbench("chat", "--target", str(target), "--max-new-tokens", "4")
+    assert ran.code == 0 and "›" not in ran.out and ran.out.count("\n") == 1
+    assert ran.err.count("› ") == 3  # two lines and the end of the input
+
+
+def test_a_typed_line_that_is_not_utf_8_is_told(specbench, target, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", _Keyboard(io.BytesIO(b"zw\xf6lf\n"), encoding="utf-8"))
+    ran = specbench("chat", "--target", str(target), "--max-new-tokens", "4")
+    assert ran.code == 0 and ran.out == "" and "✗ this line is not UTF-8 text" in ran.err
+
+
 def test_a_piped_line_that_is_not_utf_8_is_told_and_the_next_one_is_answered(specbench, target, monkeypatch):
     lines = io.TextIOWrapper(io.BytesIO(b"zw\xf6lf\n/stats\nabc\n"), encoding="ascii", errors="surrogateescape")
     monkeypatch.setattr(sys, "stdin", lines)
