@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
-from specbench import paths
+from specbench import paths, registry
 from specbench.bench.request import Rule, parse_setting
 from specbench.chat import adapter
 from specbench.chat.conversation import BASELINE, Conversation
@@ -209,8 +209,6 @@ class Talk:
     # --- settings -----------------------------------------------------------------------------------------------------
 
     def _method(self, name: str) -> None:
-        from specbench import registry
-
         talk = self.conversation
         if not name:
             for entry in registry.cards(methods_dirs=talk.methods_dirs):
@@ -267,6 +265,8 @@ class Talk:
             changes["system"] = value
         elif "." in name:
             item = parse_setting(word, where="/set")
+            card = registry.card(item.method, methods_dirs=self.conversation.methods_dirs, named_by="/set")
+            registry.check_options(card, {item.option: item.value})
             said = {method: dict(options) for method, options in changes.get("said", settings.said).items()}
             said.setdefault(item.method, {})[item.option] = item.value
             changes["said"] = said
