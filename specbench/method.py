@@ -180,6 +180,8 @@ class Drafter(ABC):
     """What its row must say of it, one sentence each."""
     max_nodes: int = 0
     """Most nodes a draft may hold; the engine reserves cache slots for them."""
+    branches: bool = True
+    """False: every draft is a chain, so that a batch whose drafts come from the host needs graphs for no trees."""
     shows_q: bool = False
     """Set by an untimed replay, before `begin`: draft() also fills score_BN where it has a law that it would leave out
     for the sake of speed. Which tokens are drafted must not depend on it."""

@@ -94,6 +94,7 @@ class HybridDrafter(Drafter):
         self.trained_quantisation = inner.trained_quantisation
         self.notes = inner.notes
         self.max_nodes = max(inner.max_nodes, settings.max_tokens)
+        self.branches = inner.branches or settings.shape == "tree"
         self._evidence: list[Evidence] = []
         self._end_B: list[int] = []
         self._len_B: list[int] = []

@@ -68,6 +68,7 @@ class SpeculatorDrafter(Drafter):
         num_all = _num_nodes(self._num_tokens, beam_width, branch, network.vocabulary.size)
         self.max_nodes = min(num_all, max_nodes or num_all)
         self._is_chain = beam_width == 1
+        self.branches = not self._is_chain
         is_sampled = uses_noise and not target.sampling.is_greedy
         self._records_law = is_sampled and self._is_chain and target.rule == "rejection"
         self._uses_noise = is_sampled and (self._is_chain or target.rule != "rejection")

@@ -96,6 +96,7 @@ class PromptLookupDrafter(Drafter):
         self._num_tokens = num_tokens
         self._continuations = continuations
         self.max_nodes = num_tokens * continuations
+        self.branches = continuations > 1
         self._histories: list[History] = []
         self._end_B: list[int] = []
 

@@ -28,6 +28,7 @@ class SuffixDrafter(Drafter):
         self._device = target.device
         self._has_noise = has_noise
         self.max_nodes = settings.max_tokens
+        self.branches = settings.shape == "tree"
         self._memory = SuffixMemory(settings, stop_ids=target.stop_ids)
         self._memory.learn(answers)
         self._end_B: list[int] = []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specbench.engine.answer import NotFinite, StepSink
-from specbench.engine.pinned_run import Capture, PinnedRun, span_of, spans
+from specbench.engine.pinned_run import Capture, PinnedRun, batch_of, batches, smaller_batch, span_of, spans
 from specbench.engine.pins import FIRST_STAMP, TABLE
 from specbench.engine.readback import Shape, read_table
 from specbench.engine.run import Row, Setting
@@ -33,11 +33,6 @@ class _Flight(NamedTuple):
     rows: list[Row]
     shape: Shape
     wait: Callable[[], list[int]]
-
-
-def smaller_batch(num_rows: int) -> int:
-    """The largest power of two below num_rows: the next size graphs are captured for."""
-    return 1 << ((num_rows - 1).bit_length() - 1) if num_rows > 1 else 0
 
 
 class CapturedRun(PinnedRun):
@@ -79,8 +74,8 @@ class CapturedRun(PinnedRun):
             flying.wait()  # thrown away
         self._lm.cache.lengths = [row.length - 1 for row in self._placed]
         if self._capture.capturing == "all":
-            while smaller_batch(len(self._placed)):
-                self._move_up(list(range(smaller_batch(len(self._placed)))))
+            for size in batches(len(self._placed))[1:]:
+                self._move_up(list(range(size)))
 
     def _capture_spans(self) -> None:
         """Every span of this batch. Rows are closed meanwhile: their steps leave nothing behind."""
@@ -98,14 +93,26 @@ class CapturedRun(PinnedRun):
         return any(len(row.tokens) + 1 < row.request.max_new_tokens for row in self._live)
 
     def _settle(self, root_B: Tensor) -> None:
-        self._placed = list(self._live)
+        self._placed = list(self._rows)
         self._put_rows(root_B, self._placed)
+        for place, row in enumerate(self._placed):
+            if row.finish_reason is not None:
+                self._pins.close(place)
         self._span = self._span_for(in_flight=0)
         self._drafter_settles()
 
+    def _drop_finished(self, root_B: Tensor) -> Tensor:
+        """Rows that end with their first token stand frozen from the start: a batch without them has no graphs."""
+        self._live = [row for row in self._live if row.finish_reason is None]
+        return root_B
+
     def _shrink(self) -> None:
-        """Rows that have ended leave, down to the next smaller batch that is captured; the others move up."""
-        self._move_up([place for place, row in enumerate(self._placed) if row.finish_reason is None])
+        """Rows that have ended leave, down to the smallest captured batch that holds the others; those move up. Where
+        several end at a time some stay, frozen: there are graphs for no size in between."""
+        live = [place for place, row in enumerate(self._placed) if row.finish_reason is None]
+        ended = [place for place, row in enumerate(self._placed) if row.finish_reason is not None]
+        num_ended = batch_of(len(live), most=len(self._placed)) - len(live)
+        self._move_up(sorted([*live, *ended[:num_ended]]))
 
     def _move_up(self, places: list[int]) -> None:
         # Replayed steps call no Python: the drafter still holds the span it was last captured or settled at.
@@ -201,7 +208,7 @@ class CapturedRun(PinnedRun):
                 raise NotFinite.at(self._lm.name, f"at step {flight.step}")
             num_cut.append(self._extend(row, read.tokens[index]))
             if row.finish_reason is not None:
-                self._pins.is_open_R[place] = False
+                self._pins.close(place)
         live = [flight.rows[place].index for place in places]
         marks = numbers[FIRST_STAMP : FIRST_STAMP + NUM_STAMPS]
         self._recorder.step(flight.step, live, read, num_cut, marks)

@@ -170,6 +170,7 @@ class Engine:
             stop=self.stop,
             clock=self._clock,
             prefill_chunk=self._prefill_chunk,
+            max_len=self.max_len,
             has_stamps=self._has_stamps,
         )
         if self.graphs is None or watch is not None:

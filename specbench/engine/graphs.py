@@ -7,7 +7,7 @@ never move (`pins`), and nothing of a step may depend on a value the host would 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, KeysView
 from contextlib import suppress
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -21,7 +21,9 @@ from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter
 
 MOST_GRAPHS = 256
-"""Per drafter. None is ever given up for another: the first are those of the whole batch, which most steps have."""
+"""Per drafter. None is ever given up for another. Batches of 64 come in 7 sizes, drafts from the host that are chains
+of up to 16 tokens in 6 shapes: with the 6 spans of 8 k slots that is 252 graphs. Where more are possible, with trees
+above all, the most useful come first, and steps of other shapes run in larger ones."""
 
 Step = Callable[[], Any]
 Capturing = Literal["all", "met", "none"]
@@ -241,14 +243,22 @@ class Graphs:
             return graph.replay()
         before()
         if not may_capture or self.is_full(drafter):
-            self._num_single[drafter] = self._num_single.get(drafter, 0) + 1
-            return step()
+            return self.run_single(drafter, step)
         returned, graph, why = self.backend.run_and_capture(step)
         if graph is None:
             self._refused[drafter] = why
             return returned
         kept[shape] = graph
         return returned
+
+    def run_single(self, drafter: Drafter, step: Step) -> Any:
+        """Run a step that no graph is for, and count it."""
+        self._num_single[drafter] = self._num_single.get(drafter, 0) + 1
+        return step()
+
+    def shapes(self, drafter: Drafter) -> KeysView[Hashable]:
+        """Those there are graphs for."""
+        return self._kept.get(drafter, {}).keys()
 
     def is_full(self, drafter: Drafter) -> bool:
         """Whether no other step of it will be captured: there are as many as may be, or one was refused."""

@@ -61,6 +61,24 @@ def spans(num_slots: int) -> list[int]:
     return found
 
 
+def smaller_batch(num_rows: int) -> int:
+    """The largest power of two below num_rows: the next size graphs are captured for."""
+    return 1 << ((num_rows - 1).bit_length() - 1) if num_rows > 1 else 0
+
+
+def batches(most: int) -> list[int]:
+    """Every size a group of `most` rows is decoded in, the largest first: 64, 32, ... 1."""
+    found = [most]
+    while smaller_batch(found[-1]):
+        found.append(smaller_batch(found[-1]))
+    return found
+
+
+def batch_of(num_rows: int, *, most: int) -> int:
+    """The smallest of `batches(most)` that holds num_rows."""
+    return min(size for size in batches(most) if size >= num_rows)
+
+
 class PinnedRun(Run):
     """A run whose target step may be captured."""
 

@@ -64,6 +64,17 @@ class EnginePins:
         if self.seen_RV is not None and seen_BV is not None:
             self.seen_RV[:num] = seen_BV
 
+    def close(self, place: int) -> None:
+        """Its row has ended: steps leave it as it is."""
+        self.is_open_R[place] = False
+        self.is_valid_RN[place] = False
+
+    def close_behind(self, num: int) -> None:
+        """No row stands at places num and up: steps that are captured for more rows write there what nobody reads."""
+        self.is_open_R[num:] = False
+        self.is_valid_RN[num:] = False
+        self.length_R[num:] = 0
+
     def keep(self, places: list[int]) -> None:
         """Place i takes what stood at places[i]."""
         rows = (self.root_R, self.length_R, self.limit_R, self.is_open_R)

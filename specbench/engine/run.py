@@ -37,6 +37,8 @@ class Setting:
     stop: Stop
     clock: Clock
     prefill_chunk: int
+    max_len: int
+    """Most tokens of a row, prompt and answer."""
     has_stamps: bool = True
     """Whether captured steps write down when their phases end."""
 

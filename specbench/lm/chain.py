@@ -89,6 +89,8 @@ class ChainDrafter(Drafter):
     adaptive: chooses K per step instead; its evidence outlives a generation, so the drafter then carries a stream.
     """
 
+    branches = False
+
     def __init__(
         self,
         lm: CachedLM,

@@ -60,6 +60,8 @@ class TreeDrafter(ChainDrafter):
     picks="sampled" has no tree.
     """
 
+    branches = True
+
     def __init__(self, lm: CachedLM, target: TargetView, *, tree: TreeShape, num_tokens: int, **chain: Any) -> None:
         assert chain.get("adaptive") is None and chain.get("picks") != "sampled", "a chain's"
         super().__init__(lm, target, num_tokens=min(num_tokens, tree.max_nodes or num_tokens), **chain)
