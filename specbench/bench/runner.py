@@ -74,8 +74,6 @@ class _Run:
         self._folder = paths.run_dir(session.request.store, run_id)
         self._equality: EqualityCheck | None = None
         self._complaint = ""  # of a verification that rounding does not explain
-        self._single: dict[str, int] = {}
-        """Timed steps that met no graph although steps are captured."""
         self._broken_journal: SpecbenchError | None = None
         self._watch: DeviceWatch | None = None
         self._learning = Learning(progress.say, ObservedLog(self._folder))
@@ -105,9 +103,6 @@ class _Run:
                 state = "interrupted"
             finally:
                 self._learning.close()
-            for label, number in self._single.items():
-                if number:
-                    journal.write(Measured(name="single_steps", value=number, unit="steps", method=label))
             journal.write(RunFinished(state=state, time=record.now()))
         return outcome_of(self._session.request, self._folder, state, complaint=self._complaint, say=self._progress.say)
 
@@ -300,7 +295,6 @@ class _Run:
                     contestant.drafter, cells, with_reference=contestant.wants_reference, sink=sink
                 )
                 self._mark("end", group)
-            self._single[group.method] = self._single.get(group.method, 0) + self._num_single(contestant) - num_single
         # The run's one broad catch: whatever a question or a method does wrong is that question's failure, not the
         # run's.
         except Exception as error:
@@ -312,9 +306,14 @@ class _Run:
                 self._progress.say(f"{group.method} failed on question {question}, turn {turn}: {text}")
             self._failed(journal, group, text)
             return
+        # Before the answers: of a run that is killed in between, the group is measured again and counts twice, which
+        # never hides such a step.
+        if single := self._num_single(contestant) - num_single:
+            journal.write(Measured(name="single_steps", value=single, unit="steps", method=group.method))
         self._finished(journal, group, cells, result)
 
     def _num_single(self, contestant: Contestant) -> int:
+        """Steps so far that met no graph although steps are captured."""
         graphs = self._session.engine.graphs
         return 0 if graphs is None else graphs.num_single(contestant.drafter)
 

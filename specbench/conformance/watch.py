@@ -129,6 +129,7 @@ class Watched(Drafter):
 
     def draft(self, noise: DraftNoise | None) -> DraftTree:
         tree = self._inner.draft(noise)
+        _demand(tree.is_chain or self._inner.branches, "a tree, and its `branches` says that it drafts chains alone")
         self.drafts.append(
             inspect_tree(tree, num_rows=self._num_rows, max_nodes=self.max_nodes, vocab_size=self._vocab_size)
         )

@@ -79,6 +79,26 @@ def _own_reasons(facts: Facts, method: Row) -> list[str]:
     if facts.is_slow_baseline():
         share = facts.meter[facts.baseline or ""]["share"]
         reasons.append(f"not ranked: the baseline is slow, {share:.0%} of the device's measured bandwidth")
+    return [*reasons, *_graphs(facts, label)]
+
+
+def _graphs(facts: Facts, label: str) -> list[str]:
+    """Steps that ran operator by operator where steps are graphs: a speed-up would compare two ways of running."""
+    reasons = []
+    if facts.has_too_few_graphs(label):
+        found = facts.single_steps[label]
+        if label in facts.not_captured:
+            why = facts.not_captured[label]["reason"]
+            said = "its steps could not be captured and ran operator by operator" + (f": {why}" if why else "")
+        else:
+            num = f"{found['num_steps']} of its {found['num_timed']} timed steps"
+            said = f"{num} met no graph and ran operator by operator"
+        reasons.append(f"not ranked: {said} (with --graphs off all steps of a run do)")
+    baseline = facts.baseline
+    if baseline is not None and label != baseline and facts.has_too_few_graphs(baseline):
+        found = facts.single_steps[baseline]
+        share = f"{found['num_steps']} of its {found['num_timed']} timed steps"
+        reasons.append(f"not ranked: the baseline ran operator by operator in {share}")
     return reasons
 
 

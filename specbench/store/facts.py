@@ -16,6 +16,8 @@ from specbench.store.records import Control
 
 SLOW_BASELINE = 0.6
 """On CUDA a baseline below this share of the measured bandwidth gives no ranks (measurement 11)."""
+MOST_SINGLE = 0.05
+"""A method of which a larger share of the timed steps met no graph, where steps are graphs, gets no rank."""
 Row = dict[str, Any]
 Bootstraps = dict[tuple[int, int], Bootstrap]
 """Resamples by number of units and seed."""
@@ -180,6 +182,11 @@ class Facts:
     def is_lossy(self, kind: str) -> bool:
         """The baseline drafts nothing, so that no rule can take anything from it."""
         return bool(self.run["rule"] == "typical") and kind != "baseline"
+
+    def has_too_few_graphs(self, label: str) -> bool:
+        """Whether too many of its steps ran operator by operator beside others that did not."""
+        found = self.single_steps.get(label)
+        return found is not None and found["share"] is not None and bool(found["share"] > MOST_SINGLE)
 
     def is_slow_baseline(self) -> bool:
         """On CUDA only: elsewhere a plain copy says little about what a forward could reach."""

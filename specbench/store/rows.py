@@ -141,11 +141,14 @@ def _learning(row: MethodRow, *, learns_beside: bool) -> list[str]:
 
 
 def _execution(facts: Facts, label: str) -> list[str]:
-    """A row that was not run as its run says."""
+    """A row that was not run as its run says, but may be ranked; `eligibility` tells of the others."""
+    if facts.has_too_few_graphs(label):
+        return []
     if label not in facts.not_captured:
         if label not in facts.single_steps:
             return []
-        number = count(facts.single_steps[label]["num_steps"], "timed step")
+        found = facts.single_steps[label]
+        number = f"{found['num_steps']} of {count(found['num_timed'], 'timed step')}"
         return [f"{number} met no graph and ran operator by operator"]
     why = facts.not_captured[label]["reason"]
     return ["its steps ran operator by operator, they could not be captured" + (f": {why}" if why else "")]

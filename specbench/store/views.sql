@@ -413,12 +413,36 @@ counts AS (
 SELECT run_id, method, depth, rank, num, num / sum(num) OVER (PARTITION BY run_id, method, depth) AS share
 FROM counts;
 
--- Timed steps of a captured run that met no graph: their shape was not foreseen. Parts of a resumed run add up.
+-- Steps of a captured run that met no graph, among all its timed ones: their shape was not foreseen, or none could be
+-- captured. A step is that of a whole group, however many rows it has. One that was under way when the last row ended
+-- is counted and no row's, hence `least`. Parts of a resumed run add up.
 CREATE OR REPLACE VIEW single_steps AS
-SELECT run_id, method, sum(value)::BIGINT AS num_steps
-FROM measurements
-WHERE name = 'single_steps'
-GROUP BY run_id, method;
+WITH single AS (
+    SELECT run_id, method, sum(value)::BIGINT AS num
+    FROM measurements
+    WHERE name = 'single_steps'
+    GROUP BY run_id, method
+),
+longest AS (
+    SELECT g.run_id, g.method, g.group_id, max(g.num_steps) AS num
+    FROM generations AS g
+    SEMI JOIN single AS s ON s.run_id = g.run_id AND s.method = g.method
+    SEMI JOIN timed_groups AS t ON t.run_id = g.run_id AND t.group_id = g.group_id
+    GROUP BY g.run_id, g.method, g.group_id
+),
+timed AS (
+    SELECT run_id, method, sum(num)::BIGINT AS num
+    FROM longest
+    GROUP BY run_id, method
+)
+SELECT
+    s.run_id,
+    s.method,
+    least(s.num, t.num) AS num_steps,
+    t.num AS num_timed,
+    least(s.num, t.num) / nullif(t.num, 0) AS share
+FROM single AS s
+JOIN timed AS t USING (run_id, method);
 
 -- Methods whose steps could not be captured although those of the run were, and why. A resumed run says it again.
 CREATE OR REPLACE VIEW not_captured AS

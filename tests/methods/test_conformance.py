@@ -163,6 +163,7 @@ _BROKEN = '''
             self._fault = fault
             self._target = target
             self.max_nodes = 2
+            self.branches = fault != "secret tree"
             self._learnt = 0
             self._ahead = 0
             self.carries = "stream" if fault.startswith("snapshot") else "nothing"
@@ -201,6 +202,8 @@ _BROKEN = '''
                 tokens = [[(token + self._ahead) % size for token in row] for row in tokens]
             if fault == "vocabulary":
                 tokens = [[size, size] for _ in tokens]
+            if fault == "secret tree":
+                tokens, parents = [[5 % size, 6 % size] for _ in tokens], [[-1, -1]] * rows
             if fault == "twins":
                 tokens, parents = [[5 % size] * 2 for _ in tokens], [[-1, -1]] * rows
             tree = from_lists(tokens, parents, device=self._target.device)
@@ -267,6 +270,7 @@ def broken(tmp_path: Path) -> Path:
         ("too many", "greedy text", "3 nodes where max_nodes says 2"),
         ("vocabulary", "greedy text", "proposes id 48, the vocabulary has 48"),
         ("twins", "greedy text", "token 5 stands twice below node -1"),
+        ("secret tree", "greedy text", "a tree, and its `branches` says that it drafts chains alone"),
         ("shallow", "greedy text", "node 1 at depth 2 where max_depth says 1"),
         ("raises", "greedy text", "RuntimeError: no idea"),
         ("leaks", "forgets", "drafts differently after others"),
