@@ -49,7 +49,7 @@ class CapturedRun(PinnedRun):
         super().__init__(setting, drafter, requests, sink, capture)
         self._placed: list[Row] = []
         """Who stands at which place, rows that have ended included."""
-        self._span = 0
+        self._span = self._first_span = 0
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -78,11 +78,16 @@ class CapturedRun(PinnedRun):
                 self._move_up(list(range(size)))
 
     def _capture_spans(self) -> None:
-        """Every span of this batch. Rows are closed meanwhile: their steps leave nothing behind."""
+        """Every span of this batch. Rows are closed meanwhile: their steps leave nothing behind.
+
+        A step in a span that a row has outgrown would write into its text. Those are captured once no row goes on: the
+        rows of a warm-up end together, those of other texts may end in front of it.
+        """
+        least = self._span if self._live else self._first_span
         num_rows = len(self._placed)
         self._pins.is_open_R[:num_rows] = False
         for span in spans(self._lm.cache.num_slots):
-            if span >= self._span:
+            if span >= least:
                 self._replay(span)
         self._pins.is_open_R[:num_rows] = torch.tensor(
             [row.finish_reason is None for row in self._placed], device=self._lm.device
@@ -98,7 +103,7 @@ class CapturedRun(PinnedRun):
         for place, row in enumerate(self._placed):
             if row.finish_reason is not None:
                 self._pins.close(place)
-        self._span = self._span_for(in_flight=0)
+        self._span = self._first_span = self._span_for(in_flight=0)
         self._drafter_settles()
 
     def _drop_finished(self, root_B: Tensor) -> Tensor:

@@ -269,6 +269,20 @@ def test_several_rows_that_end_in_one_step_leave_no_batch_without_graphs() -> No
     _demand_same(found, plain.generate(NoDrafter(), asked).generations)
 
 
+@pytest.mark.parametrize("name", ["autoregressive", "draft_model"])
+def test_a_warm_up_that_outgrows_a_span_leaves_smaller_batches_their_graphs_of_it(name: str) -> None:
+    """The texts of the warm-up pass slot 256 before a batch ever shrinks; others shrink in front of it."""
+    plain, captured = (_engine(is_captured=is_captured, max_batch=4) for is_captured in (False, True))
+    drafter = Plain() if name == "autoregressive" else _draft_model(captured)
+    captured.generate(
+        drafter, [Request(key=1, prompt=tuple(tokens_of(9, 235)), max_new_tokens=24)] * 4, capturing="all"
+    )
+    asked = [Request(key=row, prompt=tuple(tokens_of(row, 235)), max_new_tokens=3 + 4 * row) for row in range(4)]
+    found, num_single = _timed(captured, drafter, asked)
+    assert num_single == 0
+    assert [each.tokens for each in found] == [e.tokens for e in plain.generate(NoDrafter(), asked).generations]
+
+
 @pytest.mark.parametrize("name", ["autoregressive", *METHODS])
 def test_rows_that_end_with_their_first_token_leave_no_batch_without_graphs(name: str) -> None:
     prompts = [tokens_of(seed, 30) for seed in range(6)]
