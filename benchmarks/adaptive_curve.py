@@ -77,8 +77,8 @@ def run_seed(
     )
     layers.attach()
     adaptation = Adaptation(
-        draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size,
-        temperature=arguments.temperature, collector=None,
+        draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size, num_ids=draft.vocab_size,
+        temperature=arguments.temperature, rule="coupled", picks=options["draft"], collector=None,
         capacity=options["capacity"], seed=seed, store=AdapterStore(folder),
     )  # fmt: skip
     order = list(stream)

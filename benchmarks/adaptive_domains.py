@@ -73,8 +73,9 @@ def run_arm(
     layers.attach()
     store = AdapterStore(arguments.out / f"{arm}-{seed}")
     adaptation = Adaptation(
-        draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size,
-        temperature=arguments.temperature, collector=None, domains=ARMS[arm], capacity=options["capacity"],
+        draft, layers, LearningPlan.from_options(options), num_shared=draft.vocab_size, num_ids=draft.vocab_size,
+        temperature=arguments.temperature, rule="coupled", picks=options["draft"], collector=None,
+        domains=ARMS[arm], capacity=options["capacity"],
         seed=seed, store=store,
     )  # fmt: skip
     found = []

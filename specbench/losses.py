@@ -97,8 +97,9 @@ class Objective:
     """What a position's loss is.
 
     ce: cross-entropy with the label. kd: alpha * tau^2 * KL(p_tau || q_tau) + (1 - alpha) * ce (Hinton 2015). tv:
-    1 - sum min(p, q), the rejection rate itself. lk: -log sum min(p, q) (LK losses, arXiv:2602.23881): the same
-    optimum, but its gradient does not vanish where nothing is accepted yet. Both take p and q at temperature tau.
+    1 - sum min(p, q), the rate at which the rule `rejection` rejects. lk: -log sum min(p, q) (LK losses,
+    arXiv:2602.23881): the same optimum, but its gradient does not vanish where nothing is accepted yet. Both take p and
+    q at temperature tau. `coupled` under shared noise rejects somewhat more often, and least at the same q = p.
     """
 
     loss: LossName = "kd"
@@ -185,8 +186,9 @@ class _WholeKL(torch.autograd.Function):
 
 
 def overlap(logits_NV: Tensor, law: Law) -> Tensor:
-    """sum min(p, q) per position (N,): the chance that one draft token is accepted (Leviathan 2023, Theorem 3.5). With
-    a tail an upper bound: the two tails are taken to overlap wholly. What is lost of p is in no term."""
+    """sum min(p, q) per position (N,): the chance that `rejection` accepts one token drawn from q (Leviathan 2023,
+    Theorem 3.5), the most that a lossless rule can. With a tail an upper bound: the two tails are taken to overlap
+    wholly. What is lost of p is in no term."""
     kept_N, tails_N = overlap_parts(logits_NV, law)
     return kept_N + tails_N
 

@@ -274,7 +274,10 @@ def build(options: Options, target: TargetView, inner: Drafter | None = None) ->
         layers,
         LearningPlan.from_options(options),
         num_shared=draft.chain["num_shared"],
+        num_ids=target.vocab_size,
         temperature=target.sampling.temperature,
+        rule=target.rule,
+        picks=options["draft"],
         collector=Collector(
             top_k=int(options["top_k"]), per_answer=int(options["per_answer"]), num_shared=draft.chain["num_shared"]
         ),

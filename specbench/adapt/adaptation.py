@@ -23,6 +23,8 @@ from specbench.adapt.observed import Observed
 from specbench.adapt.plan import LearningPlan
 from specbench.adapt.versions import AdapterStore
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import Picks
+from specbench.method import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,20 +124,27 @@ class Adaptation:
         plan: LearningPlan,
         *,
         num_shared: int,
+        num_ids: int,
         temperature: float,
+        rule: Rule,
+        picks: Picks,
         collector: Collector | None,
         domains: Domains = "one",
         capacity: int = 2000,
         seed: int = 0,
         store: AdapterStore | None = None,
     ) -> None:
-        """temperature: answers are drawn at it, which decides what a held-out acceptance is. collector: None observes
+        """num_ids: of the target. temperature, rule and picks: how answers are drawn and drafts picked and accepted,
+        which decides what a held-out acceptance is. collector: None observes
         nothing (opted out). store: where answers and versions are kept; None: in memory alone."""
         self.lm = lm
         self.layers = layers
         self.plan = plan
         self.num_shared = num_shared
+        self.num_ids = num_ids
         self.temperature = temperature
+        self.rule: Rule = rule
+        self.picks: Picks = picks
         self.collector = collector
         self.store = store
         self.split_by = domains

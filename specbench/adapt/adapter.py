@@ -48,7 +48,8 @@ class Lineage:
     num_positions: int = 0
     """Positions it learnt from in its round."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """Held-out expected acceptance before and after, the interval, steps, seconds."""
+    """Held-out expected acceptance before and after, the interval, under which temperature, rule and draft, steps. Of
+    versions before those stood there it was sum min(p, q) at every temperature above 0."""
     created: str = ""
     source: str = "round"
     """'round', 'peft' or 'reference'."""

@@ -115,6 +115,7 @@ class RoundProcess:
                     # In the run's own type.
                     options={**options, "dtype": str(adaptation.lm.dtype).removeprefix("torch.")},
                     temperature=adaptation.temperature,
+                    rule=adaptation.rule,
                     domain=domain,
                     version=self._began.number,
                     num_new=len(adaptation.domain(domain).memory.new),
@@ -122,6 +123,7 @@ class RoundProcess:
                     device=str(adaptation.lm.device),
                     threads=torch.get_num_threads(),
                     num_shared=adaptation.num_shared,
+                    num_ids=adaptation.num_ids,
                     answer=self._answer,
                 )
             )

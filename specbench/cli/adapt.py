@@ -6,20 +6,20 @@ import dataclasses
 import shlex
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from specbench import paths, registry
 from specbench.adapt.domains import NO_DOMAIN, SYSTEM
 from specbench.bench.defaults import DEMO_TARGETS
-from specbench.bench.request import RunRequest, Setting
+from specbench.bench.request import Rule, RunRequest, Setting
 from specbench.cli import options
 from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
 from specbench.cli.progress import open_progress
 from specbench.cli.text import Column, show, show_json, show_table, visible
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 
 METHOD = "adaptive_lora"
 app = new_app(help="Adapters of a draft model that learn from what the target rejects.")
@@ -115,6 +115,8 @@ def collect(
     # Of several domains the first; every other one learns an adapter of its own likewise.
     domain = next(iter(made.domains), "")
     line = ["specbench", "adapt", "train", "--store", str(opened.folder), "--model", model or "demo-draft"]
+    if temperature:
+        line += ["--temperature", f"{temperature:g}"]
     show(f"learn from them  {visible(shlex.join([*line, *(['--domain', domain] if domain else [])]))}")
     if len(made.domains) > 1:
         show(f"their domains    {visible(', '.join(each or NO_DOMAIN for each in made.domains))}")
@@ -127,6 +129,9 @@ def train(
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="T", min=0.0, help="Answers will be drawn at it; 0 = greedy.")
     ] = 0.0,
+    rule: Annotated[
+        str, typer.Option("--rule", metavar="RULE", help="They will be accepted by: coupled, rejection or typical.")
+    ] = "coupled",
     domain: _Domain = "",
     device: options.Device = None,
     threads: options.Threads = None,
@@ -148,6 +153,8 @@ def train(
     as_json: _Json = False,
 ) -> None:
     """Learn one round from a store's answers; the new adapter is drafted with only if held-out answers say so."""
+    if rule not in get_args(Rule):
+        raise UsageError(f"{rule!r} is no acceptance rule", where="--rule", try_=did_you_mean(rule, get_args(Rule)))
     values = _checked(set_, model, is_demo=False)
     from specbench.training.adapter_jobs import train_store
 
@@ -156,6 +163,7 @@ def train(
         opened,
         values,
         temperature=temperature,
+        rule=cast("Rule", rule),
         domain=domain,
         device=device or "auto",
         threads=threads,

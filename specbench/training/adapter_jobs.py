@@ -21,6 +21,7 @@ from specbench.adapt.versions import AdapterStore
 from specbench.errors import UsageError, did_you_mean
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.load import load_lm, pick_device, pick_dtype
+from specbench.method import Rule
 from specbench.store.words import count
 from specbench.training.rounds import Round, learn
 
@@ -101,12 +102,15 @@ def open_adaptation(
     options: Mapping[str, Any],
     *,
     temperature: float,
+    rule: Rule = "coupled",
     domain: str = "",
     version: int | None = None,
     num_shared: int | None = None,
+    num_ids: int | None = None,
 ) -> Adaptation:
     """The store's answers of one domain in memory, its active adapter (or this version) in use, and what was learnt
-    beyond it to go on from. num_shared: ids that target and draft model both know; None: all of the draft model's."""
+    beyond it to go on from. num_shared: ids that target and draft model both know; None: all of the draft model's.
+    num_ids: of the target; None: as many as the draft model's."""
     number = store.active(domain) if version is None else version
     first = store.load(number, base_hash=lm.weights_hash) if number else None
     shape = LoraShape.from_options(options) if first is None else first.shape
@@ -115,7 +119,10 @@ def open_adaptation(
         LoraLayers(lm.model, shape, seed=int(options["seed"])),
         LearningPlan.from_options(options),
         num_shared=lm.vocab_size if num_shared is None else min(num_shared, lm.vocab_size),
+        num_ids=lm.vocab_size if num_ids is None else num_ids,
         temperature=temperature,
+        rule=rule,
+        picks=options["draft"],
         collector=None,
         domains="category",
         capacity=int(options["capacity"]),
@@ -147,10 +154,13 @@ def train_store(
     version: int | None = None,
     num_new: int | None = None,
     num_shared: int | None = None,
+    num_ids: int | None = None,
+    rule: Rule = "coupled",
 ) -> Round:
     """One round from everything a store holds, from its active adapter or another version. into: the store for what
     comes of it; this one is then only read, and another process may be writing it. num_new: the last so many answers
-    that are not held out are new, the others were learnt from before; None: all are new.
+    that are not held out are new, the others were learnt from before; None: all are new. temperature, rule and the
+    option `draft`: how answers will be drawn and drafts picked and accepted, by which the candidate is judged.
 
     Raises UsageError where there is nothing to learn from.
     """
@@ -160,7 +170,15 @@ def train_store(
     with written.writing():
         lm = load_draft(options, device=device)
         adaptation = open_adaptation(
-            lm, store, options, temperature=temperature, domain=domain, version=version, num_shared=num_shared
+            lm,
+            store,
+            options,
+            temperature=temperature,
+            rule=rule,
+            domain=domain,
+            version=version,
+            num_shared=num_shared,
+            num_ids=num_ids,
         )
         adaptation.store = written
         memory = adaptation.domain(domain).memory

@@ -12,6 +12,7 @@ from specbench.adapt.adaptation import Adaptation
 from specbench.adapt.observed import Observed
 from specbench.errors import CheckFailed
 from specbench.metrics import Bootstrap, Interval, percentile_interval
+from specbench.training.acceptance import compared_by
 from specbench.training.verdict_loss import Answers, agreement
 
 RESAMPLES = 2000
@@ -23,13 +24,14 @@ class Evidence:
 
     num_answers: int
     before: float
-    """Expected acceptance, mean over positions. Above temperature 0 an upper bound: of a law the top k are kept, and
-    the rest of it may or may not be where the draft's rest is."""
+    """Expected acceptance, mean over positions: the chance that a drafted token is accepted by the rule that answers
+    are drawn under (`acceptance`). Above temperature 0 an upper bound: of a law the top k are kept, and the rest of it
+    may or may not be where the draft's rest is."""
     after: float
     gain: Interval
     width_before: float
-    """Mean over positions of what the two rests may have in common: the exact figure lies between `before` less this
-    and `before`. 0 at temperature 0, where first choices are compared."""
+    """Mean over positions of what that leaves open: the exact figure lies between `before` less this and `before`. 0
+    at temperature 0, where first choices are compared."""
     width_after: float
 
 
@@ -73,8 +75,15 @@ def _sums(
     """Chance and width of each answer, see `Agreement`."""
     adaptation.layers.set(weights)
     source = Answers(adaptation.lm, adaptation.plan, num_shared=adaptation.num_shared, seed=0)
+    compared = compared_by(adaptation.rule, adaptation.picks)
     found: list[tuple[float, float]] = []
     for start in range(0, len(held_out), adaptation.plan.batch):
         source.answers = list(held_out[start : start + adaptation.plan.batch])
-        found += agreement(adaptation.lm, source.every(), temperature=adaptation.temperature)
+        found += agreement(
+            adaptation.lm,
+            source.every(),
+            temperature=adaptation.temperature,
+            compared=compared,
+            num_ids=adaptation.num_ids,
+        )
     return found

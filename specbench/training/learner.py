@@ -14,7 +14,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from specbench.method import Rule
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
@@ -28,12 +31,14 @@ class Job:
     into: Path
     options: Mapping[str, Any]
     temperature: float
+    rule: str
     domain: str
     version: int
     num_new: int
     device: str
     threads: int
     num_shared: int
+    num_ids: int
     answer: Path
     """The round as JSON, or `error` and why there is none."""
 
@@ -74,6 +79,7 @@ def carry_out(job: Job) -> None:
             AdapterStore(job.store),
             job.options,
             temperature=job.temperature,
+            rule=cast("Rule", job.rule),
             domain=job.domain,
             device=job.device,
             threads=job.threads,
@@ -81,6 +87,7 @@ def carry_out(job: Job) -> None:
             version=job.version,
             num_new=job.num_new,
             num_shared=job.num_shared,
+            num_ids=job.num_ids,
         )
         body = asdict(found)
     except (SpecbenchError, OSError) as error:

@@ -346,6 +346,10 @@ def _keep(adaptation: Adaptation, domain: Domain, name: str, trained: _Trained, 
             "gain_high": found.gain.high,
             "width_before": found.width_before,
             "width_after": found.width_after,
+            # What it was judged for; other answers accept other shares of the same drafts.
+            "temperature": adaptation.temperature,
+            "rule": adaptation.rule,
+            "draft": adaptation.picks,
             "steps": trained.num_steps,
         },
     )

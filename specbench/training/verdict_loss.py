@@ -20,8 +20,9 @@ from specbench.adapt.observed import Observed, shared_law
 from specbench.adapt.plan import LearningPlan
 from specbench.lm.cached_lm import CachedLM
 from specbench.lm.packed import packed_logits
-from specbench.losses import DepthCounts, Law, Objective, kl, overlap_parts, per_position, tempered, whole_law
+from specbench.losses import DepthCounts, Law, Objective, kl, per_position, whole_law
 from specbench.recipe import Loss
+from specbench.training.acceptance import Compared, chance, known
 
 _COPIES = 8
 """Tensors of logits' size that a step holds at one time: laws, gradients, the base's."""
@@ -43,7 +44,10 @@ class AnswerBatch:
     weight_N: Tensor
     first_N: Tensor
     """The target's first choice, -1 where the draft cannot say it."""
+    target: Law
+    """As recorded, whatever the draft can say of it."""
     law: Law
+    """Of what it can say."""
     num_shared: int
 
 
@@ -73,6 +77,7 @@ class Answers:
             # Drawn by weight already.
             weight_N=torch.ones_like(batch.weight_N[chosen]),
             first_N=batch.first_N[chosen],
+            target=batch.target.rows(chosen).spread(),
             law=batch.law.rows(chosen).spread(),
         )
 
@@ -97,7 +102,7 @@ class Answers:
             assert ids is not None
             firsts.append(ids.long().gather(-1, answer.target.logp_RK.argmax(-1, keepdim=True))[:, 0])
         label_N, first_N = torch.cat(labels), torch.cat(firsts)
-        laws = [shared_law(answer.target, self._num_shared) for answer in self.answers]
+        target = _stacked([answer.target for answer in self.answers], device)
         vocab = self._lm.vocab_size
         return AnswerBatch(
             # Ids the draft has no row for are read as its last one, as they are while drafting.
@@ -108,7 +113,8 @@ class Answers:
             label_N=torch.where(label_N < self._num_shared, label_N, -1).to(device),
             weight_N=torch.cat(weights).to(device),
             first_N=torch.where(first_N < self._num_shared, first_N, -1).to(device),
-            law=_stacked(laws, device),
+            target=target,
+            law=shared_law(target, self._num_shared),
             num_shared=self._num_shared,
         )
 
@@ -118,15 +124,10 @@ def _stacked(laws: list[Law], device: torch.device) -> Law:
     width = max(law.logp_RK.shape[-1] for law in laws)
     logp = [F.pad(law.logp_RK, (0, width - law.logp_RK.shape[-1]), value=float("-inf")) for law in laws]
     ids = [F.pad(law.ids_RK, (0, width - law.ids_RK.shape[-1])) for law in laws if law.ids_RK is not None]
-    lost = None
-    if any(law.log_lost_R is not None for law in laws):
-        none = [torch.full_like(law.logp_RK[:, 0], float("-inf")) for law in laws]
-        lost = [rest if law.log_lost_R is None else law.log_lost_R for law, rest in zip(laws, none, strict=True)]
     return Law(
         torch.cat(logp).to(device),
         torch.cat(ids).to(device),
         torch.cat([law.log_tail_R for law in laws if law.log_tail_R is not None]).to(device),
-        log_lost_R=None if lost is None else torch.cat(lost).to(device),
     )
 
 
@@ -181,23 +182,24 @@ class Agreement(NamedTuple):
     """Sums over the positions of one answer."""
 
     chance: float
-    """That the draft's token is accepted; with a tail an upper bound."""
+    """That the draft's token is accepted; where a law was cut an upper bound."""
     width: float
-    """Of that bound: what the two tails may have in common. The chance lies between `chance - width` and `chance`."""
+    """Of what the cut leaves open: the chance lies between `chance - width` and `chance`."""
 
 
 @torch.no_grad()
-def agreement(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[Agreement]:
+def agreement(
+    lm: CachedLM, batch: AnswerBatch, *, temperature: float, compared: Compared, num_ids: int
+) -> list[Agreement]:
     """Per answer the chance that the draft's token is accepted: at temperature 0 whether both laws have the same first
-    choice, which is exact, else sum min(p, q) at it, as far as the kept entries tell."""
+    choice, which is exact, else what `compared` says at it, as far as the kept entries tell. num_ids: of the target."""
     logits_NS = _logits(lm, batch).float()
     if temperature == 0:
         chance_N = (logits_NS.argmax(-1) == batch.first_N).double()
         width_N = torch.zeros_like(chance_N)
     else:
-        kept_N, tails_N = overlap_parts(logits_NS / temperature, tempered(batch.law, temperature))
-        width_N = tails_N.double()
-        chance_N = (kept_N + tails_N).double()
+        target = known(batch.target, temperature=temperature, num_shared=batch.num_shared, num_ids=num_ids)
+        chance_N, width_N = chance(logits_NS / temperature, target, compared)
     sums = torch.zeros(batch.tokens_BT.shape[0], 2, dtype=torch.float64, device=chance_N.device)
     sums.index_add_(0, batch.answer_N, torch.stack([chance_N, width_N], dim=1))
     return [Agreement(*pair) for pair in sums.tolist()]

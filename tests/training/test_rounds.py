@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import plain_logits, requests_for
 
+from specbench.adapt import collector
 from specbench.adapt.adaptation import InUse, Live
 from specbench.adapt.versions import AdapterStore
 from specbench.lm.cached_lm import CachedLM
@@ -74,16 +76,20 @@ def test_held_out_acceptance_is_what_decoding_accepts(draft: Path) -> None:
     for observed in adaptation.domain("").memory.new:
         source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
         source.answers = [observed]
-        [agreed] = agreement(adaptation.lm, source.every(), temperature=0.0)
+        [agreed] = agreement(adaptation.lm, source.every(), temperature=0.0, compared="noise", num_ids=64)
         assert agreed == (int(observed.accepted_N.sum()), 0.0)
-        [(expected, width)] = agreement(adaptation.lm, source.every(), temperature=1.0)
+        [(expected, width)] = agreement(adaptation.lm, source.every(), temperature=1.0, compared="laws", num_ids=64)
         exact = float(observed.overlap_N.sum())
         assert expected - width - 1e-3 <= exact <= expected + 1e-3, "with a tail it is an upper bound of this width"
         assert width > 1e-3, "the tails of these laws hold something"
 
 
-def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft: Path, tmp_path: Path) -> None:
+def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(
+    draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole loop: observe, learn, judge, keep a version, swap; the gain holds on prompts never learnt from."""
+    # Of 64 words nothing would be cut.
+    monkeypatch.setattr(collector, "JUDGED_TOP_K", 8)
     store = tmp_path / "store"
     drafter = taught(draft, num=40, temperature=1.0, steps=40, lr=3e-3, rank=8, store=str(store), pull=0.0)
     adaptation = learns(drafter)
@@ -100,6 +106,8 @@ def test_learning_from_verdicts_raises_held_out_acceptance_and_is_promoted(draft
     widths = (found.width_before, found.width_after)
     assert widths == (again.width_before, again.width_after) and 0 < again.width_after < again.after
     assert (lineage.figures["width_before"], lineage.figures["width_after"]) == widths
+    judged_for = {name: lineage.figures[name] for name in ("temperature", "rule", "draft")}
+    assert judged_for == {"temperature": 1.0, "rule": "coupled", "draft": "shared-noise"}
     assert adaptation.domain("").memory.new == [] and adaptation.domain("").memory.num_new_positions == 0
 
 
@@ -111,9 +119,9 @@ def test_what_was_judged_once_under_the_adapter_in_use_is_not_judged_again(
     held_out, read = adaptation.domain("").memory.held_out, list[int]()
     exact = evidence_module.agreement
 
-    def watch(lm: CachedLM, batch: AnswerBatch, *, temperature: float) -> list[Agreement]:
+    def watch(lm: CachedLM, batch: AnswerBatch, **how: Any) -> list[Agreement]:
         read.append(batch.tokens_BT.shape[0])
-        return exact(lm, batch, temperature=temperature)
+        return exact(lm, batch, **how)
 
     monkeypatch.setattr(evidence_module, "agreement", watch)
     learn(adaptation)
@@ -260,13 +268,14 @@ def test_a_first_choice_that_the_draft_cannot_say_is_never_agreed_with(draft: Pa
     [observed, *_] = adaptation.domain("").memory.new
     source = Answers(adaptation.lm, adaptation.plan, num_shared=64, seed=0)
     source.answers = [observed]
-    [agreed] = agreement(adaptation.lm, source.every(), temperature=0.0)
+    [agreed] = agreement(adaptation.lm, source.every(), temperature=0.0, compared="noise", num_ids=64)
     law = observed.target
     assert law.ids_RK is not None
     first = law.logp_RK.argmax(-1, keepdim=True)
     beyond = replace(observed, target=Law(law.logp_RK, law.ids_RK.scatter(-1, first, 64), law.log_tail_R))
     source.answers = [beyond]
-    assert agreed.chance > 0 and agreement(adaptation.lm, source.every(), temperature=0.0) == [(0.0, 0.0)]
+    none = agreement(adaptation.lm, source.every(), temperature=0.0, compared="noise", num_ids=65)
+    assert agreed.chance > 0 and none == [(0.0, 0.0)]
 
 
 def test_domains_learn_apart(draft: Path) -> None:

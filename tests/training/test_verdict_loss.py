@@ -63,10 +63,11 @@ def test_answers_whose_entries_the_draft_lacks_stand_beside_others() -> None:
     p_NV, q_NV = _laws()
     p_NV[0, :5] += 20
     p_NV[1, 6] += 20
-    laws = [shared_law(top_law(whole_law(p_NV[row : row + 1]), 4), 5) for row in range(2)]
+    recorded = [top_law(whole_law(p_NV[row : row + 1]), 4) for row in range(2)]
+    laws = [shared_law(law, 5) for law in recorded]
     assert laws[0].log_lost_R is None and laws[1].log_lost_R is not None
-    both, q_N5 = _stacked(laws, torch.device("cpu")), q_NV[:2, :5]
+    both, q_N5 = shared_law(_stacked(recorded, torch.device("cpu")), 5), q_NV[:2, :5]
     torch.testing.assert_close(kl(q_NV[1:2, :5], laws[1]), kl(q_N5, both)[1:])
     torch.testing.assert_close(overlap(q_NV[1:2, :5], laws[1]), overlap(q_N5, both)[1:])
     assert both.log_lost_R is not None and float(both.log_lost_R[0]) == float("-inf")
-    assert _stacked(laws[:1], torch.device("cpu")).log_lost_R is None
+    assert shared_law(_stacked(recorded[:1], torch.device("cpu")), 5).log_lost_R is None
