@@ -31,6 +31,10 @@ def evaluate(
     target: options.Target = None,
     dataset: Annotated[str | None, option("--dataset", WHAT, "D", "See `specbench data ls`; `self:D`.")] = None,
     columns: Annotated[str | None, option("--columns", WHAT, "SPEC", "Which columns hold what.")] = None,
+    template: Annotated[
+        str | None,
+        option("--template", WHAT, "NAME", "Of conversations: `chat` (the target's own) or a plain one, as for `run`."),
+    ] = None,
     documents: Annotated[int | None, option("--documents", WHAT, "N", "A seeded subset; default 200.")] = 200,
     response_tokens: Annotated[
         int | None, option("--response-tokens", WHAT, "N", "Longest answer under `self`.")
@@ -55,6 +59,7 @@ def evaluate(
         target=target,
         dataset=dataset,
         columns=columns,
+        template=template,
         documents=documents,
         response_tokens=response_tokens,
         eval_prompts=prompts,

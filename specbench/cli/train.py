@@ -57,6 +57,10 @@ def train(
         option("--dataset", DATA, "D", "See `specbench data ls`; `self:D`: the target answers D's prompts itself."),
     ] = None,
     columns: Annotated[str | None, option("--columns", DATA, "SPEC", "Which columns hold what.")] = None,
+    template: Annotated[
+        str | None,
+        option("--template", DATA, "NAME", "Of conversations: `chat` (the target's own) or a plain one, as for `run`."),
+    ] = None,
     documents: Annotated[int | None, option("--documents", DATA, "N", "A seeded subset of N rows.")] = None,
     assistant_only: Annotated[
         bool | None,
@@ -159,6 +163,7 @@ def train(
         target=target,
         dataset=dataset,
         columns=columns,
+        template=template,
         documents=documents,
         assistant_only=assistant_only,
         response_tokens=response_tokens,

@@ -228,12 +228,12 @@ def _kept(lm: CachedLM, digest: str) -> Path | None:
 
 def unwritten_responses(
     lm: CachedLM, prompts: Sequence[Prompt], *, sampling: Sampling, max_new_tokens: int, seed: int, max_len: int,
-    name: str = "self",
+    template: str | None = None, name: str = "self",
 ) -> Documents | None:  # fmt: skip
     """What `write_responses` would come to at most: its prompts, each with an answer of max_new_tokens tokens that
     stand for others. Nothing is decoded. For plans, never to be learnt from. None where every answer is written and
     `write_responses` would only read. Raises as it does."""
-    renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=None)
+    renderer, asked = _to_be_asked(lm, prompts, max_new_tokens=max_new_tokens, template=template)
     path = _kept(lm, _digest(lm, renderer, prompts, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed))
     if path is not None and path.exists():
         written = {response.prompt_id for response in read_responses(path)}

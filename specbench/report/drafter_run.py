@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Sequence
 
 from specbench.quantisation import NONE
+from specbench.suite import CHAT
 
 DEMO = "demo"
 """Both the embedded target and its suite."""
 
 
 def use_values(
-    *, target: str, method: str, weights: str, quantisation: str, methods_dirs: Sequence[str]
+    *, target: str, method: str, weights: str, quantisation: str, template: str, methods_dirs: Sequence[str]
 ) -> dict[str, str]:
     """As the form's values, which are strings: what `b` on the Train screen fills in. weights: the drafter's folder."""
     found = {
@@ -23,6 +24,8 @@ def use_values(
     }
     if quantisation != NONE:
         found["quantisation"] = quantisation
+    if template != CHAT:
+        found["template"] = template
     if methods_dirs:
         found["methods_dirs"] = shlex.join(methods_dirs)
     return found

@@ -7,9 +7,10 @@ from specbench.suite.reading import packaged_names, resolve_spec
 from specbench.suite.rows import Question
 from specbench.suite.schema import AnswerKind, Defaults
 from specbench.suite.survey import SuiteStatus, survey
-from specbench.suite.templates import TEMPLATE_NAMES, render, render_text, rendered_hash
+from specbench.suite.templates import CHAT, TEMPLATE_NAMES, render, render_text, rendered_hash
 
 __all__ = [
+    "CHAT",
     "TEMPLATE_NAMES",
     "AnswerKind",
     "Defaults",

@@ -68,7 +68,9 @@ PLAIN_TEMPLATES = {
         before_answer="ASSISTANT:",
     ),
 }
-TEMPLATE_NAMES = ("chat", *PLAIN_TEMPLATES)
+CHAT = "chat"
+"""The target's own."""
+TEMPLATE_NAMES = (CHAT, *PLAIN_TEMPLATES)
 
 
 def render_text(tokenizer: Tokenizer, messages: Sequence[Message], template: str = "chat") -> str:

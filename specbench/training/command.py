@@ -36,6 +36,7 @@ def use_command(request: Settled, folder: Path) -> str:
         method=request.method,
         weights=str(folder),
         quantisation=request.quantisation,
+        template=request.template,
         methods_dirs=tuple(map(str, request.methods_dirs)),
     )
     words = ["specbench", "run", values["suite"]]
@@ -43,6 +44,8 @@ def use_command(request: Settled, folder: Path) -> str:
         words += ["--target", values["target"]]
     if "quantisation" in values:
         words += ["--quantisation", values["quantisation"]]
+    if "template" in values:
+        words += ["--template", values["template"]]
     words += ["--methods", values["methods"], "--set", *shlex.split(values["settings"])]
     for each in shlex.split(values.get("methods_dirs", "")):
         words += ["--methods-dir", each]

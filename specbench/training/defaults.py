@@ -13,10 +13,12 @@ from specbench import registry
 from specbench.bench.defaults import DEMO_TARGETS, DEMO_THREADS
 from specbench.bench.request import Dtype, Setting
 from specbench.errors import UsageError
+from specbench.suite import CHAT
 from specbench.training.request import Learn, LossName, Precision, Schedule, TrainRequest
 
 _COMMON: Final[dict[str, Any]] = {
     "target": "demo",
+    "template": CHAT,
     "assistant_only": True,
     "learn": "kd",
     "kd_temperature": 1.0,
@@ -81,6 +83,7 @@ class Settled:
     dataset: str
     columns: str | None
     documents: int | None
+    template: str
     assistant_only: bool
     response_tokens: int
     response_temperature: float

@@ -76,6 +76,7 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
             max_len=request.max_length,
             seed=request.data_seed,
             columns=request.columns,
+            template=request.template,
             assistant_only=request.assistant_only,
             limit=request.documents,
             data_dirs=request.data,
@@ -104,6 +105,7 @@ def _asked(request: Settled) -> dict[str, Any]:
         "sampling": Sampling(temperature=request.response_temperature),
         "max_new_tokens": request.response_tokens,
         "seed": request.seed,
+        "template": request.template,
     }
 
 

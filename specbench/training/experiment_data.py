@@ -76,6 +76,7 @@ class Library:
                 request,
                 dataset=reading.dataset,
                 columns=reading.columns,
+                template=reading.template,
                 documents=reading.limit,
                 assistant_only=True,
                 max_length=reading.max_length,

@@ -22,6 +22,7 @@ from specbench.bench.request import Setting
 from specbench.card import Card
 from specbench.errors import UsageError
 from specbench.store.cells import Cell, Scalar
+from specbench.suite import CHAT
 from specbench.training.defaults import Settled, settle
 from specbench.training.experiment_axes import SHARE, check_names, of_method, points_of, settings_of
 from specbench.training.experiment_file import ExperimentFile
@@ -65,6 +66,11 @@ class Reading:
     """False: nothing is trained on it, every document is for evaluations."""
     response_tokens: int
     response_temperature: float
+    template: str = CHAT
+
+    def facts(self) -> dict[str, Any]:
+        """Of a cell."""
+        return _without_chat(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +212,17 @@ def _card_values(card: Card, settings: tuple[Setting, ...]) -> dict[str, dict[st
 
 # --- data ----------------------------------------------------------------------------------------------------------
 
-_Source = tuple[str, str | None, int, float]
+_Source = tuple[str, str | None, int, float, str]
 
 
 def _source(settled: Settled) -> _Source:
-    return settled.dataset, settled.columns, settled.response_tokens, settled.response_temperature
+    return (
+        settled.dataset,
+        settled.columns,
+        settled.response_tokens,
+        settled.response_temperature,
+        settled.template,
+    )
 
 
 def _readings(all_settled: list[Settled]) -> dict[_Source, Reading]:
@@ -228,6 +240,7 @@ def _readings(all_settled: list[Settled]) -> dict[_Source, Reading]:
             learns=True,
             response_tokens=source[2],
             response_temperature=source[3],
+            template=source[4],
         )
     return found
 
@@ -235,7 +248,8 @@ def _readings(all_settled: list[Settled]) -> dict[_Source, Reading]:
 def _reading_for(dataset: str, settled: Settled, readings: Mapping[_Source, Reading]) -> Reading:
     """Of an evaluation: the one that trainings on the data set use, for its held-out part; else one of its own."""
     own = readings.get((dataset, *_source(settled)[1:]))
-    shared = own or next((each for source, each in readings.items() if source[0] == dataset), None)
+    alike = (each for each in readings.values() if (each.dataset, each.template) == (dataset, settled.template))
+    shared = own or next(alike, None)
     if shared is not None:
         return shared
     return Reading(
@@ -247,10 +261,16 @@ def _reading_for(dataset: str, settled: Settled, readings: Mapping[_Source, Read
         learns=False,
         response_tokens=settled.response_tokens,
         response_temperature=settled.response_temperature,
+        template=settled.template,
     )
 
 
 # --- cells ---------------------------------------------------------------------------------------------------------
+
+
+def _without_chat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Cells are older than the choice of a template: those under the target's own keep their names."""
+    return {name: value for name, value in facts.items() if (name, value) != ("template", CHAT)}
 
 
 def _identity(kind: str, options: Mapping[str, Any]) -> str:
@@ -266,10 +286,10 @@ def _training(
         each.name: getattr(settled, each.name) for each in dataclasses.fields(settled) if each.name not in _RESULT_BLIND
     }
     options = {
-        **plain,
+        **_without_chat(plain),
         SHARE: share,
         "options": _card_values(card, settled.settings),
-        "reading": dataclasses.asdict(reading),
+        "reading": reading.facts(),
     }
     cell_id = _identity("training", options)
     cell = Cell(
@@ -298,6 +318,7 @@ def _evaluations(
             method=settled.method,
             target=settled.target,
             dataset=dataset,
+            template=settled.template,
             documents=reading.held_out,
             max_length=settled.max_length,
             micro_batch=settled.micro_batch,
@@ -316,7 +337,7 @@ def _evaluations(
         )
         options = {
             "training": training.cell.cell_id,
-            "reading": dataclasses.asdict(reading),
+            "reading": reading.facts(),
             "options": _card_values(card, settings)["drafting"],
             "eval_prompts": request.eval_prompts,
             "eval_new_tokens": request.eval_new_tokens,
@@ -333,6 +354,8 @@ def _benches(experiment: ExperimentFile, training: Training, card: Card) -> Iter
     if experiment.bench is None:
         return
     method = training.cell.method
+    # Timed under the template that was learnt in, where the file does not say another.
+    asked = {**_without_chat({"template": training.reading.template}), **experiment.bench}
     drafting = {
         name: value for name, value in of_method(experiment.evaluate, method, experiment).items() if "." in name
     }
@@ -340,14 +363,12 @@ def _benches(experiment: ExperimentFile, training: Training, card: Card) -> Iter
         settings = _drafting(card, training.request.settings, point)
         options = {
             "training": training.cell.cell_id,
-            "bench": experiment.bench,
+            "bench": asked,
             "options": _card_values(card, settings)["drafting"],
         }
         varied = {name: value for name, value in point.items() if isinstance(drafting[name], list)}
         varied = {"suite": str(experiment.bench.get("suite", "demo")), **varied}
-        yield Bench(
-            cell=_measure("bench", training, varied, options), settings=settings, options=dict(experiment.bench)
-        )
+        yield Bench(cell=_measure("bench", training, varied, options), settings=settings, options=asked)
 
 
 def _drafting(card: Card, of_training: tuple[Setting, ...], point: Mapping[str, Scalar]) -> tuple[Setting, ...]:

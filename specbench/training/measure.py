@@ -23,6 +23,7 @@ from specbench.lm.cached_lm import CachedLM
 from specbench.losses import Objective
 from specbench.method import TargetView
 from specbench.recipe import Recipe
+from specbench.suite import CHAT
 from specbench.training.corpus import Rows, check_ids, check_learnable
 from specbench.training.defaults import Settled, settle
 from specbench.training.documents import read_documents
@@ -108,7 +109,7 @@ def evaluate(
     notes = list(documents.notes)
     by_depth: Figures | None = None
     if trained is not None:
-        notes += _notes(trained.found, documents, lm.weights_hash)
+        notes += _notes(request, trained.found, documents, lm.weights_hash)
         recipe = _recipe(request, trained.found, trained.folder, view)
         if recipe is None:
             notes.append("accuracy by depth needs the options it was trained with, which this drafter does not say")
@@ -219,10 +220,16 @@ def _recipe(request: Settled, found: Checkpoint, folder: Path, view: TargetView)
     return recipe
 
 
-def _notes(found: Checkpoint, documents: Documents, target_hash: str) -> list[str]:
+def _notes(request: Settled, found: Checkpoint, documents: Documents, target_hash: str) -> list[str]:
     notes = []
     if found.target.weights_hash and found.target.weights_hash != target_hash:
         notes.append(f"the drafter was trained on another target's weights ({found.target.name})")
+    asked = found.training.get("request")
+    if isinstance(asked, Mapping):
+        # Drafters of before there was a choice had the target's own.
+        template = asked.get("template") or CHAT
+        if template != request.template:
+            notes.append(f"the drafter was trained on conversations in template {template}, not {request.template}")
     data = found.training.get("dataset")
     if isinstance(data, Mapping) and data.get("source") == shareable(documents.source):
         notes.append("the drafter was trained on documents of this very data set")

@@ -9,7 +9,8 @@
     bench: {suite: demo, limit: 8}                     # specbench run
 
 A stage's keys are the options of its command; an unknown one is refused before the first stage begins. Under `set` a
-key is the recipe's method's own, or METHOD.OPTION. A stage that is left out does
+key is the recipe's method's own, or METHOD.OPTION. A `template` of `train`, or else of `data`, is that of all stages
+that say none. A stage that is left out does
 not exist; what was done is not done again, and a stage that was cut off goes on where it stood. One whose options were
 edited meanwhile begins anew: nothing is lost, the run that was cut off stays and can be resumed by its id. No torch.
 """
@@ -172,6 +173,10 @@ class Kitchen:
         shared = [word for folder in recipe.methods_dir for word in ("--methods-dir", folder)]
         store = [] if self._store is None else ["--store", str(self._store)]
         weights = f"{recipe.method}.weights={self.drafter}"
+        # What the target answered in is learnt in and measured in.
+        template = recipe.train.get("template", (recipe.data or {}).get("template"))
+        if template is not None and stage != "export":
+            options.setdefault("template", template)
         if stage == "data":
             where = ["--target", recipe.target, "--out", str(self.folder / "responses")]
             return ("data", "generate", *where, *words_of(options, recipe.method))

@@ -17,6 +17,7 @@ from specbench import paths
 from specbench.bench.request import Dtype, Setting
 from specbench.errors import UsageError, did_you_mean
 from specbench.quantisation import check_quantisation
+from specbench.suite import TEMPLATE_NAMES
 
 Learn = Literal["gt", "kd", "seq"]
 """gt: the text's tokens. kd: the target's laws at the text's positions. seq: what the target itself would write after
@@ -57,6 +58,8 @@ class TrainRequest:
     """`--columns`: which columns of the data set hold what."""
     documents: int | None = None
     """Most documents taken from the data set, a seeded subset; None = all."""
+    template: str | None = None
+    """What conversations are written in: `chat`, the target's own, or a plain one by name, as for `run`."""
     assistant_only: bool | None = None
     response_tokens: int | None = None
     """Longest answer where the target writes them itself (`--dataset self`, `self:NAME`)."""
@@ -155,6 +158,7 @@ class TrainRequest:
         check_choice("--loss", self.loss, get_args(LossName))
         check_choice("--schedule", self.schedule, get_args(Schedule))
         check_choice("--precision", self.precision, get_args(Precision))
+        check_choice("--template", self.template, TEMPLATE_NAMES)
         check_choice("--dtype", self.dtype, get_args(Dtype))
         check_quantisation(self.quantisation)
         for name in self.report_to:

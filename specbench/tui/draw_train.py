@@ -10,6 +10,7 @@ from specbench.events import TrainEval
 from specbench.quantisation import NONE
 from specbench.report import text
 from specbench.report.drafter_run import use_values
+from specbench.suite import CHAT
 from specbench.tui.figures import Course
 from specbench.tui.lines import Line, Span, fit, line, sparkline, wrap
 
@@ -180,5 +181,6 @@ def bench_values(training: Course, best: str) -> dict[str, str]:
         method=str(training.record["method"]),
         weights=best,
         quantisation=str(request.get("quantisation", NONE)),
+        template=str(request.get("template") or CHAT),
         methods_dirs=[str(each) for each in request.get("methods_dirs") or ()],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -179,3 +180,47 @@ def test_a_bar_and_lines_say_the_same(capsys: pytest.CaptureFixture[str], monkey
     lines.plan(title="lstm on demo", share_done=0.5)
     lines.step(step=5, share=0.6, loss=2.5, tokens_per_s=1234.0, eta_s=3.0)  # within ten seconds: silent
     assert capsys.readouterr().err == "lstm on demo: 50% done before\n"
+
+
+def test_a_target_without_a_chat_template_learns_in_a_plain_one_and_is_measured_in_it(
+    specbench: Callable[..., Ran], line: list[str], target: Path, tmp_path: Path, data: Path
+) -> None:
+    """What refuses names an option that is there; texts, the target's own answers and the printed run go by it."""
+    base = tmp_path / "base"
+    shutil.copytree(target, base, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    own = [str(base) if word == str(target) else word for word in line]
+    store = ["--store", str(tmp_path / "results")]
+    refused = specbench("train", *own, *_SHORT, *store)
+    assert refused.code == 2 and "no chat template" in refused.err and "--template plain" in refused.err
+    ran = specbench("train", *own, *_SHORT, *store, "--template", "vicuna")
+    assert ran.code == 0, ran.err
+    command = shlex.split(ran.out.strip().splitlines()[-1])
+    assert command[command.index("--template") + 1] == "vicuna"
+    folder = command[command.index("--set") + 1].partition("weights=")[2]
+    [file] = (tmp_path / "results" / "runs").glob("*/train.json")
+    record = json.loads(file.read_text())
+    assert record["request"]["template"] == "vicuna"
+    weights = ("--set", f"shallow.weights={folder}", "--json")
+    found = [specbench("eval", *own, *weights, "--template", name) for name in ("vicuna", "alpaca")]
+    assert [each.code for each in found] == [0, 0], found
+    told = ["trained on conversations in template vicuna, not alpaca" in each.out for each in found]
+    assert told == [False, True]
+    written = [word.replace(str(data), f"self:{data}") for word in own]
+    again = specbench("train", *written, *_SHORT, *store, "--template", "vicuna", "--response-tokens", "8")
+    assert again.code == 0, again.err
+    wrong = specbench("train", *own, *_SHORT, *store, "--template", "vicunia")
+    assert wrong.code == 2 and "vicuna" in wrong.err
+
+
+def test_a_training_from_before_templates_could_be_chosen_goes_on_in_the_targets_own(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path
+) -> None:
+    store = ["--store", str(tmp_path / "results")]
+    assert specbench("train", *line, *_SHORT, *store).code == 0
+    [file] = (tmp_path / "results" / "runs").glob("*/train.json")
+    record = json.loads(file.read_text())
+    assert record["request"].pop("template") == "chat"
+    file.write_text(json.dumps(record))
+    ran = specbench("train", "--resume", record["run_id"], *store)
+    assert ran.code == 0, ran.err
+    assert "--template" not in ran.out

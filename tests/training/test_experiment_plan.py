@@ -10,8 +10,9 @@ import yaml
 
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.store.cells import Cell, CellLog, read_cells
+from specbench.training.experiment import bench_words
 from specbench.training.experiment_file import ExperimentFile, packaged_experiments, read_experiment
-from specbench.training.experiment_plan import Machine, Plan, estimated_tokens, make_plan
+from specbench.training.experiment_plan import Bench, Machine, Plan, estimated_tokens, make_plan
 
 _BODY: dict[str, Any] = {
     "name": "two-methods",
@@ -157,3 +158,22 @@ def test_the_later_of_two_lines_counts_and_a_damaged_one_is_named(tmp_path: Path
     file.write_text("nonsense\n" + file.read_text())
     with pytest.raises(EnvironmentFailed, match="line 1"):
         read_cells(tmp_path)
+
+
+def test_a_template_is_an_axis_and_cells_from_before_there_was_one_keep_their_names() -> None:
+    """A finished cell is never made again: the names are those under which experiments of then are kept."""
+    first = _plan()
+    assert (_ids(first)[0], first.measures[0].cell.cell_id) == ("aa32317c5bd790e6", "9909b689d489b7d3")
+    assert _ids(first) == _ids(_plan(train={**_BODY["train"], "template": "chat"}))
+    both = _plan(train={**_BODY["train"], "template": ["chat", "vicuna"]}, bench={"suite": "demo"})
+    assert len(both.trainings) == 2 * len(first.trainings) and len(set(_ids(both))) == len(both.cells)
+    plain = [each for each in both.trainings if each.request.template == "vicuna"]
+    assert len(plain) == len(first.trainings)
+    for training in plain:
+        assert training.reading.template == "vicuna"
+        for measure in both.measures_of(training):
+            if isinstance(measure, Bench):
+                words = bench_words(both, measure)
+                assert words[words.index("--template") + 1] == "vicuna"
+            else:
+                assert measure.request.template == measure.reading.template == "vicuna"

@@ -59,6 +59,21 @@ def test_stages_become_commands_that_hand_their_work_on(recipe: RecipeFile, tmp_
     assert bench[bench.index("--methods") + 1] == "autoregressive,shallow"
 
 
+@pytest.mark.parametrize("said_by", ["data", "train"])
+def test_the_template_of_one_stage_is_that_of_those_it_is_handed_to(
+    recipe: RecipeFile, tmp_path: Path, said_by: str
+) -> None:
+    """What was answered in one is learnt and measured in it, unless a stage says another."""
+    said = recipe.model_copy(update={said_by: {**(getattr(recipe, said_by) or {}), "template": "vicuna"}})
+    plan = {each.stage: each.argv for each in Kitchen(said, store=tmp_path).plan()}
+    for stage in ("data", "train", "bench"):
+        assert plan[stage][plan[stage].index("--template") + 1] == "vicuna", stage
+    assert "--template" not in plan["export"]
+    own = said.model_copy(update={"bench": {**(said.bench or {}), "template": "plain"}})
+    bench = {each.stage: each.argv for each in Kitchen(own, store=tmp_path).plan()}["bench"]
+    assert bench[bench.index("--template") + 1] == "plain" and bench.count("--template") == 1
+
+
 def test_what_is_done_is_not_done_again_and_a_failed_stage_is(recipe: RecipeFile, tmp_path: Path) -> None:
     kitchen, run = Kitchen(recipe, store=tmp_path), Recorder(fails_at="weights")
     assert kitchen.carry_out(kitchen.plan(), run) == 3
