@@ -21,7 +21,7 @@ from typing import Any
 
 from specbench.data.prompts import Prompt
 from specbench.data.responses import Response, Statistics, merged, read_responses
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import UsageError, cannot_write
 from specbench.store.files import write_whole
 
 REPORT_MARK = "@specbench "
@@ -78,19 +78,21 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises UsageError where another command is at work in the folder; a killed one leaves no lock."""
+        """Raises UsageError where another command is at work in the folder, EnvironmentFailed where the disk refuses; a
+        killed one leaves no lock."""
         try:
             (self.root / "shards").mkdir(parents=True, exist_ok=True)
-            with (self.root / "lock").open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise UsageError(
-                        "another command writes into this folder", where=str(self.root), try_="--out with another one"
-                    ) from error
-                yield
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise EnvironmentFailed(f"cannot write to {self.root}: {error.strerror}", where="--out") from error
+            file = (self.root / "lock").open("w")
+        except OSError as error:
+            raise cannot_write(self.root, error, try_="--out DIR, one that you may write to") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    "another command writes into this folder", where=str(self.root), try_="--out with another one"
+                ) from error
+            yield
 
     def begin(self, settings: Settings, prompts: Sequence[Prompt]) -> None:
         """Write the settings, or check them against those of the begun work. Raises UsageError naming what differs."""

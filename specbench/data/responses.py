@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from specbench import paths
 from specbench.data.conversations import Example
 from specbench.data.prompts import Prompt
 from specbench.data.rendering import Rendered
-from specbench.errors import UsageError
+from specbench.errors import EnvironmentFailed, UsageError, cannot_write
 from specbench.suite.templates import Message
 
 DISTINCT = (1, 2, 4)
@@ -93,21 +94,40 @@ def read_responses(path: Path) -> list[Response]:
     return found
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cut off what stands behind the last newline, so that the next row begins a line."""
-    if not path.is_file():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+def make_room(path: Path) -> None:
+    """The folder of `path`, and of a file that is there what stands behind its last newline cut off, so that the next
+    row begins a line. Raises EnvironmentFailed where the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            with path.open("rb+") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+    except OSError as error:
+        raise _refused(path, error) from error
 
 
 def append(path: Path, responses: Iterable[Response]) -> None:
-    """Add whole rows; on return they are on the disk."""
-    with path.open("a", encoding="ascii") as file:
-        file.write("".join(response.line() for response in responses))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add whole rows; on return they are on the disk. Raises EnvironmentFailed where it refuses; what was finished
+    before stays, and half a row is cut off by `make_room`."""
+    try:
+        with path.open("a", encoding="ascii") as file:
+            file.write("".join(response.line() for response in responses))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> EnvironmentFailed:
+    is_cache = path.is_relative_to(paths.cache_dir())
+    place = "SPECBENCH_CACHE=DIR" if is_cache else "--out DIR"
+    return cannot_write(
+        path,
+        error,
+        try_=f"{place}, one that you may write to",
+        if_full="free some space; the same command goes on, its finished answers are kept",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from specbench.data.job import REPORT_MARK, Folder, How, Settings
 from specbench.data.prompts import Prompt
 from specbench.data.rendering import Renderer
-from specbench.data.responses import Writer, drop_torn_line
+from specbench.data.responses import Writer, make_room
 from specbench.data.vllm import VllmWriter
 from specbench.data.writing import Asked, EngineWriter, asks_of, write_missing
 from specbench.errors import EnvironmentFailed, SpecbenchError
@@ -52,7 +52,7 @@ def work(folder: Folder, worker: int, how: How, report: Report) -> int:
         repetition_penalty=settings.repetition_penalty,
     )
     path = folder.shard(worker)
-    drop_torn_line(path)
+    make_room(path)
     build = _with_vllm if settings.backend == "vllm" else _with_engine
     writer, asked = build(settings, how, sampling, missing)
     for responses in write_missing(writer, asked.asks, done, path) if writer is not None else ():

@@ -20,7 +20,7 @@ from specbench.data.documents import Documents
 from specbench.data.loading import Builder
 from specbench.data.prompts import Prompt
 from specbench.data.rendering import Rendered, Renderer
-from specbench.data.responses import Ask, Response, Writer, append, drop_torn_line, merged, read_responses
+from specbench.data.responses import Ask, Response, Writer, append, make_room, merged, read_responses
 from specbench.engine.decode import Engine
 from specbench.engine.graphs import graphs_for
 from specbench.engine.stop import Stop
@@ -170,8 +170,7 @@ def write_responses(
     path = _kept(lm, digest)
     found: list[Response] = []
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drop_torn_line(path)
+        make_room(path)
         found = read_responses(path)
     done = {response.prompt_id for response in found}
     writer = EngineWriter(

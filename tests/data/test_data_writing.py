@@ -20,7 +20,7 @@ import torch
 from specbench.data import Documents, Prompt, load_documents, load_prompts, writing
 from specbench.data.generating import GenerateRequest, generate, parse_device_groups
 from specbench.data.job import Folder, How
-from specbench.data.responses import Response, append, drop_torn_line, merged, read_responses
+from specbench.data.responses import Response, append, make_room, merged, read_responses
 from specbench.data.worker import work
 from specbench.data.writing import EngineWriter, write_responses
 from specbench.engine.recorded import RecordedGraphs
@@ -152,7 +152,7 @@ def test_a_torn_last_line_is_no_row_and_the_next_one_begins_a_line(tmp_path: Pat
     with path.open("a") as file:
         file.write(response(3).line()[:30])
     assert [row.prompt_id for row in read_responses(path)] == ["0001", "0002"]
-    drop_torn_line(path)
+    make_room(path)
     append(path, [response(4)])
     assert read_responses(path) == [response(1), response(2), response(4)]
 
