@@ -28,6 +28,7 @@ from specbench.errors import UsageError
 from specbench.losses import Objective, chunked, count_depths
 from specbench.method import Drafter, Options, TargetView
 from specbench.recipe import Features, Loss, Recipe, windows
+from specbench.sampling import uniforms
 
 _NOISE_LENGTH = 512.0
 
@@ -104,17 +105,24 @@ class EagleRecipe(Recipe):
         network, document_BT = self._network, features.document_BT
         hidden_BTD = features.states_BTKD[:, :, 0].to(network.dtype)
         if self._weights.noise and network.training:
-            hidden_BTD = hidden_BTD + self._noise(hidden_BTD, document_BT)
+            hidden_BTD = hidden_BTD + self._noise(hidden_BTD, features)
         with torch.no_grad():
             embedded: Tensor = self._target.embed_tokens(features.tokens_BT.roll(-1, 1))
         z_BTD = network.features(embedded.to(network.dtype), hidden_BTD)
         return text_states(network, z_BTD, document_BT)
 
-    def _noise(self, hidden_BTD: Tensor, document_BT: Tensor) -> Tensor:
-        """Uniform, narrower in longer documents."""
+    def _noise(self, hidden_BTD: Tensor, features: Features) -> Tensor:
+        """Uniform, narrower in longer documents. Drawn by the row's own number, so that the rows beside it, and which
+        process has them, decide nothing."""
+        document_BT, keys_B = features.document_BT, features.keys_B
+        num_rows, num_tokens, width = hidden_BTD.shape
+        if keys_B is None:
+            keys_B = torch.randint(1 << 62, (num_rows,), device=hidden_BTD.device)
+        places_BT = torch.arange(num_tokens, device=hidden_BTD.device).expand(num_rows, -1)
+        drawn_BTD = uniforms(keys_B, places_BT, width).to(hidden_BTD.dtype)
         same = document_BT[:, :, None] == document_BT[:, None, :]
         width_BT1 = self._weights.noise * _NOISE_LENGTH / same.sum(-1, keepdim=True)
-        return (torch.rand_like(hidden_BTD) - 0.5) * width_BT1
+        return (drawn_BTD - 0.5) * width_BT1
 
     # --- the released term, masked -----------------------------------------------------------------------------------
 

@@ -51,6 +51,19 @@ def test_a_part_of_the_anchors_is_the_same_part_however_a_batch_is_cut(target: P
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_the_noise_of_the_released_form_is_the_same_however_a_batch_is_cut(target: Path, tmp_path: Path) -> None:
+    """Micro-batches are memory alone. Without the noise, which is ten times its default here, losses differ."""
+    losses = []
+    for micro_batch, noise in ((4, "2"), (3, "2"), (1, "2"), (4, "0")):
+        progress = Quiet()
+        request = make_request(target, tmp_path, max_steps=3, method="ctc", micro_batch=micro_batch, lr=1e-3)
+        settings = (Setting("ctc", "form", "eagle"), Setting("ctc", "noise", noise))
+        train(replace(request, settings=settings, methods_dirs=()), progress, corpus=make_corpus())
+        losses.append(progress.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[3] != pytest.approx(losses[0], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("method", "form"), [*((name, None) for name in TRIMMED), ("ctc", "eagle")], ids=lambda value: value or ""
 )
