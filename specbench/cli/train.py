@@ -107,7 +107,10 @@ def train(
     data_seed: Annotated[
         int | None, option("--data-seed", DATA, "N", "Which documents are held out; default: --seed.")
     ] = None,
-    precision: Annotated[str | None, option("--precision", HOW, "fp32|bf16", "Of the drafter's arithmetic.")] = None,
+    precision: Annotated[
+        str | None,
+        option("--precision", HOW, "fp32|bf16", "Of the drafter's arithmetic; default fp32 on a CPU and on `demo`."),
+    ] = None,
     cache_states: Annotated[
         bool,
         option("--cache-states", HOW, "", "Write the target's states to disk once; the plan says bytes first."),

@@ -106,7 +106,8 @@ class Settled:
     beta1: float
     beta2: float
     clip: float
-    precision: Precision
+    precision: Precision | None
+    """None: as the device is best at, which only torch knows (`setup.with_precision`)."""
     seed: int
     data_seed: int
     eval_every: int
@@ -163,10 +164,8 @@ def with_defaults(request: TrainRequest) -> TrainRequest:
     request = replace(request, **filled)
     if request.data_seed is None:
         request = replace(request, data_seed=request.seed)
-    if request.precision is None:
-        # The CPU has no fast bf16 everywhere; on an accelerator it halves the time of a step.
-        is_cpu = request.device == "cpu" or is_demo
-        request = replace(request, precision="fp32" if is_cpu else "bf16")
+    if request.precision is None and is_demo:
+        request = replace(request, precision="fp32")
     if request.dataset is None:
         raise UsageError(
             f"no data set was named for target {target!r}",

@@ -291,7 +291,8 @@ def _training(
         "options": _card_values(card, settled.settings),
         "reading": reading.facts(),
     }
-    cell_id = _identity("training", options)
+    # What is not said was written as bf16 before the device decided, as which cells are known.
+    cell_id = _identity("training", {**options, "precision": settled.precision or "bf16"})
     cell = Cell(
         kind="training",
         cell_id=cell_id,

@@ -61,6 +61,7 @@ def make_plan(setup: Setup, cache: StateCache | None, *, time_it: bool) -> Train
         seconds = request.max_minutes * 60
     if not is_demo(request) and setup.lm.device.type == "cpu" and lm.num_parameters() > 5e8:
         notes.append("the target runs on the CPU: its forward will take most of the time; --cache-states runs it once")
+    assert request.precision is not None, "settled with the device"
     return TrainPlan(
         method=request.method,
         target=request.target,

@@ -91,7 +91,8 @@ class TrainRequest:
     clip: float | None = None
     """Largest norm of the gradient; 0 = not clipped."""
     precision: Precision | None = None
-    """Of the drafter's arithmetic; its parameters are float32 always."""
+    """Of the drafter's arithmetic; its parameters are float32 always. None: fp32 on a CPU and on the embedded target,
+    bf16 elsewhere."""
     seed: int | None = None
     """Of the first weights, the order of the rows and everything drawn while learning."""
     data_seed: int | None = None

@@ -29,7 +29,15 @@ from specbench.training.features import FeatureSource
 from specbench.training.loop import Ended, Loop, StopFlag
 from specbench.training.plan import make_plan
 from specbench.training.request import State, TrainOutcome, TrainPlan, TrainProgress, TrainRequest
-from specbench.training.setup import Setup, load_target, make_accelerator, make_setup, method_options, threads_of
+from specbench.training.setup import (
+    Setup,
+    load_target,
+    make_accelerator,
+    make_setup,
+    method_options,
+    threads_of,
+    with_precision,
+)
 from specbench.training.state import Progressed, SavedState, find_state, load_state
 from specbench.training.step import Learner, Stepper
 
@@ -46,7 +54,7 @@ def train(asked: TrainRequest, progress: TrainProgress, *, corpus: Corpus | None
     if asked.resume is not None:
         earlier = record.read_record(paths.run_dir(asked.store, asked.resume))
         asked = record.request_from(earlier, asked)
-    request = settle(asked, is_resumed=earlier is not None)
+    request = with_precision(settle(asked, is_resumed=earlier is not None))
     options = method_options(request)
     threads_of(request)
     accelerator = make_accelerator(request)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training.small import METHODS
 
 from specbench.engine.decode import Engine
@@ -73,6 +74,17 @@ def test_a_dry_run_as_json(specbench: Callable[..., Ran], line: list[str], tmp_p
     plan: dict[str, Any] = json.loads(ran.out)["plan"]
     assert plan["parameters"]["total"] == 131072 and plan["steps"] == 3
     assert not (tmp_path / "results").exists()
+
+
+def test_a_device_that_is_found_computes_as_the_same_device_named(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    found = [word for word in line if word not in ("--device", "cpu")]
+    ran = specbench("train", *found, *_SHORT, "--dry-run", "--json", "--store", str(tmp_path / "results"))
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["plan"]["precision"] == "fp32"
 
 
 def test_wrong_columns_name_the_existing_ones(specbench: Callable[..., Ran], line: list[str], tmp_path: Path) -> None:
