@@ -66,7 +66,8 @@ def train(asked: TrainRequest, progress: TrainProgress, *, corpus: Corpus | None
     lm = load_target(request, accelerator)
     if corpus is None:
         corpus = load_corpus(request, lm, progress, accelerator)
-    setup = make_setup(request, options, accelerator, lm, corpus)
+    has_state = earlier is not None and find_state(folder / "state") is not None
+    setup = make_setup(request, options, accelerator, lm, corpus, has_state=has_state)
     cache = _cache_of(setup)
     plan = make_plan(setup, cache, time_it=accelerator.is_main_process and earlier is None)
     if request.dry_run:

@@ -176,10 +176,17 @@ def seed_everything(seed: int, process: int) -> None:
 
 
 def make_setup(
-    request: Settled, options: SplitOptions, accelerator: Accelerator, lm: CachedLM, corpus: Corpus
+    request: Settled,
+    options: SplitOptions,
+    accelerator: Accelerator,
+    lm: CachedLM,
+    corpus: Corpus,
+    *,
+    has_state: bool = False,
 ) -> Setup:
-    """Documents packed, recipe built. Raises UsageError where there is nothing to learn, or method and target do not
-    fit."""
+    """Documents packed, recipe built. has_state: a saved state holds every weight, and the drafter that the training
+    once started from need not be there any more. Raises UsageError where there is nothing to learn, or method and
+    target do not fit."""
     for documents, what in ((corpus.train, "training"), (corpus.held_out, "held-out")):
         check_learnable(documents, what=what)
         check_ids(documents, vocab_size=lm.vocab_size, target=lm.name)
@@ -195,7 +202,7 @@ def make_setup(
     recipe.see_labels(rows.packed.label_counts(lm.vocab_size))
     recipe.module.to(device=accelerator.device, dtype=torch.float32)
     weights = options.drafting.get("weights")
-    if weights:
+    if weights and not has_state:
         _start_from(str(weights), recipe, view, request.method)
     seed_everything(request.seed, accelerator.process_index)
     return Setup(
