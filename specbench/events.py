@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of manifest.json and events.jsonl; a reader refuses a newer one. In 1 generations did not say when they
-began, in 2 rounds of learning were readings without a lineage, in 3 their figures had no width."""
+began, in 2 rounds of learning were readings without a lineage, in 3 their figures had no width, in 4 a resumed training
+did not say which of its steps still stand."""
 
 
 class StepRow(NamedTuple):
@@ -69,6 +70,9 @@ class RunStarted(Event):
     """ISO 8601, UTC."""
     pid: int
     resumed: bool
+    behind: int | None = None
+    """Of a resumed training: the step of the state it goes on from, 0 where none was saved. What its journal says of
+    later steps is of steps that it no longer has. None elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

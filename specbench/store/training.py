@@ -1,6 +1,6 @@
 """A training's journal into the store, and trainings in the list of runs. No torch.
 
-Of two steps with one number (a resumed training repeats those after its last saved state) the later one counts.
+A resumed training goes on behind its last saved state: steps and evaluations beyond that are gone, however it ends.
 """
 
 from __future__ import annotations
@@ -55,14 +55,22 @@ def read_training(folder: Path) -> Training:
     steps: dict[int, TrainStep] = {}
     evals: dict[int, TrainEval] = {}
     last_word: RunFinished | None = None
+    is_first = False
     for event in replay(folder):
         match event:
             case TrainStep():
+                if is_first:
+                    # Journals from before schema 5 say by their next step alone where a training went on.
+                    _forget(event.step - 1, steps, evals)
+                    is_first = False
                 steps[event.step] = event
             case TrainEval():
                 evals[event.step] = event
             case RunStarted():
                 last_word = None
+                is_first = event.resumed
+                if event.behind is not None:
+                    _forget(event.behind, steps, evals)
             case RunFinished():
                 last_word = event
             case _:
@@ -76,6 +84,13 @@ def read_training(folder: Path) -> Training:
         steps=tuple(steps[number] for number in sorted(steps)),
         evals=tuple(evals[number] for number in sorted(evals)),
     )
+
+
+def _forget(behind: int, *kinds: dict[int, Any]) -> None:
+    """What is of later steps."""
+    for found in kinds:
+        for step in [each for each in found if each > behind]:
+            del found[step]
 
 
 def ingest_training(store: Path, folder: Path, *, timeout_s: float = BUSY_S) -> Training:

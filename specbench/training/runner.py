@@ -100,7 +100,7 @@ class _Training:
         saved = self._saved_state()
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(self._folder)) if is_main else None
-            self._begin(journal)
+            self._begin(journal, saved)
             state: State = "failed"
             message = ""
             ended: Ended | None = None
@@ -141,7 +141,7 @@ class _Training:
             )
         return saved
 
-    def _begin(self, journal: Journal | None) -> None:
+    def _begin(self, journal: Journal | None, saved: SavedState | None) -> None:
         if journal is None:
             return
         put_right(self._out)
@@ -156,6 +156,7 @@ class _Training:
                 time=record.now(),
                 pid=os.getpid(),
                 resumed=self._earlier is not None,
+                behind=None if self._earlier is None else 0 if saved is None else saved.progressed.done.steps,
             )
         )
 
