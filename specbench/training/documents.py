@@ -68,8 +68,8 @@ def facts_of(documents: Documents) -> dict[str, object]:
 def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> Documents:
     """All documents of the filled request's data set; under `self` the target writes their answers first."""
     assert lm.tokenizer is not None, "load_target refuses a target without a tokenizer"
-    prompts_of = _self_prompts(request.dataset)
-    if prompts_of is None:
+    found = prompts_to_answer(request)
+    if found is None:
         return load_documents(
             request.dataset,
             tokenizer=lm.tokenizer,
@@ -86,7 +86,6 @@ def read_documents(request: Settled, lm: CachedLM, progress: TrainProgress) -> D
     # torch comes with it
     from specbench.data.writing import write_responses
 
-    found = _prompts(request, prompts_of)
     progress.say(f"{lm.name} answers {len(found.prompts):,} prompts of {found.name}")
     written = write_responses(
         lm,
@@ -112,13 +111,12 @@ def _asked(request: Settled) -> dict[str, Any]:
 def _unwritten_documents(request: Settled, lm: CachedLM) -> Documents | None:
     """What `read_documents` would have the target write, at most; None where nothing is left for it to write. Raises as
     it does."""
-    prompts_of = _self_prompts(request.dataset)
-    if prompts_of is None:
+    found = prompts_to_answer(request)
+    if found is None:
         return None
     # torch comes with it
     from specbench.data.writing import unwritten_responses
 
-    found = _prompts(request, prompts_of)
     documents = unwritten_responses(lm, found.prompts, **_asked(request), max_len=request.max_length)
     if documents is None:
         return None
@@ -129,8 +127,12 @@ def _unwritten_documents(request: Settled, lm: CachedLM) -> Documents | None:
     return replace(documents, notes=(note,))
 
 
-def _prompts(request: Settled, prompts_of: str) -> Prompts:
-    """Raises UsageError where prompts were to be learnt, too."""
+def prompts_to_answer(request: Settled) -> Prompts | None:
+    """What the target answers itself under the request's data set; None for one with answers of its own. Raises
+    UsageError where prompts were to be learnt, too."""
+    prompts_of = _self_prompts(request.dataset)
+    if prompts_of is None:
+        return None
     if not request.assistant_only:
         raise UsageError(
             "what the target wrote itself is learnt, not its prompts",

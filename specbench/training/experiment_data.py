@@ -6,18 +6,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from specbench.data import kept
+from specbench.data import Prompts, kept
 from specbench.data.documents import Documents
+from specbench.data.rendering import Renderer
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.stops import stop_ids_of
 from specbench.quantisation import NONE
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled, settle
-from specbench.training.documents import facts_of, read_documents
+from specbench.training.documents import facts_of, prompts_to_answer, read_documents
 from specbench.training.experiment_plan import DATA_SEED, Evaluation, Reading, Training
 from specbench.training.request import TrainProgress, TrainRequest
 from specbench.training.setup import load_target, make_accelerator, threads_of
@@ -89,10 +90,11 @@ class Library:
         lm = load_target(settled, make_accelerator(settled))
         if lm.context_length is not None:
             settled = replace(settled, max_length=min(settled.max_length, lm.context_length))
-        if settled.dataset != "demo" and settled.dataset.partition(":")[0] != "self":
+        prompts = prompts_to_answer(settled)
+        if prompts is None:
             return read_documents(settled, lm, self._progress)
         # What the target wrote is kept: minutes to hours that a resumed experiment need not spend again.
-        key = _fingerprint(settled, lm)
+        key = _fingerprint(settled, lm, prompts)
         found = kept.find(key)
         return found or kept.keep(replace(read_documents(settled, lm, self._progress), fingerprint=key))
 
@@ -120,10 +122,9 @@ def _subset(documents: Documents, training: Training) -> Documents:
     return documents.take(sorted(int(index) for index in order[:num]))
 
 
-def _fingerprint(settled: Settled, lm: CachedLM) -> str:
-    name = settled.dataset.removeprefix("self:")
-    file = Path(name)
-    stamp = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []
+def _fingerprint(settled: Settled, lm: CachedLM, prompts: Prompts) -> str:
+    """Of all that the documents depend on: what was asked (clean of the suites' questions), in which form, of whom."""
+    renderer = Renderer.of(lm.tokenizer, template=settled.template, stop_ids=stop_ids_of(lm))
     identity = {
         "format": kept.FORMAT,
         "written_by": lm.weights_hash,
@@ -131,9 +132,9 @@ def _fingerprint(settled: Settled, lm: CachedLM) -> str:
         # Left out where there is none: what was written before there was any is still the same.
         **({} if lm.quantisation == NONE else {"quantisation": lm.quantisation}),
         "device": lm.device.type,
-        "prompts": [name, *stamp, *map(str, settled.data)],
-        "columns": settled.columns,
-        "limit": settled.documents,
+        "rendering": renderer.key,
+        "stop_ids": sorted(renderer.stop_ids),
+        "prompts": [prompts.name, prompts.content_hash],
         "tokens": settled.response_tokens,
         "temperature": settled.response_temperature,
         "max_length": settled.max_length,
