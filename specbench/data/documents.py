@@ -35,10 +35,12 @@ class Document:
     """Tokens before the first answer; 0 for plain text."""
     answer_length: int
     """Tokens of the first answer, its stop token included; everything for plain text."""
+    is_asked: bool = True
+    """The target is asked with these very ids of the prompt, see `Rendered`."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """Ids up to the first answer, as the target is asked with them."""
+        """Ids up to the first answer."""
         return self.ids[: self.prompt_length]
 
     @property
@@ -66,6 +68,8 @@ class Documents:
     prompt_length_of: Ints
     answer_length_of: Ints
     counts: Counts
+    asked_of: Flags | None = None
+    """`Document.is_asked` of each; None: all of them."""
     fingerprint: str
     """sha256 of everything the tokens depend on; a checkpoint's provenance."""
     source: str
@@ -86,6 +90,7 @@ class Documents:
             learn=tuple(self.learn_N[part].tolist()),
             prompt_length=int(self.prompt_length_of[index]),
             answer_length=int(self.answer_length_of[index]),
+            is_asked=self.asked_of is None or bool(self.asked_of[index]),
         )
 
     def __iter__(self) -> Iterator[Document]:
@@ -109,6 +114,7 @@ class Documents:
             start_of=np.concatenate([[0], np.cumsum(self.lengths[chosen])]).astype(np.int64),
             prompt_length_of=self.prompt_length_of[chosen],
             answer_length_of=self.answer_length_of[chosen],
+            asked_of=None if self.asked_of is None else self.asked_of[chosen],
             counts=replace(self.counts, num_kept=len(chosen), num_tokens=len(tokens_N), num_learnt=int(learn_N.sum())),
         )
 

@@ -18,7 +18,7 @@ from specbench import paths
 from specbench.data.counts import Counts
 from specbench.data.documents import Documents
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: goes up when the same rows would become other tokens."""
 
 

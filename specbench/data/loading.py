@@ -109,6 +109,7 @@ class Builder:
         self._starts = array("q", [0])
         self._prompt_lengths = array("q")
         self._answer_lengths = array("q")
+        self._asked = array("b")
         self._seen: set[bytes] = set()
         self.num_too_short = self.num_nothing = self.num_truncated = self.num_repeated = 0
 
@@ -136,6 +137,7 @@ class Builder:
         self._starts.append(len(self.tokens))
         self._prompt_lengths.append(start)
         self._answer_lengths.append(stop - start)
+        self._asked.append(rendered.is_asked)
 
     def finish(
         self, *, name: str, counts: Counts, fingerprint: str, source: str, licence: str, notes: tuple[str, ...]
@@ -149,6 +151,7 @@ class Builder:
             start_of=np.array(self._starts, dtype=np.int64),
             prompt_length_of=np.array(self._prompt_lengths, dtype=np.int64),
             answer_length_of=np.array(self._answer_lengths, dtype=np.int64),
+            asked_of=np.array(self._asked, dtype=np.bool_),
             counts=Counts(
                 num_read=counts.num_read,
                 num_kept=len(self._prompt_lengths),

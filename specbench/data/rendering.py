@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ class Rendered(NamedTuple):
     ids: list[int]
     is_answer: list[bool]
     """Tokens the assistant wrote, its stop token included."""
+    is_asked: bool = True
+    """What stands before the first answer is what a run asks with. Not so where one token holds the prompt's end and
+    the answer's beginning: asked alone, the prompt ends in another one."""
 
 
 class Refused(NamedTuple):
@@ -101,11 +105,10 @@ class Renderer:
         from jinja2 import TemplateError  # 30 ms, and transformers has it loaded once a template is rendered
 
         try:
-            if self._has_marks:
-                rendered = self._marked(messages)
-                if any(rendered.is_answer):
-                    return rendered
-            return self._incremental(messages)
+            rendered = self._marked(messages) if self._has_marks else None
+            if rendered is None or not any(rendered.is_answer):
+                rendered = self._incremental(messages)
+            return self._checked(rendered, messages)
         except TemplateError as error:
             return Refused(f"the chat template refuses it: {error}")
 
@@ -121,9 +124,43 @@ class Renderer:
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
         )
         ids = [int(token) for token in coded["input_ids"]]
-        return self._closed(ids, [bool(flag) for flag in coded["assistant_masks"]])
+        is_answer = [bool(flag) for flag in coded["assistant_masks"]]
+        firsts = [place for place, flag in enumerate(is_answer) if flag and not (place and is_answer[place - 1])]
+        whole = self._chat_text(messages, asks=False)
+        ends = self._ends_of_prompts(messages, whole)
+        for place in firsts:
+            start, stop = coded["offset_mapping"][place]
+            # Marked is whatever holds the answer's first character: begun before, it was part of the prompt.
+            if any(start < end < stop for end in ends):
+                is_answer[place] = False
+        return self._closed(ids, is_answer)
+
+    def _ends_of_prompts(self, messages: Sequence[Message], whole: str) -> list[int]:
+        """Characters of what stands before each answer, where it is a prefix of the whole."""
+        from jinja2 import TemplateError  # as above
+
+        found = []
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant":
+                # A template that takes the whole may refuse a part: what cannot be asked has no end.
+                with suppress(TemplateError):
+                    found.append(self._chat_text(messages[:place], asks=True))
+        return [len(prompt) for prompt in found if whole.startswith(prompt)]
+
+    def _checked(self, rendered: Rendered, messages: Sequence[Message]) -> Rendered:
+        """... and whether its first prompt is what `run` asks with."""
+        first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), None)
+        if first is None or not any(rendered.is_answer):
+            return rendered
+        before = rendered.ids[: rendered.is_answer.index(True)]
+        try:
+            return rendered._replace(is_asked=before == self.prompt(messages[:first]))
+        except UsageError:
+            # The template refuses what a run would ask with.
+            return rendered._replace(is_asked=False)
 
     def _incremental(self, messages: Sequence[Message]) -> Rendered:
         whole = self._chat_text(messages, asks=False)
@@ -160,10 +197,11 @@ class Renderer:
                 spans.append(_Span(len(before), len(whole)))
         rendered = self._tokenised(whole, spans, adds_bos=True)
         eos = self.tokenizer.eos_token_id
-        if eos is None or rendered.ids[-1:] == [eos]:
-            return rendered
-        # These templates write no stop token behind the last answer; without one a drafter would never learn to stop.
-        return Rendered([*rendered.ids, int(eos)], [*rendered.is_answer, True])
+        if eos is not None and rendered.ids[-1:] != [eos]:
+            # These templates write no stop token behind the last answer; without one a drafter would never learn to
+            # stop.
+            rendered = Rendered([*rendered.ids, int(eos)], [*rendered.is_answer, True])
+        return self._checked(rendered, messages)
 
     # --- shared ----------------------------------------------------------------------------------------------------
 

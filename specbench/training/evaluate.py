@@ -225,14 +225,15 @@ class Simulator:
 
 
 def prompts_of(documents: Documents, *, num: int, lm: CachedLM, max_new_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """The first `num` documents' text before their first answer that leaves room for one in the target's context."""
+    """The first `num` documents' text before their first answer that leaves room for one in the target's context, where
+    it is what a run would ask with."""
     room = (lm.context_length or 1 << 30) - max_new_tokens
     found: dict[tuple[int, ...], None] = {}
     for document in documents:
         if len(found) == num:
             break
         prompt = document.prompt or document.ids[:_PLAIN_PROMPT]
-        if 0 < len(prompt) <= room:
+        if document.is_asked and 0 < len(prompt) <= room:
             found.setdefault(prompt)
     return tuple(found)
 

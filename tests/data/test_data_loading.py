@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from specbench.data.contamination import known_questions, normalised
 from specbench.data.documents import Documents
 from specbench.data.kept import path_of
 from specbench.data.places import locate
+from specbench.data.rendering import Renderer
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.training.evaluate import prompts_of
 
 from .conftest import MakeTokenizer, WriteRows, turn
 
@@ -287,3 +290,16 @@ def test_the_demo_prompts_are_no_suites_questions(shared: Path) -> None:
     assert not known_questions(suites).unread
     for part in ("train", "held_out"):
         assert load_prompts("demo", seed=0, part=part, data_dirs=suites).counts.num_contaminated == {}
+
+
+def test_documents_say_which_of_their_prompts_a_run_would_ask_with(write_rows: WriteRows, demo_tokenizer: Any) -> None:
+    """Kept, taken and split; simulated are those alone."""
+    rows = [{"prompt": f"question {n}", "response": "  lead" if n % 3 == 0 else "hello"} for n in range(9)]
+    file = write_rows("rows.jsonl", rows)
+    for _ in range(2):
+        found = load_documents(str(file), tokenizer=demo_tokenizer, max_len=64, seed=0)
+        assert [document.is_asked for document in found] == [n % 3 != 0 for n in range(9)]
+    assert [document.is_asked for document in found.take([3, 4])] == [False, True]
+    simulated = prompts_of(found, num=9, lm=SimpleNamespace(context_length=None), max_new_tokens=4)  # type: ignore[arg-type]
+    asked = [tuple(Renderer.of(demo_tokenizer).prompt([turn("user", f"question {n}")])) for n in range(9) if n % 3]
+    assert list(simulated) == asked

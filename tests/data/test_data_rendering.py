@@ -142,3 +142,32 @@ def test_gpt2_has_no_template_of_its_own_and_takes_a_plain_one(shared: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
     found = rendered(Renderer.of(tokenizer, template="alpaca"), TALK[:2])
     assert learnt(tokenizer, found) == ["Yes, 3.<|endoftext|>"]
+
+
+@pytest.mark.parametrize("has_marks", [True, False])
+def test_a_token_that_begins_in_the_prompt_is_no_answer_and_its_prompt_is_not_what_run_asks(
+    demo_tokenizer: Any, has_marks: bool
+) -> None:
+    """One token holds the newline that ends the prompt and the answer's first characters; asked alone it is another."""
+    tokenizer = demo_tokenizer if has_marks else without_marks(demo_tokenizer)
+    renderer = Renderer.of(tokenizer)
+    for content, is_asked in (("hello", True), ("  lead", False), ("\n\nx", False), ("  ", False)):
+        talk = [turn("user", "q"), turn("assistant", content), turn("user", "more"), turn("assistant", content)]
+        found = rendered(renderer, talk)
+        first, prompt = found.is_answer.index(True), renderer.prompt(talk[:1])
+        assert found.is_asked is is_asked is (found.ids[:first] == prompt), content
+        assert tokenizer.decode(found.ids[:first]).startswith(tokenizer.decode(prompt)), (
+            "nothing of the prompt is learnt"
+        )
+        texts = learnt(tokenizer, found)
+        assert texts[0] == texts[1] and (content + "<|end|>").endswith(texts[0])
+    assert rendered(Renderer.of(tokenizer, template="plain")).is_asked
+
+
+def test_a_conversation_whose_prompt_a_marked_template_refuses_is_learnt_and_not_asked(demo_tokenizer: Any) -> None:
+    template = (
+        "{% if messages|length < 2 %}{{ raise_exception('too short') }}{% endif %}" + demo_tokenizer.chat_template
+    )
+    demo_tokenizer.chat_template = template
+    found = rendered(Renderer.of(demo_tokenizer), TALK[:2])
+    assert learnt(demo_tokenizer, found) == [" Yes, 3. <|end|>"] and not found.is_asked
