@@ -148,13 +148,19 @@ class AdapterStore:
         except EnvironmentFailed:
             history = {}
         # A domain's way back leads to what it drafted with until now: that of all.
-        history.setdefault(domain, [(history.get("") or [0])[-1]]).append(number)
+        numbers = history.setdefault(domain, [(history.get("") or [0])[-1]])
+        # The active one again is no step, and no step back would lead anywhere.
+        if numbers[-1:] != [number]:
+            numbers.append(number)
         self._write(history)
 
     def rollback(self, domain: str = "") -> int:
         """Draft with the version before the active one -> its number. Raises UsageError where there is none."""
         history = self.history()
         numbers = history.get(domain, [])
+        # Until activating the active one was no step, it was written down as one.
+        while numbers[-2:-1] and numbers[-1] == numbers[-2]:
+            numbers.pop()
         if len(numbers) < 2:
             raise UsageError(
                 "there is nothing to roll back to: no adapter was activated here",

@@ -136,6 +136,28 @@ def test_a_version_whose_weights_are_damaged_hinders_no_other(tmp_path: Path) ->
         store.add(_adapter(base_hash="b" * 64))
 
 
+def test_activating_the_active_version_again_leaves_the_way_back_as_it_was(tmp_path: Path) -> None:
+    """A roll-back that reports success drafts with another version than before."""
+    store = AdapterStore(tmp_path)
+    with store.writing():
+        for _ in range(2):
+            store.add(_adapter())
+        for _ in range(2):
+            store.activate(1)
+            store.activate(1, "maths")
+        assert store.history() == {"": [0, 1], "maths": [1]}
+        assert store.rollback() == 0 == store.active()
+        store.activate(2, "maths")
+        assert store.rollback("maths") == 1
+        with pytest.raises(UsageError, match="nothing to roll back to"):
+            store.rollback("maths")
+        # As stores were written before.
+        (tmp_path / "active.json").write_text('{"": [0, 1, 2, 2, 2], "maths": [2, 2]}')
+        assert store.rollback() == 1 and store.history()[""] == [0, 1]
+        with pytest.raises(UsageError, match="nothing to roll back to"):
+            store.rollback("maths")
+
+
 def test_a_damaged_pointer_is_named_and_activate_mends_it(tmp_path: Path) -> None:
     store = AdapterStore(tmp_path)
     store.add(_adapter())
