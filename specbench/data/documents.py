@@ -137,6 +137,12 @@ class Documents:
             if len(held) >= wanted:
                 break
             held += groups[digest]
+        if held and len(groups) == 1:
+            raise UsageError(
+                f"all {len(self)} documents of {self.name} answer one prompt: holding it out leaves none to train on",
+                where=self.source,
+                try_="a data set with at least 2 prompts",
+            )
         if len(held) >= len(self):
             raise UsageError(
                 f"{self.name} has {len(self)} documents: holding out {wanted} leaves none to train on",

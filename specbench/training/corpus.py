@@ -50,7 +50,7 @@ def check_learnable(documents: Documents, *, what: str) -> None:
         raise UsageError(
             f"no {what} document is left of data set {documents.name!r}",
             where="--dataset",
-            try_="specbench data ls; fewer --eval-documents, or a larger data set",
+            try_="a larger data set; specbench data show DATASET says which rows are dropped and why",
         )
     if not documents.learn_N.any():
         raise UsageError(

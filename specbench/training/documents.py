@@ -38,8 +38,9 @@ def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, acceler
         torch.distributed.broadcast_object_list(box, src=0)
     documents, is_unwritten = box[0], bool(box[1])
     assert isinstance(documents, Documents) and request.eval_documents is not None and request.seed is not None
+    require(documents, least=2, why="one is held out, to judge by")
     # A third at most: a small data set is for learning.
-    held_out = min(request.eval_documents, len(documents) // 3)
+    held_out = max(1, min(request.eval_documents, len(documents) // 3))
     parts = documents.split(held_out, seed=request.data_seed)
     if not is_unwritten:
         for line in (*documents.notes, *documents.counts.lines()):
@@ -52,6 +53,17 @@ def load_corpus(request: Settled, lm: CachedLM, progress: TrainProgress, acceler
         notes=documents.notes if is_unwritten else (),
         is_unwritten=is_unwritten,
     )
+
+
+def require(documents: Documents, *, least: int, why: str) -> None:
+    """Raises UsageError where there are fewer."""
+    if len(documents) < least:
+        found = "1 document" if len(documents) == 1 else f"{len(documents)} documents"
+        raise UsageError(
+            f"data set {documents.name!r} has {found}, and at least {least} are needed: {why}",
+            where="--dataset",
+            try_="a larger data set; specbench data show DATASET says which rows are dropped and why",
+        )
 
 
 def facts_of(documents: Documents) -> dict[str, object]:

@@ -18,7 +18,7 @@ from specbench.lm.stops import stop_ids_of
 from specbench.quantisation import NONE
 from specbench.training.corpus import Corpus
 from specbench.training.defaults import Settled, settle
-from specbench.training.documents import facts_of, prompts_to_answer, read_documents
+from specbench.training.documents import facts_of, prompts_to_answer, read_documents, require
 from specbench.training.experiment_plan import DATA_SEED, Evaluation, Reading, Training
 from specbench.training.request import TrainProgress, TrainRequest
 from specbench.training.setup import load_target, make_accelerator, threads_of
@@ -100,10 +100,12 @@ class Library:
 
 
 def cut(documents: Documents, reading: Reading) -> Parts:
-    """A sixth at most for each held-out part: a small data set is for learning."""
+    """A sixth at most for each held-out part, but one document: a small data set is for learning. Raises UsageError
+    where there are not three."""
     if not reading.learns:
         return Parts(None, None, documents)
-    held_out = min(reading.held_out, len(documents) // 6)
+    require(documents, least=3, why="one is learnt, one chooses, one is for evaluations")
+    held_out = max(1, min(reading.held_out, len(documents) // 6))
     rest, evaluate = documents.split(held_out, seed=DATA_SEED)
     learn, choose = rest.split(held_out, seed=DATA_SEED + 1)
     return Parts(learn, choose, evaluate)

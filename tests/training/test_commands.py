@@ -194,6 +194,30 @@ def test_a_bar_and_lines_say_the_same(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "lstm on demo: 50% done before\n"
 
 
+@pytest.mark.parametrize(("num", "held_out"), [(2, 1), (3, 1), (5, 1), (6, 2)])
+def test_two_documents_are_enough_to_train_and_one_of_them_is_held_out(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path, data: Path, num: int, held_out: int
+) -> None:
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:num]))
+    ran = specbench("train", *line, *_SHORT, "--dry-run", "--json", "--store", str(tmp_path / "results"))
+    assert ran.code == 0, ran.err
+    plan = json.loads(ran.out)["plan"]
+    assert (plan["documents"], plan["held_out"]) == (num - held_out, held_out)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [(["What is 2 + 2?"], "has 1 document, and at least 2 are needed: one is held out"), (["Why?"] * 2, "one prompt")],
+)
+def test_too_few_documents_are_refused_with_how_many_it_takes(
+    specbench: Callable[..., Ran], line: list[str], tmp_path: Path, data: Path, rows: list[str], says: str
+) -> None:
+    found = [{"prompt": row, "response": f"{number} it is, I think."} for number, row in enumerate(rows)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in found))
+    ran = specbench("train", *line, *_SHORT, "--store", str(tmp_path / "results"))
+    assert ran.code == 2 and says in ran.err and "--eval-documents" not in ran.err, ran.err
+
+
 def test_a_target_without_a_chat_template_learns_in_a_plain_one_and_is_measured_in_it(
     specbench: Callable[..., Ran], line: list[str], target: Path, tmp_path: Path, data: Path
 ) -> None:

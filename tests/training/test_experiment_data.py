@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.small import METHODS, Quiet
+from training.small import METHODS, Quiet, make_documents
 
 from specbench.data import examples
 from specbench.data.contamination import KnownQuestions, normalised
 from specbench.data.documents import Documents
+from specbench.errors import UsageError
 from specbench.training import experiment_data
 from specbench.training.experiment_file import ExperimentFile
-from specbench.training.experiment_plan import Machine, make_plan
+from specbench.training.experiment_plan import Machine, Reading, make_plan
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def prompts(tmp_path: Path) -> Path:
     return file
 
 
-class Reading:
+class Reader:
     """Documents of an experiment on the target's own answers, and how often they had to be made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
@@ -48,10 +49,27 @@ class Reading:
         return experiment_data.Library(Quiet()).corpus(plan.trainings[0]).train
 
 
+@pytest.mark.parametrize(("num", "parts"), [(3, (1, 1, 1)), (7, (5, 1, 1)), (24, (20, 2, 2))])
+def test_every_part_of_a_small_data_set_has_a_document(num: int, parts: tuple[int, int, int]) -> None:
+    reading = _reading(held_out=2)
+    found = experiment_data.cut(make_documents(num), reading)
+    assert found.learn is not None and found.choose is not None
+    assert (len(found.learn), len(found.choose), len(found.evaluate)) == parts
+    with pytest.raises(UsageError, match="has 2 documents, and at least 3 are needed"):
+        experiment_data.cut(make_documents(2), reading)
+
+
+def _reading(*, held_out: int) -> Reading:
+    return Reading(
+        dataset="memory", columns=None, max_length=48, limit=None, held_out=held_out, learns=True, response_tokens=6,
+        response_temperature=0.0,
+    )  # fmt: skip
+
+
 def test_kept_answers_are_taken_for_the_same_prompts_in_the_same_form_alone(
     target: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Reading(monkeypatch, tmp_path)
+    read = Reader(monkeypatch, tmp_path)
     first = read(target, prompts)
     assert (read(target, prompts).tokens_N == first.tokens_N).all() and len(read.made) == 1
     # The same weights that are asked in other words.
