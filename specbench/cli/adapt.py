@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -256,12 +257,21 @@ def list_versions(store: _Store = None, as_json: _Json = False) -> None:
                 each["domain"] or "all",
                 str(each["num_positions"]),
                 gain,
+                _judged_for(figures),
                 each["source"],
                 each["created"],
             )
         )
-    columns = ("version", "parent", "domain", "positions", "held-out acceptance", "from", "made")
+    columns = ("version", "parent", "domain", "positions", "held-out acceptance", "of", "from", "made")
     show_table([Column(title) for title in columns], rows)
+
+
+def _judged_for(figures: Mapping[str, Any]) -> str:
+    """The answers that a held-out acceptance is of; '' where the version does not say."""
+    if "rule" not in figures:
+        return ""
+    # The first choices are compared, whatever rule and draft.
+    return f"T {figures['temperature']:g}, {figures['rule']}, {figures['draft']}" if figures["temperature"] else "T 0"
 
 
 @app.command()

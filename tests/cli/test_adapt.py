@@ -77,6 +77,27 @@ def _with_versions(folder: Path) -> AdapterStore:
     return store
 
 
+def test_the_list_says_what_answers_a_held_out_acceptance_is_of(specbench: Callable[..., Ran], tmp_path: Path) -> None:
+    """Versions from before they said it are listed as they were."""
+    store = _with_versions(tmp_path / "adapters")
+    shown = {"before": 0.5, "after": 0.6}
+    for number, figures in (
+        (1, shown),
+        (2, {**shown, "temperature": 0.7, "rule": "rejection", "draft": "sampled"}),
+    ):
+        file = store.path(number) / "lineage.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "figures": figures}))
+    ran = specbench("adapt", "ls", "--store", str(store.folder))
+    assert ran.code == 0, ran.err
+    first, second = (line for line in ran.out.splitlines() if "0.5000 → 0.6000" in line)
+    assert "T 0.7, rejection, sampled" in second and "rejection" not in first and "T 0" not in first
+
+
+def test_an_unknown_rule_names_the_nearest(specbench: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = specbench("adapt", "train", *DRAFT, "--store", str(tmp_path), "--rule", "reject")
+    assert ran.code == 2 and "--rule" in ran.err and "rejection" in ran.err
+
+
 def test_versions_are_listed_chosen_rolled_back_and_exported(specbench: Callable[..., Ran], tmp_path: Path) -> None:
     store = _with_versions(tmp_path / "adapters")
     where = ("--store", str(store.folder))
