@@ -125,7 +125,7 @@ def _refused(path: Path, error: OSError) -> EnvironmentFailed:
     return cannot_write(
         path,
         error,
-        try_=f"{place}, one that you may write to",
+        try_=f"{place}, one that can be written to; where this one can be again, the same command goes on",
         if_full="free some space; the same command goes on, its finished answers are kept",
     )
 
