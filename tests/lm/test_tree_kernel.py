@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -163,6 +165,78 @@ def test_no_share_waits_for_another_to_end(programs: int) -> None:
 @pytest.mark.parametrize("shares", [1, 3, 5, 7])
 def test_any_number_of_shares_gives_the_reference(shares: int) -> None:
     assert_as_the_reference([330, 65], random_tree(2, 6, torch.Generator().manual_seed(8)), shares=shares)
+
+
+def test_a_cache_of_more_than_32k_tokens() -> None:
+    """As many shares as there ever are; the last block is not full and the last shares hold the tree alone."""
+    nodes = chain(torch.zeros(1, 3, dtype=torch.long))
+    assert_as_the_reference([33_000], nodes, heads=1, kv_heads=1, shares=tree_kernel._MOST_SHARES)
+
+
+LENGTHS = [90, 7]
+
+
+def _attend(cache: Tensor, *, heads: int = 2, window: int | None) -> Tensor:
+    """Random queries of 21 slots, always the same, behind LENGTHS tokens. cache (2, B, 1, S, d): keys and values."""
+    tree = random_tree(2, 20, torch.Generator().manual_seed(1))
+    shape, width = topology(tree), cache.shape[4]
+    query = torch.randn(2, heads, 21, width, generator=torch.Generator().manual_seed(7))
+    return tree_attention(
+        query.to(DEVICE), cache[0].to(DEVICE), cache[1].to(DEVICE),
+        length_B=torch.tensor(LENGTHS, dtype=torch.int32, device=DEVICE),
+        depth_BM=shape.depth_BM.int().contiguous().to(DEVICE), bits_BMW=ancestor_bits(shape.sees_BMM).to(DEVICE),
+        scale=width**-0.5, window=window, shares=2,
+    )  # fmt: skip
+
+
+def _is_needed(room: int, window: int | None) -> Tensor:
+    """bool (B, S): the committed tokens that any slot may see, and the tree behind them."""
+    slots, lengths_B1 = torch.arange(room), torch.tensor(LENGTHS)[:, None]
+    first_B1 = torch.zeros_like(lengths_B1) if window is None else lengths_B1 - window + 1
+    return (slots >= first_B1) & (slots < lengths_B1 + 21)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_nan_behind_the_tree_or_before_the_window_reaches_no_output(window: int | None) -> None:
+    """Memory that was never written may hold one, and 0 times a NaN is a NaN."""
+    cache = torch.randn(2, 2, 1, 130, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for garbage in (1e4, float("nan")):
+        cache[:, :, 0][:, ~_is_needed(130, window)] = garbage
+        found.append(_attend(cache, window=window))
+    assert bool(found[1].isfinite().all()) and torch.equal(*found)
+
+
+@contextmanager
+def _counted_loads(buffer: Tensor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tensor]:
+    """Inside, the interpreter counts how often kernels load each element of `buffer` -> int64 of its shape."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    assert buffer.is_contiguous() and buffer.device.type == "cpu"
+    counts, load = torch.zeros(buffer.shape, dtype=torch.long), interpreter_builder.create_masked_load
+
+    def counting(pointers: Any, mask: Any, *rest: Any) -> Any:
+        at = (pointers.data[mask.data].astype(np.int64) - buffer.data_ptr()) // buffer.element_size()
+        inside = at[(at >= 0) & (at < buffer.numel())]
+        counts.view(-1).add_(torch.from_numpy(np.bincount(inside, minlength=buffer.numel())))
+        return load(pointers, mask, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(interpreter_builder, "create_masked_load", counting)
+        yield counts
+
+
+@pytest.mark.skipif(not tree_kernel.INTERPRETED, reason="loads are counted in Triton's interpreter: TRITON_INTERPRET=1")
+@pytest.mark.parametrize(("window", "heads", "num_blocks"), [(None, 4, 2), (20, 2, 1)])
+def test_keys_and_values_are_loaded_once_a_block_of_queries_and_nothing_else_is(
+    window: int | None, heads: int, num_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are what a step at batch 1 takes its time for. 21 slots of two queries fill a block of 64, of four two."""
+    cache = torch.randn(2, 2, 1, 130, 64, generator=torch.Generator().manual_seed(0))
+    with _counted_loads(cache, monkeypatch) as counts:
+        _attend(cache, heads=heads, window=window)
+    wanted_BS = _is_needed(130, window) * num_blocks
+    assert torch.equal(counts, wanted_BS[None, :, None, :, None].expand_as(counts))
 
 
 def test_a_text_that_grows_meets_few_kernels() -> None:
