@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+from torch._inductor.async_compile import AsyncCompile
 
+from specbench import paths
 from specbench.engine.decode import Engine
 from specbench.engine.stop import Stop
 from specbench.errors import UsageError
@@ -108,6 +111,31 @@ def test_what_inductor_makes_of_a_tree_is_what_torch_makes_of_it() -> None:
     for mine, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     assert compiled.is_compiled and compiled.compile_s > 0
+
+
+def test_what_was_compiled_is_found_again_where_specbench_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the folder is forgotten in between, as between two runs. With a GPU's options: nothing is frozen.
+    No C++ is compiled, which takes seconds and has a cache of its own: kernels compute nothing here."""
+    compile_as_ever = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **how: compile_as_ever(forward, **{**how, "options": None}))
+    monkeypatch.setattr(AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
+    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "where an earlier test had it")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    found = []
+    for _ in range(2):
+        compiled = _compiled("llama", backend="inductor", dtype=torch.float32, num_hidden_layers=1)
+        counters.clear()
+        compiled.allocate(max_batch=1, max_len=40, max_nodes=8)
+        compiled.begin(1)
+        compiled.prefill(0, torch.tensor([1, 2, 3, 4]))
+        graphs, traces = counters["inductor"], counters["aot_autograd"]
+        found.append([graphs["fxgraph_cache_miss"] > 0, graphs["fxgraph_cache_hit"] > 0])
+        found.append([traces["autograd_cache_miss"] > 0, traces["autograd_cache_hit"] > 0])
+        assert not graphs["fxgraph_cache_bypass"] and not traces["autograd_cache_bypass"]
+    missed, hit = [True, False], [False, True]
+    assert found == [missed, missed, hit, hit], "first call, second call: inductor's graphs, then what was traced"
+    assert {"fxgraph", "aotautograd"} <= {each.name for each in (paths.cache_dir() / "compiled").iterdir()}
 
 
 def test_a_method_that_reads_layers_is_refused_by_a_target_that_is_compiled_whole() -> None:
