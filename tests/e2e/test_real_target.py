@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import signal
@@ -14,8 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import real_target
 from benchmarks.fitting import Fit, batches, fit, held_out_loss, loss_of
-from benchmarks.real_target import DRAFTERS, TimeIsUp, Work
+from benchmarks.real_sizes import DRAFTERS, FULL
+from benchmarks.real_target import TimeIsUp, Work
 from specbench import registry
+from specbench.lm.facts import num_parameters, weight_bytes_per_token
 
 
 def test_every_text_is_in_one_batch_and_none_is_larger_than_asked() -> None:
@@ -58,6 +61,57 @@ def test_what_is_trained_can_be_trained() -> None:
         assert {setting.split("=")[0] for setting in settings} <= set(known)
 
 
+def test_the_target_s_bytes_leave_room_for_what_a_step_launches() -> None:
+    """On one H200 in float32, at 60 % of a copy's bandwidth: below that a table has no ranks."""
+    with torch.device("meta"):
+        target = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=4096,
+                hidden_size=FULL.hidden,
+                num_hidden_layers=FULL.layers,
+                num_attention_heads=FULL.heads,
+                num_key_value_heads=FULL.kv_heads,
+                intermediate_size=FULL.inner,
+                tie_word_embeddings=True,
+            )
+        )
+    assert 100e6 <= num_parameters(target) <= 300e6
+    copied_s = weight_bytes_per_token(target, target.config) / 4.2e12
+    num_operators = 45 + 17 * FULL.layers
+    assert (copied_s / 0.6 - copied_s / 0.95) / num_operators >= 2e-6
+
+
+def test_an_out_that_was_begun_in_another_dtype_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Work, "stages", lambda self: iter(()))
+    _work(tmp_path, monkeypatch)
+    assert real_target.main() == 0
+    _work(tmp_path, monkeypatch, "--dtype", "bfloat16")
+    assert real_target.main() == 2
+    assert "was begun with --dtype float32" in capsys.readouterr().out
+
+
+def test_an_adapter_is_learnt_from_prompts_of_the_answers_and_drafted_with_in_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Work, "command", lambda self, *words: said.append(words))
+    work = _work(tmp_path, monkeypatch)
+    out = tmp_path / "out"
+    out.mkdir()
+    rows = [{"prompt_id": str(n), "messages": [{"role": "user", "content": f"prompt {n}"}]} for n in range(20)]
+    (out / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    work.adapter()
+    collect, learn = said
+    asked = [json.loads(line) for line in Path(str(collect[2])).read_text().splitlines()]
+    assert len(asked) == 8 and {row["prompt"] for row in asked} < {f"prompt {n}" for n in range(20)}
+    assert learn[:2] == ("adapt", "train")
+    said.clear()
+    work.bench("gsm8k")
+    assert f"adaptive_lora.store={learn[learn.index('--store') + 1]}" in said[0]
+
+
 def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Work:
     line = ["real_target.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--small", *words]
     monkeypatch.setattr(sys, "argv", line)
@@ -91,7 +145,8 @@ def test_stages_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: py
     train, run = said
     assert train[:3] == ("train", "--method", "ctc")
     methods = str(run[run.index("--methods") + 1]).split(",")
-    assert methods == ["autoregressive", "draft_model", "prompt_lookup", "suffix", "lstm", "ctc", "hybrid"]
+    assert methods[:3] == ["autoregressive", "draft_model", "adaptive_lora"]
+    assert methods[3:] == ["prompt_lookup", "suffix", "lstm", "ctc", "hybrid"]
     assert real_target.main() == 0 and len(said) == 2
 
 
