@@ -8,11 +8,12 @@ copy is taken to reach 4.2 TB/s and whose products to read their weights at 95 %
     c = bytes / 4.2 TB/s        a step may take c / 0.6, so all else in it c / 0.6 - c / 0.95 = 0.61 c
 
 A step has about 45 operators outside the layers (masks, head, acceptance, what the host is sent) and, in float32, 37 a
-layer, in bfloat16 41: 7 products, attention with its merge, 2 writes to the cache, norms, rotation, activation. Once
-compiled a layer has 17: 7 products, 6 fused ones, 2 writes, attention and merge. They were counted on a CPU, by
-recording a step and in the compiler's own code. On an H100 a kernel of a CUDA graph takes 1.3 us before it does
-anything (Spector et al., 2025, https://hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles, who found engines to read
-a model of 1 B parameters at half the bandwidth at most); a small one that works is taken for 2 here. So, compiled:
+layer, in bfloat16 41: 7 products, attention with its merge, 2 writes to the cache, norms, rotation, activation. A layer
+that is compiled with all others has 17: 7 products, 6 fused ones, 2 writes, attention and merge. (Layer by layer they
+are 18, and 9 more outside; two layers are soon compiled whole.) They were counted on a CPU, by recording a step and in
+the compiler's own code. On an H100 a kernel of a CUDA graph takes 1.3 us before it does anything (Spector et al., 2025,
+https://hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles, who found engines to read a model of 1 B parameters at
+half the bandwidth at most); a small one that works is taken for 2 here. So, compiled whole:
 
     width x layers, inner     parameters  c        may take  operators  each may take  share at 1.3 and at 2 us each
     1024 x 16, 2816   bf16    185 M        88 us   146 us    317        0.17 us        17 %, 12 %

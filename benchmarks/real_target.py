@@ -272,6 +272,7 @@ class Work:
             *("--set", f"adaptive_lora.model={self.args.out / 'draft'}"),
             *("--set", f"adaptive_lora.store={self.adapters}", *(word for pair in chosen for word in pair)),
             *("--limit", self.size.limit, "--repeats", self.size.repeats, "--max-new-tokens", self.size.new_tokens),
+            *("--compile", "whole" if self.device.type == "cuda" else "auto"),
             *(*self.on, *self.data, "--store", self.store, *self.args.run_options.split()),
         )
 

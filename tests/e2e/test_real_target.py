@@ -112,6 +112,20 @@ def test_an_adapter_is_learnt_from_prompts_of_the_answers_and_drafted_with_in_th
     assert f"adaptive_lora.store={learn[learn.index('--store') + 1]}" in said[0]
 
 
+def test_on_a_card_the_target_is_compiled_whole_unless_the_caller_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arithmetic counts on it; of two options that are one the last is taken."""
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Work, "command", lambda self, *words: said.append(words))
+    work = _work(tmp_path, monkeypatch, "--run-options", "--compile auto")
+    for device in ("cpu", "cuda"):
+        work.device = torch.device(device)
+        work.bench("gsm8k")
+    chosen = [[words[at + 1] for at, word in enumerate(words) if word == "--compile"] for words in said]
+    assert chosen == [["auto", "auto"], ["whole", "auto"]]
+
+
 def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Work:
     line = ["real_target.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--small", *words]
     monkeypatch.setattr(sys, "argv", line)
