@@ -113,22 +113,25 @@ def test_what_inductor_makes_of_a_tree_is_what_torch_makes_of_it() -> None:
     assert compiled.is_compiled and compiled.compile_s > 0
 
 
-def test_what_was_compiled_is_found_again_where_specbench_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_what_was_compiled_is_found_again_where_specbench_keeps_it(
+    is_whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Everything but the folder is forgotten in between, as between two runs. With a GPU's options: nothing is frozen.
     No C++ is compiled, which takes seconds and has a cache of its own: kernels compute nothing here."""
     compile_as_ever = torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, **how: compile_as_ever(forward, **{**how, "options": None}))
     monkeypatch.setattr(AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
-    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "where an earlier test had it")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     found = []
     for _ in range(2):
-        compiled = _compiled("llama", backend="inductor", dtype=torch.float32, num_hidden_layers=1)
+        compiled = _compiled("llama", is_whole=is_whole, backend="inductor", dtype=torch.float32, num_hidden_layers=1)
         counters.clear()
         compiled.allocate(max_batch=1, max_len=40, max_nodes=8)
         compiled.begin(1)
-        compiled.prefill(0, torch.tensor([1, 2, 3, 4]))
+        with inductor.patch({"cpp.vec_isa_ok": True}):
+            compiled.prefill(0, torch.tensor([1, 2, 3, 4]))
         graphs, traces = counters["inductor"], counters["aot_autograd"]
         found.append([graphs["fxgraph_cache_miss"] > 0, graphs["fxgraph_cache_hit"] > 0])
         found.append([traces["autograd_cache_miss"] > 0, traces["autograd_cache_hit"] > 0])
