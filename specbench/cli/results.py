@@ -190,15 +190,23 @@ def export(
     epilog=examples(
         "specbench results import ctc.jsonl --baseline vanilla.jsonl --suite mt_bench --method ctc --target vicuna-7b",
         "specbench results import eagle.jsonl.gz --suite gsm8k --method eagle --target llama-7b --json",
+        "specbench results import --remove ID",
     ),
 )
 def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Spec-Bench, EAGLE, Medusa or CTC answers.")],
-    suite: Annotated[str, typer.Option("--suite", metavar="NAME", help="What the questions are called here.")],
-    method: Annotated[str, typer.Option("--method", metavar="NAME")],
-    target: Annotated[str, typer.Option("--target", metavar="NAME", help="Whose answers these are.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Spec-Bench, EAGLE, Medusa or CTC answers.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="NAME", help="What the questions are called here.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", metavar="NAME")] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="NAME", help="Whose answers these are.")] = None,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", metavar="FILE", help="The plain-decoding answers of the same session.")
+    ] = None,
+    remove: Annotated[
+        str | None, typer.Option("--remove", metavar="ID", help="Forget an imported file; results ls names the ids.")
     ] = None,
     store: options.Store = None,
     as_json: options.Json = False,
@@ -208,6 +216,22 @@ def import_file(
     from specbench.store.external import import_answers
     from specbench.store.records import to_json
 
+    if remove is not None:
+        if any(value is not None for value in (file, suite, method, target, baseline)):
+            raise UsageError(
+                "--remove takes an id and nothing else",
+                where="--remove",
+                try_=f"specbench results import --remove {remove}",
+            )
+        _forget_import(remove, store, as_json=as_json)
+        return
+    if file is None or suite is None or method is None or target is None:
+        given = {"FILE": file, "--suite": suite, "--method": method, "--target": target}
+        missing = ", ".join(name for name, value in given.items() if value is None)
+        raise UsageError(
+            f"an import needs FILE, --suite, --method and --target; not given: {missing}",
+            try_="specbench results import FILE.jsonl --suite NAME --method NAME --target NAME",
+        )
     row = import_answers(paths.store_file(store), file, baseline=baseline, suite=suite, method=method, target=target)
     if as_json:
         show_json({"schema": 1, **to_json(row)})
@@ -226,6 +250,22 @@ def import_file(
     )
     for sentence in row.notes:
         note(visible(sentence))
+    note(f"to forget it: specbench results import --remove {row.import_id}")
+
+
+def _forget_import(import_id: str, store: Path | None, *, as_json: bool) -> None:
+    from specbench.store.db import open_store
+    from specbench.store.external import remove_import
+
+    file = paths.store_file(store)
+    with open_store(file, read_only=True):
+        pass  # where there is no store there is no import: opening it for writing would make one
+    with open_store(file) as connection:
+        remove_import(connection, import_id)
+    if as_json:
+        show_json({"schema": 1, "removed": import_id})
+    else:
+        note(f"import {visible(import_id)} is forgotten; its file is untouched")
 
 
 @app.command(epilog=examples("specbench results ingest", "specbench results ingest RUN --store ./results"))

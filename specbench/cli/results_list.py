@@ -84,5 +84,5 @@ def _note_imports(store: Path | None) -> None:
     except EnvironmentFailed:
         return  # busy or damaged: the listing has said so
     if rows:
-        known = ", ".join(f"{row.method} on {row.suite} ({row.target})" for row in rows)
+        known = "; ".join(f"{row.method} on {row.suite} ({row.target}), id {row.import_id}" for row in rows)
         note(visible(f"imported, not ranked: {known}. specbench leaderboard shows them"))

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from specbench.errors import UsageError
+from specbench.errors import UsageError, did_you_mean
 from specbench.metrics import Bootstrap, Speedup, speedups
 from specbench.store.answers import AnswerFile, AnswerTurn, read_answers
 from specbench.store.db import BUSY_S, open_store
@@ -47,8 +47,9 @@ def import_answers(
     plain: AnswerFile | None = None
     if baseline is not None:
         plain = read_answers(baseline)
-        rows.extend((turn, True, turn.num_new_tokens == 0) for turn in plain.turns)
-        notes.extend([*plain.notes, *_baseline_notes(answers, plain)])
+        told = [turn for turn in plain.turns if turn.num_new_tokens or turn.num_steps]
+        rows.extend((turn, True, turn.num_new_tokens == 0) for turn in told)
+        notes.extend([*plain.notes, *_baseline_notes(answers, plain, told)])
     names = [answers.sha256, plain.sha256 if plain else "", suite, method, target]
     import_id = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
     with open_store(store, timeout_s=timeout_s) as connection:
@@ -90,6 +91,8 @@ def external_rows(connection: duckdb.DuckDBPyConnection) -> tuple[ExternalRow, .
     for row in imports:
         import_id = row["import_id"]
         own, base = totals[import_id, False], totals.get((import_id, True))
+        # Stores hold baselines of nothing but empty answers from before those were left out.
+        base_rate = (base["tokens_per_s"] or None) if base else None
         paired = _speedup(connection, import_id)
         found.append(
             ExternalRow(
@@ -97,10 +100,10 @@ def external_rows(connection: duckdb.DuckDBPyConnection) -> tuple[ExternalRow, .
                 **{name: own[name] for name in ("num_questions", "num_turns", "num_new_tokens", "num_steps")},
                 tokens_per_s=own["tokens_per_s"],
                 tokens_per_step=own["tokens_per_step"],
-                base_tokens_per_s=base["tokens_per_s"] if base else None,
+                base_tokens_per_s=base_rate,
                 speedup=paired.geometric_mean if paired else None,
                 speedup_ci=paired.interval if paired else None,
-                speedup_total=own["tokens_per_s"] / base["tokens_per_s"] if base else None,
+                speedup_total=own["tokens_per_s"] / base_rate if base_rate else None,
                 num_paired_questions=paired.num_units if paired else 0,
                 ranked=False,
                 notes=tuple(row["notes"]),
@@ -110,7 +113,15 @@ def external_rows(connection: duckdb.DuckDBPyConnection) -> tuple[ExternalRow, .
 
 
 def remove_import(connection: duckdb.DuckDBPyConnection, import_id: str) -> None:
-    """Forgets an import; its file is untouched."""
+    """Forgets an import; its file is untouched. Raises UsageError where there is none of this id."""
+    known = [row["import_id"] for row in fetch(connection, "SELECT import_id FROM external_imports ORDER BY import_id")]
+    if import_id not in known:
+        nearest = did_you_mean(import_id, known)
+        raise UsageError(
+            f"no import {import_id!r} in this store" + (f"; {nearest}" if nearest else ""),
+            where="--remove",
+            try_="specbench results ls, which names the imported files with their ids",
+        )
     for table in ("external_imports", "external_turns"):
         connection.execute(f"DELETE FROM {table} WHERE import_id = ?", [import_id])
 
@@ -129,13 +140,17 @@ def _method_turns(answers: AnswerFile) -> tuple[Sequence[AnswerTurn], list[str]]
     return counted, [f"{answers.name}: {count(missing, 'turn')} {are} left out"] if missing else []
 
 
-def _baseline_notes(answers: AnswerFile, plain: AnswerFile) -> list[str]:
+def _baseline_notes(answers: AnswerFile, plain: AnswerFile, told: Sequence[AnswerTurn]) -> list[str]:
+    """told: the baseline's turns that record tokens or steps."""
     notes = []
-    uncounted = sum(turn.num_new_tokens == 0 for turn in plain.turns)
+    if empty := len(plain.turns) - len(told):
+        are = "records neither tokens nor steps and is" if empty == 1 else "record neither tokens nor steps and are"
+        notes.append(f"{plain.name}: {count(empty, 'turn')} {are} left out")
+    uncounted = sum(turn.num_new_tokens == 0 for turn in told)
     if uncounted:
         record = "turn records" if uncounted == 1 else "turns record"
         notes.append(f"{plain.name}: {uncounted} {record} new_tokens = 0; counted as one token per step")
-    ours, theirs = set(answers.question_ids()), set(plain.question_ids())
+    ours, theirs = set(answers.question_ids()), {turn.question_id for turn in told}
     if ours != theirs:
         notes.append(
             f"incomplete: {count(len(ours), 'question')} answered, {len(theirs)} in the baseline, "

@@ -275,7 +275,8 @@ class ExternalRow:
     num_new_tokens: int
     num_steps: int
     tokens_per_s: float
-    tokens_per_step: float
+    tokens_per_step: float | None
+    """None where the file records no step: an answer that ended with the prefill's token has none."""
     base_tokens_per_s: float | None
     speedup: float | None
     """Geometric mean over the questions both files have; None without a baseline file."""

@@ -556,11 +556,11 @@ SELECT
     sum(num_steps)::BIGINT AS num_steps,
     sum(wall_s) AS wall_s,
     sum(num_new_tokens) / sum(wall_s) AS tokens_per_s,
-    sum(num_new_tokens) / sum(num_steps) AS tokens_per_step
+    sum(num_new_tokens) / nullif(sum(num_steps), 0) AS tokens_per_step
 FROM external_turns
 GROUP BY import_id, is_baseline;
 
--- A question's turns pooled on both sides, only turns both files have.
+-- A question's turns pooled on both sides, only turns both files have. Seconds per token are of sides that have tokens.
 CREATE OR REPLACE VIEW external_pairs AS
 WITH turns AS (
     SELECT
@@ -583,7 +583,8 @@ FROM turns AS m
 JOIN turns AS b
     ON b.import_id = m.import_id AND b.question_id = m.question_id AND b.turn = m.turn AND b.is_baseline
 WHERE NOT m.is_baseline
-GROUP BY m.import_id, m.question_id;
+GROUP BY m.import_id, m.question_id
+HAVING sum(m.num_new_tokens) > 0 AND sum(b.num_new_tokens) > 0;
 
 -- Figures of an evaluation, one row per depth (from 0). accuracy: of the first choice. chain: of the anchors whose
 -- labels up to here exist, the share whose first choices were all right.

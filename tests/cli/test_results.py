@@ -119,6 +119,24 @@ def test_tokens_per_step_of_an_imported_file_are_not_called_by_the_name_of_the_a
     assert "tokens/step" in shown and "τ" not in shown
 
 
+def test_an_import_is_forgotten_by_its_id(
+    specbench: Callable[..., Any], results: str, imported: Callable[..., str]
+) -> None:
+    import_id = json.loads(imported("--json"))["import_id"]
+    assert import_id in specbench("results", "ls", "--store", results).err
+    remove = ("results", "import", "--remove", import_id, "--store", results)
+    assert specbench(*remove, "--method", "theirs").code == 2
+    assert specbench(*remove).code == 0
+    assert "imported" not in specbench("results", "ls", "--store", results).err
+    ran = specbench(*remove)
+    assert ran.code == 2 and import_id in ran.err
+
+
+def test_an_import_says_which_of_its_words_are_missing(specbench: Callable[..., Any], results: str) -> None:
+    ran = specbench("results", "import", "a.jsonl", "--method", "theirs", "--store", results)
+    assert ran.code == 2 and "not given: --suite, --target" in ran.err
+
+
 def test_rows_that_a_table_does_not_rank_are_marked_in_the_list_and_in_a_comparison(
     specbench: Callable[..., Any], tmp_path: Path
 ) -> None:

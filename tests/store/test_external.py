@@ -179,3 +179,40 @@ def test_importing_twice_replaces_and_removing_forgets(tmp_path: Path) -> None:
         assert [row.method for row in external_rows(connection)] == ["ctc", "other"]
         remove_import(connection, first.import_id)
         assert [row.method for row in external_rows(connection)] == ["other"]
+
+
+def test_an_answer_that_took_no_step_has_no_tokens_per_step(tmp_path: Path) -> None:
+    """It ended with the prefill's token, as our own export writes it. Infinity would break every page of the store."""
+    row = bring_in(tmp_path, write(tmp_path / "m.jsonl", answer(81, [(-1, 1, 0.5)])))
+    assert (row.num_steps, row.num_new_tokens, row.tokens_per_step) == (0, 1, None)
+
+
+def test_turns_of_a_baseline_without_tokens_and_steps_are_left_out_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", answer(81, [(9, 20, 1.0)]), answer(82, [(9, 20, 1.0)]))
+    plain = write(tmp_path / "b.jsonl", answer(81, [(-1, 0, 2.0)]), answer(82, [(19, 20, 2.0)]))
+    row = bring_in(tmp_path, path, plain)
+    assert row.speedup == row.speedup_total == pytest.approx(2.0) and row.num_paired_questions == 1
+    assert any("1 turn records neither tokens nor steps and is left out" in note for note in row.notes)
+    assert any("2 questions answered, 1 in the baseline" in note for note in row.notes)
+
+
+def test_a_baseline_of_nothing_but_empty_turns_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", answer(81, [(9, 20, 1.0)]))
+    row = bring_in(tmp_path, path, write(tmp_path / "b.jsonl", answer(81, [(-1, 0, 2.0)])))
+    assert row.speedup is None and row.speedup_total is None and row.base_tokens_per_s is None
+
+
+def test_an_older_store_with_empty_turns_of_a_baseline_is_read(tmp_path: Path) -> None:
+    """Until now they went in, with tokens 0."""
+    path = write(tmp_path / "m.jsonl", answer(81, [(9, 20, 1.0)]))
+    bring_in(tmp_path, path, write(tmp_path / "b.jsonl", answer(81, [(19, 20, 2.0)])))
+    with open_store(tmp_path / "s.duckdb") as connection:
+        connection.execute("UPDATE external_turns SET num_steps = 0, num_new_tokens = 0 WHERE is_baseline")
+        [row] = external_rows(connection)
+    assert row.speedup is None and row.speedup_total is None and row.base_tokens_per_s is None
+
+
+def test_removing_an_unknown_import_names_the_known_ones(tmp_path: Path) -> None:
+    known = bring_in(tmp_path, write(tmp_path / "m.jsonl", answer(81, [(9, 20, 1.0)]))).import_id
+    with open_store(tmp_path / "s.duckdb") as connection, pytest.raises(UsageError, match=known):
+        remove_import(connection, "0")
