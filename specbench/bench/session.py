@@ -266,6 +266,8 @@ class Session:
                 where = (question.question_id, turn)
                 try:
                     cell = self.cell(question, turn)
+                    # A run with a longer cache may have kept an answer that no method of this one has room to write.
+                    self.engine.check_fits(len(cell.prompt), self.max_new_tokens)
                     answer = book.find(cell.prompt, question_id=question.question_id, turn=turn)
                     if answer is None:
                         answer = self._reference_answer(baseline, cell)
