@@ -5,6 +5,7 @@ The record is data for a manifest, not a check: what a machine does not tell is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -27,6 +28,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "nu
 QUANTISERS = ("torchao", "bitsandbytes", "gptqmodel")
 """Who may round and multiply a target's weights; needed by quantised targets only."""
 
+_DECODING = ("engine", "lm", "quantisation.py", "sampling.py", "tree.py")
+"""Rooms and modules of the package, relative to it."""
 _VARIABLES = re.compile(
     r"(OMP|MKL|OPENBLAS|CUDA|CUBLAS|NVIDIA|HF|TORCH|PYTORCH|TRITON|TOKENIZERS|TRANSFORMERS|SPECBENCH)_"
 )
@@ -83,6 +86,19 @@ def git_revision(folder: Path = paths.PACKAGE) -> Revision | None:
         return Revision(git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(folder.parent))))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@functools.cache
+def decoding_hash() -> str:
+    """sha256 over names and contents of the sources that a token depends on: which specbench wrote an answer, said by a
+    changed working tree and an installed copy as well as by a commit."""
+    files = [path for name in _DECODING for path in sorted((paths.PACKAGE / name).rglob("*.py"))]
+    files += [paths.PACKAGE / name for name in _DECODING if name.endswith(".py")]
+    listing = "".join(
+        f"{file.relative_to(paths.PACKAGE).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+        for file in files
+    )
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def versions() -> dict[str, str | None]:

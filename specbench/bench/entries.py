@@ -6,9 +6,10 @@ import time
 from typing import Any
 
 from specbench.bench.equality import Verdict
+from specbench.bench.reference import ReferenceAnswer
 from specbench.bench.session import Cell
 from specbench.engine.answer import Generation, GroupResult
-from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted
+from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, ReferenceFinished
 from specbench.manifest import GroupRecord
 
 
@@ -22,6 +23,18 @@ def _labels(group: GroupRecord, row: int, *, category: str) -> dict[str, Any]:
         "turn": group.turn,
         "repeat": group.repeat,
     }
+
+
+def referred(question_id: str, turn: int, answer: ReferenceAnswer) -> ReferenceFinished:
+    """What the target alone wrote; of an answer that has no error."""
+    return ReferenceFinished(
+        question_id=question_id,
+        turn=turn,
+        num_prompt_tokens=len(answer.prompt),
+        tokens=answer.tokens,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+    )
 
 
 def started(group: GroupRecord, row: int, cell: Cell) -> GenerationStarted:

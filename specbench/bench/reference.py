@@ -32,7 +32,8 @@ class ReferenceBook:
     """
 
     def __init__(self, identity: dict[str, Any]) -> None:
-        """identity: target weights, dtype, device, threads, attention, versions, sampling, seed, lengths, stops."""
+        """identity: target weights, dtype, device by name, threads, attention, this program's sources and the versions
+        of others, sampling, seed, lengths, stops."""
         text = json.dumps(identity, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._path: Path = paths.cache_dir() / "references" / f"{digest}.jsonl"

@@ -23,11 +23,12 @@ from specbench.bench.folders import check_place, run_folder
 from specbench.bench.learning import Learning, adapter_stores
 from specbench.bench.lengths import check_max_len
 from specbench.bench.outcome import State, outcome_of
+from specbench.bench.renewing import renew
 from specbench.bench.request import Progress, RunOutcome, RunRequest
 from specbench.bench.session import Cell, Session
 from specbench.engine.answer import GroupResult
 from specbench.errors import EnvironmentFailed, SpecbenchError, is_out_of_memory
-from specbench.events import SCHEMA, Measured, ReferenceFinished, RunFinished, RunStarted, StepRow
+from specbench.events import SCHEMA, Measured, RunFinished, RunStarted, StepRow
 from specbench.manifest import GroupRecord, Manifest, write_manifest
 from specbench.store import pausing
 from specbench.store.attempts import attempt_of, finished_groups
@@ -168,18 +169,9 @@ class _Run:
             self._progress.say(f"differing answers are judged in {session.lm.dtype}: a split target has no fp32 copy")
         self._progress.say("reference pass")
         session.make_references(self._contestants[BASELINE].drafter, self._progress)
-        for (question_id, turn), answer in session.references.items():
+        for where, answer in session.references.items():
             if not answer.error:
-                journal.write(
-                    ReferenceFinished(
-                        question_id=question_id,
-                        turn=turn,
-                        num_prompt_tokens=len(answer.prompt),
-                        tokens=answer.tokens,
-                        text=answer.text,
-                        finish_reason=answer.finish_reason,
-                    )
-                )
+                journal.write(entries.referred(*where, answer))
         answered = [(a.prompt, a.tokens) for a in session.references.values() if len(a.tokens) > 2][:4]
         nodes = max([contestant.drafter.max_nodes for contestant in self._contestants.values()] + [1])
         session.engine.reserve(nodes)
@@ -351,6 +343,8 @@ class _Run:
         num_tokens = 0
         for row, (cell, generation) in enumerate(zip(cells, result.generations, strict=True)):
             text = session.decode(generation.tokens)
+            baseline = self._contestants[BASELINE].drafter
+            renew(session, baseline, journal, group, cell, generation.tokens, say=self._progress.say)
             verdict = self._verdict(cell, generation.tokens)
             finished = entries.finished(
                 group,

@@ -125,6 +125,9 @@ class Session:
         )
         self.compile_switch: str = request.compile or "auto"
         self.references: dict[tuple[str, int], ReferenceAnswer] = {}
+        self._book: ReferenceBook | None = None
+        self._kept: set[tuple[str, int]] = set()
+        """References taken from earlier runs that no answer of this one has made doubtful."""
 
     def compile_target(self, say: Callable[[str], None]) -> None:
         """As the request wants it; before anything is run. say: told what came of it."""
@@ -238,10 +241,11 @@ class Session:
             "weights": self.lm.weights_hash,
             "dtype": str(self.lm.dtype),
             "quantisation": self.lm.quantisation,
-            "device": self.lm.device.type,
+            "device": [provenance.device_name(self.lm.device.type, self.lm.device.index), self.lm.num_processes],
             "threads": self.threads,
             "attention": str(self.lm.model.config._attn_implementation),
             "execution": describe(self.lm, self.graphs),
+            "specbench": provenance.decoding_hash(),
             "versions": [torch.__version__, transformers.__version__, *self._quantiser_versions()],
             "sampling": dataclasses.asdict(self.sampling),
             "seed": self.seed,
@@ -259,27 +263,14 @@ class Session:
 
         A question that cannot be answered keeps its error and is told here, once: no method is asked it.
         """
-        book = ReferenceBook(self.reference_identity())
-        num_made = 0
+        book = self._book = ReferenceBook(self.reference_identity())
         for question in self.suite.questions:
             for turn in range(len(question.turns)):
-                where = (question.question_id, turn)
-                try:
-                    cell = self.cell(question, turn)
-                    # A run with a longer cache may have kept an answer that no method of this one has room to write.
-                    self.engine.check_fits(len(cell.prompt), self.max_new_tokens)
-                    answer = book.find(cell.prompt, question_id=question.question_id, turn=turn)
-                    if answer is None:
-                        answer = self._reference_answer(baseline, cell)
-                        book.keep(answer, question_id=question.question_id, turn=turn)
-                        num_made += 1
-                except SpecbenchError as error:
-                    answer = ReferenceAnswer(prompt=(), tokens=(), text="", finish_reason="", error=str(error.what))
-                    # Later turns are refused for the first one's sake.
-                    if turn == 0 or not self.references[question.question_id, turn - 1].error:
-                        name = question.question_id
-                        progress.say(f"question {name}, turn {turn + 1}: not asked of the methods: {error.what}")
-                self.references[where] = answer
+                answer = self.references[question.question_id, turn] = self._refer(baseline, question, turn, book)
+                # Later turns are refused for the first one's sake.
+                if answer.error and (turn == 0 or not self.references[question.question_id, turn - 1].error):
+                    name = question.question_id
+                    progress.say(f"question {name}, turn {turn + 1}: not asked of the methods: {answer.error}")
         if book.warning:
             progress.say(book.warning)
         if not any(not answer.error for answer in self.references.values()):
@@ -287,6 +278,49 @@ class Session:
                 f"no question of {self.suite.name} can be answered by {self.lm.name} with these lengths",
                 try_="--max-new-tokens with a smaller number, or a target with a longer context",
             )
+
+    def renewed_references(
+        self, baseline: Drafter, cell: Cell, tokens: Sequence[int]
+    ) -> dict[tuple[str, int], ReferenceAnswer]:
+        """Of a first answer that differs from a reference which an earlier run kept: what the target writes here and
+        now. Empty where it writes the same.
+
+        Another machine of the same name may round otherwise, and the cache folder is anybody's. Later turns continue
+        this one, so theirs are renewed with it: before a later turn is asked. Untimed, between two groups.
+        """
+        where = (cell.question.question_id, cell.turn)
+        if where not in self._kept or tuple(tokens) == self.references[where].tokens:
+            return {}
+        self._kept.discard(where)
+        answer = self._reference_answer(baseline, cell)
+        if answer.tokens == self.references[where].tokens:
+            return {}
+        assert self._book is not None, "a reference was kept in a book"
+        self._book.keep(answer, question_id=where[0], turn=where[1])
+        renewed = {where: answer}
+        self.references |= renewed
+        for turn in range(cell.turn + 1, len(cell.question.turns)):
+            later = self._refer(baseline, cell.question, turn, self._book)
+            renewed[where[0], turn] = self.references[where[0], turn] = later
+        return renewed
+
+    def _refer(self, baseline: Drafter, question: Question, turn: int, book: ReferenceBook) -> ReferenceAnswer:
+        """One answer of the target alone, from the book where it stands there, or why there is none."""
+        where = (question.question_id, turn)
+        self._kept.discard(where)
+        try:
+            cell = self.cell(question, turn)
+            # A run with a longer cache may have kept an answer that no method of this one has room to write.
+            self.engine.check_fits(len(cell.prompt), self.max_new_tokens)
+            answer = book.find(cell.prompt, question_id=question.question_id, turn=turn)
+            if answer is not None:
+                self._kept.add(where)
+                return answer
+            answer = self._reference_answer(baseline, cell)
+            book.keep(answer, question_id=question.question_id, turn=turn)
+        except SpecbenchError as error:
+            return ReferenceAnswer(prompt=(), tokens=(), text="", finish_reason="", error=str(error.what))
+        return answer
 
     def _reference_answer(self, baseline: Drafter, cell: Cell) -> ReferenceAnswer:
         [generation] = self.generate(baseline, [cell], with_reference=False).generations
