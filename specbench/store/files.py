@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,10 @@ from specbench.errors import cannot_write as cannot_write
 
 TRAIN_JSON = "train.json"
 _START_TOLERANCE_S = 1.0
+_EACH_SECOND = "metrics.jsonl"
+_QUIET_S = 60.0
+"""A run on another host that wrote nothing for so long is over: its sampler writes every second, paused or not."""
+_PATIENCE_S = 1.0
 
 
 def write_whole(path: Path, text: str, *, try_: str = "") -> None:
@@ -67,78 +73,149 @@ class Holder(NamedTuple):
 
 
 def _identity(pid: int) -> dict[str, object]:
-    # The start time tells a process from a later one that was given the same number.
-    return {"pid": pid, "host": socket.gethostname(), "started": psutil.Process(pid).create_time()}
+    # The start tells a process from a later one that was given the same number. In ticks since this boot it stays what
+    # it is when the wall clock is set; `started` moves with the clock, and is for systems without /proc.
+    identity: dict[str, object] = {"pid": pid, "host": socket.gethostname()}
+    identity["started"] = psutil.Process(pid).create_time()
+    ticks, boot = _start_ticks(pid), _boot_id()
+    return identity | {"boot_id": boot, "start_ticks": ticks} if ticks is not None and boot else identity
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Clock ticks from the machine's boot to the process's start; None where the system does not tell, or it is
+    gone."""
+    try:
+        # The second field, the program's name, may hold spaces and brackets: the 22nd is the 20th behind its end.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds the run folder now; None when nobody does or the process is gone.
+    """Who holds the run folder now; None when nobody does, the process is gone, or a run on another host gives no sign
+    of life.
 
-    A holder on another host cannot be looked at and counts as alive.
+    A process of another host, or of this one before it was booted again, cannot be looked at. A run writes each second
+    what its machine does: one that has been quiet for a minute is over. What keeps no such record counts as alive.
     """
     try:
         text = (folder / "run.lock").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    return _live_holder(text)
+    return _live_holder(text, folder)
 
 
-def _live_holder(text: str) -> Holder | None:
+def _live_holder(text: str, folder: Path) -> Holder | None:
     try:
         written = json.loads(text)
         found = Holder(int(written["pid"]), str(written["host"]))
-        started = float(written["started"])
+        started, boot, ticks = float(written["started"]), written.get("boot_id", ""), written.get("start_ticks")
     except (ValueError, KeyError, TypeError):
         return None  # empty after a release, or torn by a crash: nobody's
-    if found.host != socket.gethostname():
-        return found
+    is_elsewhere = found.host != socket.gethostname()
+    if is_elsewhere or (boot and boot != _boot_id()):
+        quiet_s = _quiet_s(folder)
+        # Of the same name and another boot: this machine, booted again, unless there are signs of another.
+        return found if (is_elsewhere if quiet_s is None else quiet_s <= _QUIET_S) else None
     try:
         process = psutil.Process(found.pid)
         is_same = abs(process.create_time() - started) < _START_TOLERANCE_S
+        if boot and ticks is not None:
+            is_same = _start_ticks(found.pid) == ticks
         is_dead = process.status() == psutil.STATUS_ZOMBIE  # killed, and its parent has not looked yet
     except psutil.NoSuchProcess:
         return None
     return found if is_same and not is_dead else None
 
 
+def _quiet_s(folder: Path) -> float | None:
+    """Seconds since a run wrote into its folder; None where it keeps no record of its machine (a training)."""
+    try:
+        if not (folder / _EACH_SECOND).stat().st_size:
+            return None
+        newest = max(path.stat().st_mtime for path in folder.glob("*.jsonl"))
+    except OSError:
+        return None
+    quiet_s = time.time() - newest
+    if 0 <= quiet_s <= _QUIET_S:
+        return quiet_s
+    # On a shared folder the times are its server's: only a file made there tells what time it is by that clock.
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as probe:
+        return os.fstat(probe.fileno()).st_mtime - newest
+    return quiet_s
+
+
 class RunLock:
-    """One writer per run folder. The file holds pid, host and start time; the lock of a dead process is taken over."""
+    """One writer per run folder. The file names pid, host and start for whoever looks; what keeps others out is a lock
+    of the kernel's on it, which ends with the process however that ends. The lock of a dead process is taken over."""
 
     def __init__(self, folder: Path) -> None:
         """Raises UsageError naming the pid while another process (or another journal of this one) writes the folder."""
         self._path = folder / "run.lock"
-        with _exclusive(self._path) as file:
-            live = _live_holder(os.pread(file, 4096, 0).decode("utf-8", errors="replace"))
-            if live is not None:
-                raise UsageError(
-                    f"run {folder.name} is being written by process {live.pid} on {live.host}",
-                    where=str(folder),
-                    try_=f"wait for it, or stop it (kill -INT {live.pid}) and run again with --resume {folder.name}",
-                )
-            self._replace(file, json.dumps(_identity(os.getpid())).encode())
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise cannot_keep(self._path, error) from error
+        try:
+            self._take(folder)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _take(self, folder: Path) -> None:
+        try:
+            # What is held for a moment only, by an older specbench that reads or by a writer that ends, is waited for.
+            deadline = time.monotonic() + _PATIENCE_S
+            while not (is_ours := self._is_locked()) and self._written(folder) is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            live = self._written(folder)
+            if live is not None or not is_ours:
+                raise _is_written(folder, live)
+            self._replace(json.dumps(_identity(os.getpid())).encode())
+        except OSError as error:
+            raise cannot_keep(self._path, error) from error
+
+    def _is_locked(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _written(self, folder: Path) -> Holder | None:
+        return _live_holder(os.pread(self._file, 4096, 0).decode("utf-8", errors="replace"), folder)
 
     def release(self) -> None:
         """Gives the folder back. The file stays, empty: unlinking it would race with the next writer's open."""
-        with _exclusive(self._path) as file:
-            self._replace(file, b"")
+        try:
+            self._replace(b"")
+        except OSError as error:
+            raise cannot_keep(self._path, error) from error
+        finally:
+            os.close(self._file)
 
-    @staticmethod
-    def _replace(file: int, text: bytes) -> None:
-        os.ftruncate(file, 0)
-        os.pwrite(file, text, 0)
+    def _replace(self, text: bytes) -> None:
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, text, 0)
 
 
-@contextmanager
-def _exclusive(path: Path) -> Iterator[int]:
-    """Opens (creating) `path` and holds a file lock while it is read and written: two takeovers cannot both win."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise cannot_keep(path, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-    except OSError as error:
-        raise cannot_keep(path, error) from error
-    finally:
-        os.close(file)
+def _is_written(folder: Path, live: Holder | None) -> UsageError:
+    """live: None where its writer is gone and a process that it started still holds the folder."""
+    again = f"run again with --resume {folder.name}"
+    if live is None:
+        what = f"run {folder.name} is held by what its writer, which is gone, has started"
+        return UsageError(what, where=str(folder), try_=f"end that process (fuser {folder / 'run.lock'}) and {again}")
+    what = f"run {folder.name} is being written by process {live.pid} on {live.host}"
+    if live.host == socket.gethostname():
+        return UsageError(what, where=str(folder), try_=f"wait for it, or stop it (kill -INT {live.pid}) and {again}")
+    gone = f"if that machine is gone, empty {folder / 'run.lock'} and {again}"
+    if _quiet_s(folder) is not None:
+        gone = f"if that machine is gone, {again} a minute after its last sign of life"
+    return UsageError(what, where=str(folder), try_=f"wait for it, or stop it there; {gone}")

@@ -208,14 +208,6 @@ def test_a_killed_writer_loses_nothing_and_its_lock_is_taken_over(tmp_path: Path
     assert events_of(tmp_path) == [ONE, TWO]
 
 
-def test_a_lock_of_another_process_with_the_same_number_is_stale(tmp_path: Path) -> None:
-    with Journal(tmp_path):
-        lock = json.loads((tmp_path / "run.lock").read_text())
-    (tmp_path / "run.lock").write_text(json.dumps(lock | {"started": lock["started"] - 1000}))
-    assert holder(tmp_path) is None
-    Journal(tmp_path).close()
-
-
 def test_the_state_is_the_last_word(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.write(STARTED)
