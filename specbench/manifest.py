@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import SCHEMA
@@ -171,7 +171,10 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(raw)
     except FileNotFoundError as error:
         raise EnvironmentFailed(f"no run here: {path} is missing", try_="specbench results ls") from error
-    except (json.JSONDecodeError, ValidationError) as error:
+    except OSError as error:
+        raise EnvironmentFailed(f"manifest.json cannot be read: {error.strerror}", where=str(path)) from error
+    # Bytes that are no text, text that is no JSON, JSON that is no manifest; a version that is no number.
+    except (ValueError, TypeError) as error:
         raise EnvironmentFailed(f"manifest.json is damaged: {error}", where=str(path)) from error
     check_run_id(manifest.run_id, path)
     return manifest

@@ -16,7 +16,7 @@ from specbench.cli.failures import show as show_failure
 from specbench.cli.help import examples, new_app, refuse_early_options
 from specbench.cli.results_list import show_runs
 from specbench.cli.text import Column, console, show, show_json, show_table, visible
-from specbench.errors import EnvironmentFailed, UsageError
+from specbench.errors import UsageError
 
 app = new_app(
     help="List, show, compare, export and import runs. Without a command: ls.",
@@ -276,7 +276,7 @@ def ingest(
 ) -> None:
     """Put journals into the store, whole or not at all. A deleted store is rebuilt this way, but for imported files.
 
-    A damaged folder is named, the others go in, and the command exits 3.
+    A damaged folder is named, the others go in, and the command exits 3 (1 where counts cannot be).
     """
     from specbench.store.rebuilding import ingest_all
     from specbench.store.training import training_folders
@@ -307,7 +307,7 @@ def ingest(
         note(f"✗ {each.folder.name} stays out of the store")
         show_failure(each.error, as_json=False)
     if done.refused:
-        raise typer.Exit(EnvironmentFailed.exit_code)
+        raise typer.Exit(max(each.error.exit_code for each in done.refused))
 
 
 @app.command(epilog=examples("specbench results plot RUN", "specbench results plot RUN -o curves.html --json"))

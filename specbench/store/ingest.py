@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from specbench.errors import EnvironmentFailed
 from specbench.events import AdapterRound, Measured, ReferenceFinished, RunFinished, RunStarted
 from specbench.manifest import Manifest, read_manifest
 from specbench.store.attempts import Attempts
@@ -22,6 +23,8 @@ from specbench.store.device import read_device
 from specbench.store.journal import replay, run_state
 from specbench.store.observed import read_observed
 
+UNTOUCHED = "restore the files from a copy; if nobody has changed them, this is a defect of specbench: please report it"
+"""What to do where a run's files hold what no run writes."""
 RUN_TABLES = (
     "runs",
     "methods",
@@ -63,6 +66,34 @@ def ingest(store: Path, run_folder: Path, *, timeout_s: float = BUSY_S) -> Inges
     """
     began = time.perf_counter()
     manifest = read_manifest(run_folder)
+    try:
+        columns, last_word = _read(run_folder, manifest)
+        state = run_state(run_folder)
+        read_s = time.perf_counter() - began
+        tables = columns.tables()
+        run = _run_row(manifest, state=state, last_word=last_word)
+        with open_store(store, timeout_s=timeout_s) as connection:
+            _replace(connection, manifest.run_id, run, tables)
+    # Fields of events are not checked one by one, there are millions: one of another kind breaks what works with it.
+    except (ArithmeticError, LookupError, TypeError, ValueError, duckdb.DataError) as error:
+        raise EnvironmentFailed(
+            f"the run's files hold what nothing writes: {type(error).__name__}: {error}",
+            where=str(run_folder),
+            try_=UNTOUCHED,
+        ) from error
+    return Ingested(
+        run_id=manifest.run_id,
+        state=state,
+        num_generations=columns.num_generations(),
+        num_failed=columns.num_failures(),
+        num_steps=len(columns.steps),
+        read_s=read_s,
+        write_s=time.perf_counter() - began - read_s,
+    )
+
+
+def _read(run_folder: Path, manifest: Manifest) -> tuple[RunColumns, RunFinished | None]:
+    """Everything beside the manifest, and the run's last word, if it said one."""
     columns = RunColumns(manifest)
     attempts = Attempts({record.group: len(record.question_ids) for record in manifest.groups})
     last_word: RunFinished | None = None
@@ -85,21 +116,7 @@ def ingest(store: Path, run_folder: Path, *, timeout_s: float = BUSY_S) -> Inges
             columns.add_attempt(attempt)
     columns.add_device(read_device(run_folder))
     columns.add_observed(read_observed(run_folder))
-    state = run_state(run_folder)
-    read_s = time.perf_counter() - began
-    tables = columns.tables()
-    run = _run_row(manifest, state=state, last_word=last_word)
-    with open_store(store, timeout_s=timeout_s) as connection:
-        _replace(connection, manifest.run_id, run, tables)
-    return Ingested(
-        run_id=manifest.run_id,
-        state=state,
-        num_generations=columns.num_generations(),
-        num_failed=columns.num_failures(),
-        num_steps=len(columns.steps),
-        read_s=read_s,
-        write_s=time.perf_counter() - began - read_s,
-    )
+    return columns, last_word
 
 
 def remove_run(connection: duckdb.DuckDBPyConnection, run_id: str) -> None:

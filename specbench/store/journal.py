@@ -165,17 +165,27 @@ def replay(folder: Path, *, with_steps: bool = True) -> Iterator[Event | RawStep
             if not with_steps and line.data.endswith(b"]}\n"):
                 continue
             try:
-                body = json.loads(line.data)
-                yield RawSteps(body["group"], body["rows"])
-            except (ValueError, KeyError) as error:
+                steps = _raw_steps(line.data)
+            except (ValueError, KeyError, TypeError) as error:
                 if line.is_last():
                     return
                 raise _damaged(line, error) from error
+            yield steps
             continue
         event = _parsed(line)
         if event is None:
             return
         yield event
+
+
+def _raw_steps(data: bytes) -> RawSteps:
+    """Raises ValueError, KeyError or TypeError for what is no line of steps. Their numbers are looked at no closer:
+    steps come by the million."""
+    body = json.loads(data)
+    for row in body["rows"]:
+        if len(row) != len(StepRow._fields):
+            raise ValueError(f"a step of {len(row)} fields, not {len(StepRow._fields)}")
+    return RawSteps(body["group"], body["rows"])
 
 
 def last_event(folder: Path) -> Event | None:
