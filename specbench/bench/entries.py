@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from specbench.bench.equality import Verdict
 from specbench.bench.reference import ReferenceAnswer
-from specbench.bench.session import Cell
+from specbench.bench.session import Cell, WarmUp
 from specbench.engine.answer import Generation, GroupResult
-from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, ReferenceFinished
+from specbench.events import GenerationFailed, GenerationFinished, GenerationStarted, Measured, ReferenceFinished
 from specbench.manifest import GroupRecord
 
 
@@ -35,6 +36,13 @@ def referred(question_id: str, turn: int, answer: ReferenceAnswer) -> ReferenceF
         text=answer.text,
         finish_reason=answer.finish_reason,
     )
+
+
+def warmed_up(label: str, warmed: Sequence[WarmUp]) -> Measured:
+    """Over all sizes of its groups; `detail` is empty where step time settled at each."""
+    detail = "; ".join(each.unsettled for each in warmed if each.unsettled)
+    seconds = sum(each.seconds for each in warmed)
+    return Measured(name="warm_up_s", value=seconds, unit="s", method=label, detail=detail)
 
 
 def started(group: GroupRecord, row: int, cell: Cell) -> GenerationStarted:

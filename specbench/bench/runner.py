@@ -194,17 +194,17 @@ class _Run:
             self._progress.say(f"a step is one graph per phase, timed by events: {session.graphs.why_phased}")
         for label, contestant in self._contestants.items():
             try:
-                seconds = sum(
+                warmed = [
                     session.warm_up(contestant.drafter, [cell] * size, with_reference=contestant.wants_reference)
                     for size in sizes
-                )
+                ]
             # What breaks here breaks again on its questions, and is recorded there.
             except Exception as error:  # noqa: BLE001
                 self._progress.say(f"{label} failed while warming up: {_text_of(error)}")
                 continue
             finally:
                 contestant.drafter.restore(contestant.snapshot)
-            journal.write(Measured(name="warm_up_s", value=seconds, unit="s", method=label))
+            journal.write(entries.warmed_up(label, warmed))
             if session.engine.graphs is not None:
                 tell_of_graphs(journal, label, contestant.drafter, session.engine.graphs, say=self._progress.say)
         if session.lm.compile_s:

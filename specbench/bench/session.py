@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -49,6 +49,14 @@ class Cell:
     turn: int
     key: int
     prompt: tuple[int, ...]
+
+
+class WarmUp(NamedTuple):
+    """What warming up took, and whether it was enough."""
+
+    seconds: float
+    unsettled: str
+    """Empty where step time settled, or nothing takes a step; otherwise by how much it did not."""
 
 
 def sampling_of(request: RunRequest) -> Sampling:
@@ -212,9 +220,9 @@ class Session:
             )
         return self.engine.generate(drafter, requests, sink=sink, capturing=capturing, watch=watch)
 
-    def warm_up(self, drafter: Drafter, cells: Sequence[Cell], *, with_reference: bool) -> float:
-        """Run until step time settles (measurement 7) -> seconds spent. Nothing of it is recorded."""
-        spent, previous = 0.0, 0.0
+    def warm_up(self, drafter: Drafter, cells: Sequence[Cell], *, with_reference: bool) -> WarmUp:
+        """Run until step time settles (measurement 7). Nothing of it is recorded."""
+        spent, medians = 0.0, list[float]()
         was = self.max_new_tokens
         self.max_new_tokens = min(WARM_UP_TOKENS, was)
         try:
@@ -224,14 +232,15 @@ class Session:
                 spent += result.total_s
                 times = sorted(_step_times(result))
                 if not times:
-                    break
-                median = times[len(times) // 2]
-                if previous and abs(median - previous) <= _SETTLED * previous:
-                    break
-                previous = median
+                    return WarmUp(spent, "")
+                medians.append(times[len(times) // 2])
+                if trial and abs(medians[-1] - medians[-2]) <= _SETTLED * medians[-2]:
+                    return WarmUp(spent, "")
         finally:
             self.max_new_tokens = was
-        return spent
+        last = " and ".join(f"{1e3 * median:.3g}" for median in medians[-2:])
+        rows = f" at batch {len(cells)}" if len(cells) > 1 else ""
+        return WarmUp(spent, f"steps{rows} still took {last} ms in the last two of {_MAX_WARM_UPS} warm-ups")
 
     # --- reference -------------------------------------------------------------------------------------------------
 

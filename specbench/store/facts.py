@@ -100,6 +100,17 @@ class Facts:
         return self._by_method("single_steps")
 
     @cached_property
+    def unsettled(self) -> dict[str, str]:
+        """How far a method's step time was from settled when timing began; the last such part of a resumed run."""
+        query = """
+            SELECT method, arg_max(detail, position) AS detail
+            FROM measurements
+            WHERE run_id = ? AND name = 'warm_up_s' AND detail <> ''
+            GROUP BY method
+        """
+        return {row["method"]: row["detail"] for row in self._rows(query)}
+
+    @cached_property
     def unpaired(self) -> dict[str, Row]:
         return self._by_method("unpaired")
 

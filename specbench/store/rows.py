@@ -142,6 +142,11 @@ def _learning(row: MethodRow, *, learns_beside: bool) -> list[str]:
 
 def _execution(facts: Facts, label: str) -> list[str]:
     """A row that was not run as its run says, but may be ranked; `eligibility` tells of the others."""
+    unsettled = [f"not warm when timing began: {facts.unsettled[label]}"] if label in facts.unsettled else []
+    return unsettled + _without_graphs(facts, label)
+
+
+def _without_graphs(facts: Facts, label: str) -> list[str]:
     if facts.has_too_few_graphs(label):
         return []
     if label not in facts.not_captured:

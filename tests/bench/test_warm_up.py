@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from specbench.bench.session import Cell, Session
+from specbench.bench.entries import warmed_up
+from specbench.bench.session import Cell, Session, WarmUp
 from specbench.engine.answer import Generation, GroupResult
 from specbench.events import StepRow
 from specbench.suite import Question
@@ -49,8 +50,15 @@ def test_a_step_that_takes_the_same_time_twice_is_warm(batch_size: int) -> None:
     question = Question(question_id="q", category="c", turns=("hi",), reference=())
     cells = [Cell(question=question, turn=0, key=0, prompt=(1,))] * batch_size
     slow_at_first = Replayed([0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
-    assert slow_at_first.warm_up(NoDrafter(), cells, with_reference=False) == 4.0
+    assert slow_at_first.warm_up(NoDrafter(), cells, with_reference=False) == (4.0, "")
     assert slow_at_first.num_met == 4 and slow_at_first.max_new_tokens == 24
     never = Replayed([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    never.warm_up(NoDrafter(), cells, with_reference=False)
-    assert never.num_met == 6
+    told = never.warm_up(NoDrafter(), cells, with_reference=False).unsettled
+    assert never.num_met == 6 and told.endswith("still took 200 and 100 ms in the last two of 6 warm-ups")
+    assert (f"at batch {batch_size}" in told) is (batch_size > 1)
+
+
+def test_a_warm_up_that_never_settles_stands_with_the_reading_and_others_do_not() -> None:
+    reading = warmed_up("x", [WarmUp(1.0, ""), WarmUp(2.0, "steps still took 2 and 1 ms")])
+    assert (reading.value, reading.detail) == (3.0, "steps still took 2 and 1 ms")
+    assert warmed_up("x", [WarmUp(1.0, "")]).detail == ""

@@ -1,0 +1,42 @@
+"""What a run and its rows say beside their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from specbench.events import Event, Measured, RunStarted
+from specbench.store.db import open_store
+from specbench.store.ingest import ingest
+from specbench.store.summary import RunSummary, summarise
+from tests.store.synthetic import make_manifest, run_events, write_run
+
+
+def summary_of(tmp_path: Path, change: Callable[[Event], Iterable[Event]]) -> RunSummary:
+    """change: an event -> what stands in the journal for it."""
+    manifest = make_manifest(num_questions=2)
+
+    def changed() -> Iterator[Event]:
+        for event in run_events(manifest):
+            yield from change(event)
+
+    ingest(tmp_path / "s.duckdb", write_run(tmp_path / manifest.run_id, manifest, changed()))
+    with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
+        return summarise(connection, manifest.run_id)
+
+
+def warmed(method: str, detail: str) -> Measured:
+    return Measured(name="warm_up_s", value=1.0, unit="s", method=method, detail=detail)
+
+
+def test_a_method_whose_steps_never_settled_says_so_on_its_row(tmp_path: Path) -> None:
+    def change(event: Event) -> list[Event]:
+        return (
+            [event, warmed("tree", "2 and 1 ms"), warmed("draft_model", "")]
+            if isinstance(event, RunStarted)
+            else [event]
+        )
+
+    notes = {row.method: row.notes for row in summary_of(tmp_path, change).rows}
+    assert "not warm when timing began: 2 and 1 ms" in notes["tree"]
+    assert not any("not warm" in note for label, found in notes.items() if label != "tree" for note in found)
