@@ -132,7 +132,8 @@ def compare(
     )
     for drift in found.drift:
         interval = text.interval(drift.ratio_ci)
-        note(f"baseline of {visible(drift.run_id)} took {text.times(drift.ratio)} the first run's time ({interval})")
+        took = f"took {text.times(drift.ratio)} the first run's time ({interval})"
+        note(f"baseline of {visible(drift.run_id)} {took}: that is {drift.cause}, not a method")
 
 
 @app.command(

@@ -87,11 +87,13 @@ class PairRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """A run's baseline seconds per token / the first run's, question by question: the machine, not a method."""
+    """A run's baseline seconds per token / the first run's, question by question: no method's doing."""
 
     run_id: str
     ratio: float
     ratio_ci: Interval | None
+    cause: str
+    """`the machine`, or `the machine and other texts` where the runs drew with different seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +164,15 @@ def compare(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> Co
         entries=tuple(sorted(rows, key=lambda row: (not row.ranked, -row.speedup))),
         pairs=tuple(_pairs(found, logs_UK, bootstrap)),
         drift=tuple(
-            Drift(run_id=run_id, ratio=ratio, ratio_ci=interval)
-            for run_id, (ratio, interval) in zip(chosen[1:], drifts, strict=True)
+            Drift(
+                run_id=run["run_id"],
+                ratio=ratio,
+                ratio_ci=interval,
+                cause="the machine and other texts" if _draws_otherwise(runs[0], run) else "the machine",
+            )
+            for run, (ratio, interval) in zip(runs[1:], drifts, strict=True)
         ),
-        notes=tuple(notes),
+        notes=(*_seed_notes(runs), *notes),
     )
 
 
@@ -179,6 +186,22 @@ def _check_alike(runs: Sequence[dict[str, Any]]) -> None:
                     f"({_shown(first[column])} and {_shown(other[column])})",
                     try_="choose runs made under the same conditions: specbench results ls",
                 )
+
+
+def _draws_otherwise(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """At temperature 0 a seed orders methods and resamples, and changes no text."""
+    return bool(first["temperature"] > 0 and first["seed"] != other["seed"])
+
+
+def _seed_notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    others = [run for run in runs[1:] if _draws_otherwise(runs[0], run)]
+    if not others:
+        return []
+    seeds = ", ".join(f"{run['run_id']}: {run['seed']}" for run in (runs[0], *others))
+    return [
+        f"different seeds at temperature {runs[0]['temperature']:g} ({seeds}): the answers are other texts, and what "
+        "differs between these runs is theirs as well as the methods' and the machine's"
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -91,7 +91,7 @@ def comparison_lines(found: Comparison) -> list[Line]:
         interval = text.interval(drift.ratio_ci)
         rows += wrap(
             f"The baseline of {drift.run_id} took {text.times(drift.ratio)} {interval} the first run's time: "
-            "that is the machine, not a method.",
+            f"that is {drift.cause}, not a method.",
             96,
             "dim",
         )

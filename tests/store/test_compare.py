@@ -156,3 +156,19 @@ def test_one_run_is_no_comparison(tmp_path: Path) -> None:
     put(tmp_path, make_manifest((AUTOREGRESSIVE,), num_questions=1), AUTOREGRESSIVE)
     with pytest.raises(UsageError, match="two different runs"):
         comparison(tmp_path, "run-a", "run-a")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_runs_of_other_seeds_wrote_other_texts_where_they_drew(tmp_path: Path, temperature: float) -> None:
+    pair = (AUTOREGRESSIVE, CHAIN)
+    for run_id, seed in (("run-a", 0), ("run-b", 7), ("run-c", 0)):
+        manifest = make_manifest(pair, num_questions=3, run_id=run_id)
+        sampling = manifest.sampling.model_copy(update={"temperature": temperature})
+        put(tmp_path, manifest.model_copy(update={"seed": seed, "sampling": sampling}), *pair)
+    found = comparison(tmp_path, "run-a", "run-b", "run-c")
+    told = [note for note in found.notes if "(run-a: 0, run-b: 7)" in note]
+    assert [drift.cause for drift in found.drift] == [
+        "the machine and other texts" if told else "the machine",
+        "the machine",
+    ]
+    assert bool(told) is (temperature > 0)
