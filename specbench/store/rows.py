@@ -52,7 +52,10 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
         speedup=(1.0 if is_baseline else speedup.geometric_mean) if is_paired else None,
         speedup_ci=None if is_baseline else speedup.interval,
         speedup_total=(1.0 if is_baseline else speedup.ratio_of_totals) if is_paired else None,
-        speedup_decode=1.0 if is_baseline and is_paired else water.get("speedup_decode"),
+        # Where every answer is the prefill's token nothing was decoded.
+        speedup_decode=(
+            1.0 if is_baseline and is_paired and totals["num_decode_tokens"] else water.get("speedup_decode")
+        ),
         acceptance_length=totals.get("acceptance_length"),
         acceptance_length_macro=facts.macro.get(label, {}).get("acceptance_length_macro"),
         acceptance_by_position=_positions(facts.positions.get(label, [])),

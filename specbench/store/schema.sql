@@ -69,6 +69,7 @@ CREATE TABLE IF NOT EXISTS methods (
     is_ranked BOOLEAN NOT NULL,          -- false: a control such as oracle, shown and never ranked
     notes VARCHAR[] NOT NULL
 );
+ALTER TABLE methods ADD COLUMN IF NOT EXISTS is_ranked BOOLEAN DEFAULT true; -- the first stores of schema 1 lack it
 
 CREATE TABLE IF NOT EXISTS questions (
     run_id VARCHAR NOT NULL,

@@ -515,9 +515,9 @@ SELECT
     s.num_context_tokens,
     s.decode_s,
     (s.num_rounds * r.weight_bytes_per_token + s.num_context_tokens * r.cache_bytes_per_token)::BIGINT AS num_bytes,
-    num_bytes / nullif(s.decode_s, 0) AS bytes_per_s,
+    nullif(num_bytes, 0) / nullif(s.decode_s, 0) AS bytes_per_s, -- of answers that end with the prefill's token: none
     coalesce(r.copy_bandwidth, b.value) AS copy_bandwidth,
-    num_bytes / nullif(s.decode_s, 0) / coalesce(r.copy_bandwidth, b.value) AS share
+    bytes_per_s / coalesce(r.copy_bandwidth, b.value) AS share
 FROM sums AS s
 JOIN runs AS r USING (run_id)
 LEFT JOIN bandwidth AS b USING (run_id);

@@ -300,6 +300,18 @@ def test_runs_from_before_stop_strings_were_recorded_have_those_of_their_request
             assert summarise(connection, "run-a").stop == tuple(stop)
 
 
+def test_the_first_stores_of_all_are_read(tmp_path: Path) -> None:
+    """They are of schema 1 as those after them, and their methods lack a column."""
+    store = tmp_path / "s.duckdb"
+    ingest(store, write_synthetic(tmp_path / "run-a", num_questions=1))
+    with open_store(store) as connection:
+        connection.execute("ALTER TABLE methods DROP COLUMN is_ranked")
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    with open_store(store, read_only=True) as connection:
+        assert summarise(connection, "run-a").rows
+        assert all(row["is_ranked"] for row in fetch(connection, "SELECT is_ranked FROM methods"))
+
+
 def test_a_new_manifest_records_the_stop_strings_of_its_request() -> None:
     """Whoever makes one need not say them twice."""
     plan = make_manifest(num_questions=1).model_dump(exclude={"stop"})

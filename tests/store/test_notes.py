@@ -12,12 +12,14 @@ from specbench.store.summary import RunSummary, summarise
 from tests.store.synthetic import make_manifest, run_events, write_run
 
 
-def summary_of(tmp_path: Path, change: Callable[[Event], Iterable[Event]]) -> RunSummary:
+def summary_of(
+    tmp_path: Path, change: Callable[[Event], Iterable[Event]] = lambda event: [event], *, num_tokens: int = 40
+) -> RunSummary:
     """change: an event -> what stands in the journal for it."""
     manifest = make_manifest(num_questions=2)
 
     def changed() -> Iterator[Event]:
-        for event in run_events(manifest):
+        for event in run_events(manifest, num_tokens=num_tokens):
             yield from change(event)
 
     ingest(tmp_path / "s.duckdb", write_run(tmp_path / manifest.run_id, manifest, changed()))
@@ -40,3 +42,12 @@ def test_a_method_whose_steps_never_settled_says_so_on_its_row(tmp_path: Path) -
     notes = {row.method: row.notes for row in summary_of(tmp_path, change).rows}
     assert "not warm when timing began: 2 and 1 ms" in notes["tree"]
     assert not any("not warm" in note for label, found in notes.items() if label != "tree" for note in found)
+
+
+def test_where_nothing_was_decoded_no_figure_of_decoding_is_shown(tmp_path: Path) -> None:
+    """Every answer is the prefill's token: `1.00x` and `0.00 GB/s, 0 %` would be about nothing."""
+    found = summary_of(tmp_path, num_tokens=1)
+    assert {row.num_steps for row in found.rows} == {0} and all(row.tokens_per_s for row in found.rows)
+    assert [row.speedup_decode for row in found.rows] == [None] * len(found.rows)
+    assert [row.meter for row in found.rows] == [None] * len(found.rows)
+    assert found.rows[0].speedup == 1.0
