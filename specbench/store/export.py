@@ -86,9 +86,20 @@ def export_json(connection: duckdb.DuckDBPyConnection, run_id: str, out: Path) -
 
 
 def export_csv(connection: duckdb.DuckDBPyConnection, run_id: str, out: Path) -> int:
-    """Writes a line per timed group: conditions, counts and seconds, no model text; returns the lines."""
+    """Writes a line per timed group: conditions, counts and seconds, whether the machine was its own, no model text;
+    returns the lines. A flag is empty where the machine was not watched."""
     load_run(connection, run_id)
-    query = "SELECT * FROM timed_groups WHERE run_id = ? ORDER BY group_id"
+    query = """
+        SELECT
+            g.*,
+            w.others_share,
+            CASE WHEN w.num_samples > 0 THEN w.is_crowded END AS is_crowded,
+            CASE WHEN w.num_samples > 0 THEN w.is_throttled END AS is_throttled
+        FROM timed_groups AS g
+        LEFT JOIN watched_groups AS w ON w.run_id = g.run_id AND w.group_id = g.group_id
+        WHERE g.run_id = ?
+        ORDER BY g.group_id
+    """
     rows = fetch(connection, query, run_id)
     with _writing(out) as file:
         if rows:

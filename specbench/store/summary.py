@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 MIN_REPEATS = 3
+MAX_JOURNAL_SHARE = 0.005
+"""Of a method's timed seconds (measurement 20)."""
 
 
 def summarise(connection: duckdb.DuckDBPyConnection, run_id: str) -> RunSummary:
@@ -103,6 +105,7 @@ def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts) ->
         )
     notes += _compiling(connection, run)
     notes += _device_notes(connection, run)
+    notes += _journal_notes(facts)
     if run["batch_size"] > 1:
         notes.append(
             f"batch {run['batch_size']}: the unit is a group of questions, no speed-up belongs to one question"
@@ -115,6 +118,19 @@ def _compiling(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:
     query = "SELECT sum(value) AS s FROM measurements WHERE run_id = ? AND name = 'compile_s'"
     seconds = fetch(connection, query, run["run_id"])[0]["s"]
     return [f"compiling the target took {seconds:.0f} s, in no method's time"] if seconds else []
+
+
+def _journal_notes(facts: Facts) -> list[str]:
+    """Of methods whose timed seconds went into the journal above the bound; every method pays for its own lines."""
+    shares = {label: row["journal_share"] for (label, category), row in facts.totals.items() if category is None}
+    above = {label: share for label, share in shares.items() if share > MAX_JOURNAL_SHARE}
+    if not above:
+        return []
+    named = ", ".join(f"{label} {above[label]:.1%}" for label in sorted(above, key=above.__getitem__, reverse=True))
+    return [
+        f"writing the journal took more than {MAX_JOURNAL_SHARE:.1%} of timed seconds ({named}): a slow or busy disk, "
+        "and part of these figures; --store DIR on another disk"
+    ]
 
 
 def _device_notes(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:

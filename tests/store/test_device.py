@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from specbench.errors import EnvironmentFailed
 from specbench.events import Event, GenerationStarted
 from specbench.store.db import STORE_SCHEMA, open_store
 from specbench.store.device import metrics_file, read_device
+from specbench.store.export import export_csv
 from specbench.store.ingest import ingest
 from specbench.store.pairs import fetch
 from specbench.store.summary import RunSummary, summarise
@@ -92,6 +94,21 @@ def test_questions_measured_beside_others_or_throttled_are_flagged_and_kept(tmp_
     )
     assert any(note.startswith("1 of 3 questions") and note.endswith("throttled") for note in summary.notes)
     assert summary.rows == calm.rows
+
+
+def test_the_exported_groups_say_which_were_measured_on_a_machine_that_was_not_the_runs_own(tmp_path: Path) -> None:
+    def exported() -> list[tuple[str, str, str]]:
+        with open_store(tmp_path / "s.duckdb", read_only=True) as connection:
+            export_csv(connection, "run-a", tmp_path / "a.csv")
+        with (tmp_path / "a.csv").open(newline="") as file:
+            return [(row["unit"], row["is_throttled"], row["is_crowded"]) for row in csv.DictReader(file)]
+
+    summary_of(tmp_path)
+    assert all(row[1:] == ("", "") for row in exported()), "nobody watched"
+    summary_of(tmp_path, HEADER, sample(1000.5, throttled=("cpu quota",)), sample(1010.5, others_s=0.8))
+    rows = exported()
+    assert [row[1:] for row in rows[:2]] == [("True", "False"), ("False", "True")]
+    assert rows[0][0] == "81" and rows[5][1:] == ("", ""), "seen in no sample"
 
 
 def test_a_long_group_is_judged_by_the_mean_of_its_seconds(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from specbench.events import Event, Measured, RunStarted
+from specbench.events import Event, GenerationFinished, Measured, RunStarted
 from specbench.store.db import open_store
 from specbench.store.ingest import ingest
 from specbench.store.summary import RunSummary, summarise
@@ -51,3 +52,14 @@ def test_where_nothing_was_decoded_no_figure_of_decoding_is_shown(tmp_path: Path
     assert [row.speedup_decode for row in found.rows] == [None] * len(found.rows)
     assert [row.meter for row in found.rows] == [None] * len(found.rows)
     assert found.rows[0].speedup == 1.0
+
+
+def test_a_journal_that_took_more_than_its_share_is_said_of_the_run(tmp_path: Path) -> None:
+    def change(event: Event) -> list[Event]:
+        if not isinstance(event, GenerationFinished):
+            return [event]
+        share = {"tree": 0.012, "draft_model": 0.0049}.get(event.method, 0.0)
+        return [dataclasses.replace(event, journal_s=share * event.total_s)]
+
+    [told] = [note for note in summary_of(tmp_path, change).notes if "journal" in note]
+    assert told.startswith("writing the journal took more than 0.5% of timed seconds (tree 1.2%)")
