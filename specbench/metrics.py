@@ -190,7 +190,7 @@ class Standing(NamedTuple):
     """A column's place among the others."""
 
     rank: int
-    """1 + the number of columns that are faster beyond doubt."""
+    """1 + the number of columns that are told apart as faster: pairwise, not corrected for their number."""
     tied_with: tuple[int, ...]
     """Columns whose paired log-ratio with this one has an interval that contains 0 (or none at all)."""
 
@@ -198,7 +198,7 @@ class Standing(NamedTuple):
 def standings(logs_UK: FloatArray, bootstrap: Bootstrap) -> list[Standing]:
     """Ranks with ties. logs_UK: log speed-up per unit and column; larger is faster.
 
-    "Tied" is not transitive (a = b, b = c, a > c happens): the rank counts those beyond doubt, ties are named.
+    "Tied" is not transitive (a = b, b = c, a > c happens): the rank counts those told apart, ties are named.
     """
     num_columns = logs_UK.shape[1]
     num_faster = [0] * num_columns

@@ -144,7 +144,7 @@ def test_a_difference_within_noise_is_a_tie_and_a_paired_one_is_not() -> None:
 
 
 def test_ties_need_not_be_transitive() -> None:
-    """a and b tie, b and c tie, a beats c: ranks count only who is faster beyond doubt."""
+    """a and b tie, b and c tie, a beats c: ranks count only who is told apart as faster."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, (40, 3))
     noise -= noise.mean(axis=0)

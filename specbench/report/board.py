@@ -248,7 +248,7 @@ def _unlike(entry: _Entry, entries: Sequence[_Entry]) -> str:
 
 
 def _places(entries: Sequence[_Entry]) -> list[_Place]:
-    """1 + the number of ranked rows that are faster beyond doubt, and whom a row cannot be told from."""
+    """1 + the number of ranked rows that are told apart as faster, pair by pair, and whom a row cannot be told from."""
     ranked = [entry for entry in entries if entry.where is Standing.RANKED]
     places = []
     for entry in entries:

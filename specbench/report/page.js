@@ -50,7 +50,7 @@ function leadSentence(scope) {
   const words = (row) => `${times(row.speedup)} ${interval(row.speedup_ci)}`;
   const where = `On ${scope.suite} (${n}) with ${scope.target}, `;
   if (plainRow && plainRow.rank !== null && plainRow.rank <= first.rank) {
-    return [where, strong("no ranked method was faster than plain decoding beyond doubt"), "; the nearest, ", strong(first.method), `, ran at ${words(first)} its speed.`, ...noisy];
+    return [where, strong("no ranked method was faster than plain decoding beyond its interval"), "; the nearest, ", strong(first.method), `, ran at ${words(first)} its speed.`, ...noisy];
   }
   const parts = [where, strong(first.method), ` ran at `, strong(words(first)), ` the speed of plain decoding`];
   if (ties.length) parts.push(`, tied with `, ...ties.flatMap((row, i) => [i ? " and " : "", strong(row.method), ` (${words(row)})`]));

@@ -173,7 +173,8 @@ class MethodRow:
     reasons: tuple[str, ...] = ()
     """Why it has no rank, each with its class first (`not ranked: …`); also the first of `notes`."""
     rank: int | None
-    """1 + the number of ranked methods that are faster beyond doubt; None where not ranked."""
+    """1 + the number of ranked methods that are told apart as faster: pairwise, not corrected for their number; None
+    where not ranked."""
     tied_with: tuple[str, ...]
     """Ranked methods whose paired log-ratio with this one has an interval that contains 0."""
     by_category: tuple[CategoryRow, ...]
