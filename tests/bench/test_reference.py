@@ -18,14 +18,13 @@ from tests.bench.runs import request_for, rows_of
 def test_an_answer_kept_by_a_run_with_a_longer_cache_is_not_asked_of_methods_without_room(tmp_path, go):
     """The reference pass used to take it without a look at its length, and the noise floor ran over the cache's end."""
     suite = tmp_path / "lengths.jsonl"
-    rows = [{"question_id": "long", "prompt": "x" * 60}, {"question_id": "a", "prompt": "hi"}]
+    rows = [{"question_id": "long", "turns": ["hi", "x" * 60]}, {"question_id": "a", "prompt": "ho"}]
     suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome, _ = go(suite=str(suite), repeats=1)
-    assert rows_of(outcome)["prompt_lookup"]["num_questions"] == 2
+    outcome, events = go(suite=str(suite), repeats=1)
+    assert not events(GenerationFailed) and rows_of(outcome)["prompt_lookup"]["num_questions"] == 2
     outcome, events = go(suite=str(suite), repeats=1, max_len=40)
-    assert rows_of(outcome)["prompt_lookup"]["num_questions"] == 1
     failures = events(GenerationFailed)
-    assert {e.question_id for e in failures} == {"long"} and "the cache holds 40" in failures[0].error
+    assert {(e.question_id, e.turn) for e in failures} == {("long", 1)} and "the cache holds 40" in failures[0].error
 
 
 def kept_books() -> list[Path]:
