@@ -74,6 +74,6 @@ class SpeedView(SummedView):
     def explain(self) -> list[Line]:
         return [
             line("●     geometric mean of the speed-up over questions, each against the baseline's own answer"),
-            line("├──┤  95 % bootstrap over questions; where it crosses │ (1.0), nothing is gained beyond doubt"),
-            line("ranks count who is faster beyond doubt; what the interval is too wide for is `too noisy here`"),
+            line("├──┤  95 % bootstrap over questions; where it crosses │ (1.0), it is tied with the baseline"),
+            line("ranks count who is faster, pair by pair, uncorrected; a wide interval is `too noisy here`"),
         ]
