@@ -227,6 +227,17 @@ class Drafter(ABC):
     def restore(self, snapshot: object) -> None:
         """Back to `snapshot`."""
 
+    def is_finite(self) -> bool:
+        """Whether all laws of its own have been numbers since the last `erase`. Asked once a generation, when nothing
+        is timed any more: it may read the device. draft() and prefill() keep what it reads there (`lm.finite`).
+        """
+        return True
+
+    def erase(self) -> None:
+        """Zero the caches of its own, all slots of all rows: the target's logits or its own laws were not finite, and
+        what stands behind a row's length weighs 0 in an attention, but 0 times NaN is NaN. Called between generations;
+        what `begin` and `prefill` write in any case need not be zeroed. A method that wraps another passes it on."""
+
     def num_parameters(self) -> int:
         """Parameters the drafter adds to the target; 0 for training-free methods."""
         return 0

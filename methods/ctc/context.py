@@ -145,6 +145,11 @@ class FeatureCache:
         )
         return mixed.flatten(1)
 
+    def erase(self) -> None:
+        """Zero every slot."""
+        self._key.zero_()
+        self._value.zero_()
+
     def keep(self, rows: list[int]) -> None:
         """Rows leave: new row i is old row rows[i] (increasing)."""
         used = self._longest if self._span is None else self._span

@@ -18,6 +18,7 @@ from torch import Tensor
 from methods.ctc.context import FeatureCache
 from methods.ctc.module import CtcNetwork
 from specbench.beams import Expansion, grow
+from specbench.lm.finite import FiniteWatch
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Options, Request, TargetView
 
 
@@ -49,6 +50,7 @@ class CtcDrafter(Drafter):
         self._pending_BD = torch.empty(0)
         self._anchor_BD = torch.empty(0)
         self._root_B = torch.empty(0, dtype=torch.long)
+        self._finite = FiniteWatch(target.device)
         self._rows_B = torch.arange(target.max_batch, device=target.device)
 
     def _make_cache(self, scratch: int) -> FeatureCache | None:
@@ -91,7 +93,9 @@ class CtcDrafter(Drafter):
             if offset:
                 states, tokens = torch.cat([self._pending_BD[row, None], states]), tokens_T
             if tokens.shape[0]:
-                self._cache.fill(row, self._features(tokens, states), max(offset - 1, 0))
+                z_TD = self._features(tokens, states)
+                self._finite.see(z_TD)
+                self._cache.fill(row, z_TD, max(offset - 1, 0))
         self._pending_BD[row] = state_TD[-1]
 
     def start(self, len_B: list[int], root_B: Tensor) -> None:
@@ -137,6 +141,14 @@ class CtcDrafter(Drafter):
         if self._cache is not None:
             self._cache.hold(span)
 
+    def is_finite(self) -> bool:
+        return self._finite.is_finite()
+
+    def erase(self) -> None:
+        if self._cache is not None:
+            self._cache.erase()
+        self._finite.forget()
+
     def keep(self, rows: list[int]) -> None:
         self._pending_BD, self._anchor_BD = self._pending_BD[rows], self._anchor_BD[rows]
         self._root_B = self._root_B[rows]
@@ -161,6 +173,8 @@ class CtcDrafter(Drafter):
 
     def _tree(self, index: list[Tensor], grown: list[Expansion]) -> DraftTree:
         vocabulary = self._network.vocabulary
+        # The best beam of the deepest level: topk takes NaN for the greatest, and its children are NaN again.
+        self._finite.see(grown[-1].logq_BW[:, :1])
         return grow(
             [vocabulary.to_target(each) for each in index],
             [each.parent_BW for each in grown],

@@ -77,6 +77,8 @@ class EagleDrafter(CtcDrafter):
             if self.shows_q:
                 logq.append(log_probs(law_BV).gather(1, best_B[:, None]))
             if depth == self._depth:
+                # An argmax takes NaN for the greatest, and what was NaN before it is read by it.
+                self._finite.see(law_BV.gather(1, best_B[:, None]))
                 break
             if seen_BV is not None:
                 seen_BV.scatter_(1, token_B[:, None], True)

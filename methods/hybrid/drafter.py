@@ -104,6 +104,12 @@ class HybridDrafter(Drafter):
     def num_parameters(self) -> int:
         return self._inner.num_parameters()
 
+    def is_finite(self) -> bool:
+        return self._inner.is_finite()
+
+    def erase(self) -> None:
+        self._inner.erase()
+
     # --- a group begins ----------------------------------------------------------------------------------------------
 
     def begin(self, requests: Sequence[Request]) -> None:

@@ -302,6 +302,8 @@ class _Run:
         # never hides such a step.
         if single := self._num_single(contestant) - num_single:
             journal.write(Measured(name="single_steps", value=single, unit="steps", method=group.method))
+        if not result.is_draft_finite:
+            journal.write(Measured(name="drafts_not_finite", value=1, unit="generations", method=group.method))
         self._finished(journal, group, cells, result)
 
     def _num_single(self, contestant: Contestant) -> int:

@@ -55,6 +55,7 @@ def check_method(
             ("seeded text", lambda: asked.text(DRAWN)),
             ("seeded text, all processors", lambda: asked.text(PROCESSED)),
             ("forgets", asked.forgets),
+            ("recovers", asked.recovers),
             ("batches", asked.batches),
             ("prefill chunks", asked.chunks),
             ("follows", asked.follows),

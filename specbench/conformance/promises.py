@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import nn
 
 from specbench.conformance.broken import BrokenPromise
 from specbench.conformance.stands import Stand, Stands, engine_like
 from specbench.conformance.targets import chi_square_p, cyclic_target, enumerated_law, marginal, successor, table_target
 from specbench.conformance.watch import Guarded, SetAside
 from specbench.conformance.weights import NUM_STEPS
-from specbench.engine.answer import Generation
+from specbench.engine.answer import Generation, NotFinite
+from specbench.engine.decode import Engine
 from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stop import Stop
+from specbench.method import Drafter
 from specbench.sampling import Sampling
 
 P_VALUE = 1e-4
@@ -96,6 +102,37 @@ class Promises:
                         f"the same prompt drafts differently after others at step {step}: {what} forgets too little"
                     )
         return "the same prompt drafts the same tree after others"
+
+    def recovers(self) -> str:
+        """A question on which every embedding is NaN, and one on which all but the target's are: the same prompts draft
+        afterwards as they did before."""
+        stand = self._stands.stand(self._stands.targets[0], GREEDY, max_new_tokens=7, has_answers=False)
+        cases: list[tuple[Engine, Drafter]] = [(stand.engine, stand.drafter)]
+        if stand.drafter.capturable:
+            engine = engine_like(stand.engine, graphs=RecordedGraphs())
+            cases.append((engine, Guarded(self._stands.drafter(engine))))
+        # A long prompt leaves NaN where shorter texts have slots behind a mask.
+        longest = max(stand.requests, key=lambda request: len(request.prompt))
+        num_compared = 0
+        for engine, drafter in cases:
+            for requests in (stand.requests[2:3], stand.requests[:3]):
+                snapshot = drafter.snapshot()
+                seen = []
+                for spared in (None, engine.lm.embed_tokens, None):
+                    found = engine.generate(drafter, requests).generations
+                    # Captured steps call no Python that could keep their drafts.
+                    seen.append((list(map(_kept, found)), stand.drafter.drafts if drafter is stand.drafter else []))
+                    drafter.restore(snapshot)
+                    with _embeddings_of_nan(but=spared), suppress(NotFinite):
+                        engine.generate(drafter, [longest] * len(requests))
+                    drafter.restore(snapshot)
+                if seen[1] != seen[0] or seen[2] != seen[0]:
+                    raise BrokenPromise(
+                        f"batch {len(requests)}: the same prompts draft differently after a question whose numbers "
+                        "were NaN: erase() or is_finite() leaves something out"
+                    )
+                num_compared += len(requests)
+        return f"{num_compared} rows draft the same after questions of NaN"
 
     def batches(self) -> str:
         """A row drafts in a batch what it drafts alone: `keep` gathered its state, and neighbours do not leak into
@@ -200,6 +237,21 @@ class Promises:
         return (
             f"{len(answers)} answers follow the target's law (smallest of {len(p_values)} chi-square p: {smallest:.2g})"
         )
+
+
+@contextmanager
+def _embeddings_of_nan(*, but: nn.Module | None) -> Iterator[None]:
+    """Every table of embeddings, a draft model's as well, gives NaN; `but` this one."""
+
+    def spoil(module: nn.Module, _inputs: Any, output: Any) -> Any:
+        is_hit = isinstance(module, nn.Embedding) and module is not but
+        return output * float("nan") if is_hit else output
+
+    handle = nn.modules.module.register_module_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _token_inside(answers: Sequence[Generation]) -> int:

@@ -155,6 +155,12 @@ class Watched(Drafter):
     def follow(self, commit: Commit, is_own: list[bool]) -> None:
         self._inner.follow(commit, is_own)
 
+    def is_finite(self) -> bool:
+        return self._inner.is_finite()
+
+    def erase(self) -> None:
+        self._inner.erase()
+
 
 class Guarded(Drafter):
     """Passes every call on; while steps are captured, a value read on the host in draft() or commit() is a broken
@@ -192,6 +198,12 @@ class Guarded(Drafter):
 
     def keep(self, rows: list[int]) -> None:
         self._inner.keep(rows)
+
+    def is_finite(self) -> bool:
+        return self._inner.is_finite()
+
+    def erase(self) -> None:
+        self._inner.erase()
 
 
 class SetAside(Drafter):
@@ -259,3 +271,9 @@ class SetAside(Drafter):
         self._rows = [self._rows[row] for row in rows]
         self._num_done = [self._num_done[row] for row in rows]
         self._watched.keep(rows)
+
+    def is_finite(self) -> bool:
+        return self._watched.is_finite()
+
+    def erase(self) -> None:
+        self._watched.erase()

@@ -48,3 +48,5 @@ class GroupResult:
     accept_s: float
     commit_s: float
     journal_s: float
+    is_draft_finite: bool = True
+    """False: some law of the drafter's own held NaN or infinity. The text is the target's all the same."""

@@ -6,6 +6,7 @@ How a group of rows is decoded is `run` (step by step), `captured` and `host_dra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -148,11 +149,16 @@ class Engine:
         try:
             run = self._run(drafter, requests, sink, capturing=capturing, watch=watch)
             run.on_prefill = on_prefill
-            return run.run()
+            result = run.run()
         except NotFinite:
             # Masked slots weigh 0, but 0 times a NaN left in them is NaN: the next question must not inherit it.
             self.lm.erase()
+            drafter.erase()
             raise
+        if drafter.is_finite():
+            return result
+        drafter.erase()
+        return replace(result, is_draft_finite=False)
 
     def _run(
         self,

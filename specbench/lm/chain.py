@@ -24,6 +24,7 @@ from torch import Tensor
 
 from specbench.lm.adaptive_length import AdaptiveLength, Evidence
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.finite import FiniteWatch
 from specbench.lm.held_chain import HeldChain
 from specbench.method import Commit, Drafter, DraftNoise, Request, TargetView
 from specbench.sampling import STREAM_DRAFT, NoiseStream, Sampling, log_probs, process, top_children
@@ -55,6 +56,7 @@ class _Picker:
         self._noise = noise
         self._seen_BV = seen_BV
         self._laws: list[Tensor] | None = [] if records_law else None
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, depth: int, logits_BV: Tensor) -> Tensor:
         shared_BV = self._shared(logits_BV)
@@ -68,7 +70,15 @@ class _Picker:
             self._logq.append(log_probs(scores_BV).gather(1, tokens_B1))
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, tokens_B1, True)
+        self._last = scores_BV, tokens_B1
         return tokens_B1
+
+    def last_scores(self) -> Tensor:
+        """Scores (B, 1) of the deepest tokens, before noise: NaN or +inf where any number of its row's draft is, as
+        an argmax takes NaN for the greatest and every forward reads what the ones before it left in the cache."""
+        assert self._last is not None, "nothing was picked"
+        scores_BV, tokens_B1 = self._last
+        return scores_BV.gather(1, tokens_B1)
 
     def logq(self) -> Tensor | None:
         """score_BN of the whole chain, for those who look."""
@@ -120,6 +130,7 @@ class ChainDrafter(Drafter):
         self._held: HeldChain | None = None
         self._context = lm.context_length
         self._own_noise: NoiseStream | None = None
+        self._finite = FiniteWatch(target.device)
         self._tell: Callable[[Tensor], None] | None = None
         """Told each drafted depth's logits (B, V) over the target's vocabulary, before any processor."""
         self._seen_BV: Tensor | None = None
@@ -154,7 +165,8 @@ class ChainDrafter(Drafter):
 
     def prefill(self, row: int, tokens_T: Tensor, hidden_TKD: Tensor | None, offset: int) -> None:
         if self._context is None or offset + tokens_T.shape[0] <= self._context:
-            self._lm.prefill(row, self._readable(tokens_T))
+            logits_V, _ = self._lm.prefill(row, self._readable(tokens_T))
+            self._finite.see(logits_V)
         # else the draft model cannot follow: this row drafts nothing (`_room`).
         if self._seen_BV is not None:
             self._seen_BV[row, tokens_T] = True
@@ -205,6 +217,7 @@ class ChainDrafter(Drafter):
             tokens_BM = pick(depth, self._lm.append(self._readable(tokens_BM), num_B))
             num_B = [1] * num_rows
             drafted.append(tokens_BM)
+        self._finite.see(pick.last_scores())
         return chain(
             torch.cat(drafted, dim=1) if num > 1 else tokens_BM,
             valid_BN=self._valid(room_B, num),
@@ -215,6 +228,7 @@ class ChainDrafter(Drafter):
     def _held_draft(self, held: HeldChain, noise: DraftNoise | None) -> DraftTree:
         pick = self._picker(noise)
         tokens_BN = held.draft(pick, self._readable)
+        self._finite.see(pick.last_scores())
         valid_BN = None
         if self._context is not None and held.span > self._context:
             places = torch.arange(self._num_tokens, device=tokens_BN.device)
@@ -347,6 +361,13 @@ class ChainDrafter(Drafter):
             self._seen_BV = self._seen_BV[rows]
         if self._own_noise is not None:
             self._own_noise.keep(rows)
+
+    def is_finite(self) -> bool:
+        return self._finite.is_finite()
+
+    def erase(self) -> None:
+        self._lm.erase()
+        self._finite.forget()
 
     def snapshot(self) -> object:
         return None if self._adaptive is None else self._adaptive.evidence

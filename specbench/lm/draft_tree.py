@@ -129,6 +129,8 @@ class TreeDrafter(ChainDrafter):
             if seen_BWV is not None:
                 rows = grown.parent_BW[:, :, None].expand(-1, -1, seen_BWV.shape[2])
                 seen_BWV = seen_BWV.gather(1, rows).scatter(2, tokens_BW[:, :, None], True)
+        # The best beam of the deepest level: topk takes NaN for the greatest, and its children are NaN again.
+        self._finite.see(found[-1].logq_BW[:, :1])
         best = grow(
             [each.index_BW for each in found],
             [each.parent_BW for each in found],

@@ -111,6 +111,10 @@ class Facts:
         return {row["method"]: row["detail"] for row in self._rows(query)}
 
     @cached_property
+    def drafts_not_finite(self) -> dict[str, Row]:
+        return self._by_method("drafts_not_finite")
+
+    @cached_property
     def unpaired(self) -> dict[str, Row]:
         return self._by_method("unpaired")
 

@@ -90,6 +90,7 @@ def method_row(facts: Facts, method: Row) -> MethodRow:
             *_remarks(row, is_lossy=facts.is_lossy(row.kind)),
             *_learning(row, learns_beside=label in facts.learn_beside),
             *_execution(facts, label),
+            *_own_numbers(facts, label),
             *method["notes"],
         ),
     )
@@ -160,6 +161,14 @@ def _without_graphs(facts: Facts, label: str) -> list[str]:
         return [f"{number} met no graph and ran operator by operator"]
     why = facts.not_captured[label]["reason"]
     return ["its steps ran operator by operator, they could not be captured" + (f": {why}" if why else "")]
+
+
+def _own_numbers(facts: Facts, label: str) -> list[str]:
+    """A drafter that drafted from no numbers: its text is right all the same, its acceptance says nothing of it."""
+    if label not in facts.drafts_not_finite:
+        return []
+    number = count(facts.drafts_not_finite[label]["num_generations"], "generation")
+    return [f"its own numbers were NaN or infinite in {number}, which it drafted from nonsense: try a wider dtype"]
 
 
 def _answers_s(totals: Row) -> float:

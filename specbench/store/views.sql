@@ -444,6 +444,13 @@ SELECT
 FROM single AS s
 JOIN timed AS t USING (run_id, method);
 
+-- Timed generations in which a drafter's own numbers were NaN or infinite. Parts of a resumed run add up.
+CREATE OR REPLACE VIEW drafts_not_finite AS
+SELECT run_id, method, sum(value)::BIGINT AS num_generations
+FROM measurements
+WHERE name = 'drafts_not_finite'
+GROUP BY run_id, method;
+
 -- Methods whose steps could not be captured although those of the run were, and why. A resumed run says it again.
 CREATE OR REPLACE VIEW not_captured AS
 SELECT run_id, method, arg_max(detail, position) AS reason

@@ -10,8 +10,11 @@ import torch
 
 from specbench.engine.answer import NotFinite
 from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import UsageError
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import ChainDrafter
+from specbench.lm.draft_tree import TreeDrafter, TreeShape
 from specbench.method import DraftNoise, DraftTree
 from specbench.sampling import Sampling
 from tests.helpers import NoDrafter, RefDrafter, requests_for, tiny_lm
@@ -88,6 +91,36 @@ def test_a_failed_question_leaves_no_nan_for_the_next_batch(attention_name: str)
     with pytest.raises(NotFinite):
         engine.generate(_Poisoner(), requests_for([(1, 2), (3, 4, 5)]))
     assert [each.tokens for each in engine.generate(NoDrafter(), requests).generations] == wanted
+
+
+@pytest.mark.parametrize("is_captured", [False, True], ids=["steps", "captured"])
+@pytest.mark.parametrize("shape", [None, TreeShape(beam_width=2)], ids=["chain", "tree"])
+def test_a_draft_model_s_own_nan_is_told_and_forgotten(shape: TreeShape | None, is_captured: bool) -> None:
+    """The target's numbers are fine and so is the text; the next question's drafts must not read what is left."""
+    engine = _engine(tiny_lm("llama"), graphs=RecordedGraphs() if is_captured else None)
+    draft, chain = tiny_lm("llama"), {"num_tokens": 3, "num_shared": 64}
+    drafter = (
+        ChainDrafter(draft, engine.view(), **chain)  # type: ignore[arg-type]
+        if shape is None
+        else TreeDrafter(draft, engine.view(), tree=shape, **chain)
+    )
+    table = draft.model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    kept = table[POISON].clone()
+    several, long = requests_for([(1, 2, 3, 4, 5, 6), (4, 5), (9,) * 9]), [(POISON,) * 30] * 3
+    answered = [engine.generate(drafter, requests_for(long[:1])).generations]
+    for requests in (several[1:2], several):
+        wanted = engine.generate(drafter, requests)
+        for num_new in (1, 8):  # one token alone: nothing is drafted behind the prompt
+            table[POISON] = float("nan")
+            poisoned = engine.generate(drafter, requests_for(long[: len(requests)], max_new_tokens=num_new))
+            table[POISON] = kept
+            assert wanted.is_draft_finite and not poisoned.is_draft_finite
+            assert poisoned.generations[0].tokens == answered[0][0].tokens[:num_new]
+            again = engine.generate(drafter, requests)
+            assert again.is_draft_finite
+            for mine, theirs in zip(again.generations, wanted.generations, strict=True):
+                assert [step.num_accepted for step in mine.steps] == [step.num_accepted for step in theirs.steps]
 
 
 def test_a_prompt_longer_than_the_cache_is_refused_with_the_numbers_and_the_option() -> None:

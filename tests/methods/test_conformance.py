@@ -29,6 +29,7 @@ PROMISES = {
     "seeded text, all processors",
     "stops",
     "forgets",
+    "recovers",
     "batches",
     "prefill chunks",
     "captured steps",
@@ -166,6 +167,8 @@ _BROKEN = '''
             self.branches = fault != "secret tree"
             self._learnt = 0
             self._ahead = 0
+            self._table = torch.nn.Embedding(target.vocab_size, 1, dtype=torch.float64)
+            self._cache = torch.zeros(1, dtype=torch.float64)
             self.carries = "stream" if fault.startswith("snapshot") else "nothing"
 
         def begin(self, requests):
@@ -176,6 +179,8 @@ _BROKEN = '''
 
         def prefill(self, row, tokens, hidden, offset):
             self._prompts.append(tokens.shape[0])
+            if self._fault == "keeps nan":
+                self._cache += 0 * self._table(tokens).sum().detach()
 
         def start(self, len_B, root_B):
             for text, token in zip(self._texts, root_B.tolist()):
@@ -196,6 +201,8 @@ _BROKEN = '''
                 tokens = [[(token + self._learnt) % size for token in row] for row in tokens]
             if fault == "chunks":
                 tokens = [[(token + len(self._prompts)) % size for token in row] for row in tokens]
+            if self._cache.isnan().any():
+                tokens = [[0, 0] for _ in tokens]
             if fault == "too many":
                 tokens, parents = [row + [1] for row in tokens], [[-1, 0, 1]] * rows
             if fault == "lost":
@@ -275,6 +282,7 @@ def broken(tmp_path: Path) -> Path:
         ("raises", "greedy text", "RuntimeError: no idea"),
         ("leaks", "forgets", "drafts differently after others"),
         ("snapshot forgets nothing", "forgets", "restore(snapshot) forgets too little"),
+        ("keeps nan", "recovers", "after a question whose numbers were NaN"),
         ("keeps all", "greedy text", "live rows"),
         ("keeps the first", "batches", "in a batch and"),
         ("chunks", "prefill chunks", "size of the prefill's chunks"),

@@ -198,6 +198,26 @@ def test_both_forms_keep_every_promise(training: dict[str, Any], options: dict[s
     assert [finding for finding in findings if finding.state != "ok"] == []
 
 
+@pytest.mark.parametrize("options", [{}, {"beams": 1}, {"beams": 3, "transform": "off"}], ids=str)
+@pytest.mark.parametrize("form", ["nar", "eagle"])
+@torch.no_grad()
+def test_own_nan_is_told_and_forgotten_though_the_text_is_right(form: str, options: dict[str, Any]) -> None:
+    engine = Engine(small_lm(), sampling=Sampling(), max_batch=2, max_len=60, max_nodes=30)
+    recipe = recipe_of(engine.view(), form=form)
+    drafter = Watched(recipe.drafter(engine.view(), drafting(**options)), vocab_size=VOCAB)
+    weight = recipe.module.get_parameter("fc.weight")
+    requests, long = (requests_for(prompts, max_new_tokens=6) for prompts in ([(1, 2, 3), (4, 5)], [(7,) * 30] * 2))
+    wanted = engine.generate(drafter, requests)
+    drafts = list(drafter.drafts)
+    for num_new in (1, 6):
+        kept = weight.clone()
+        weight.fill_(float("nan"))
+        poisoned = engine.generate(drafter, [replace(each, max_new_tokens=num_new) for each in long])
+        weight.copy_(kept)
+        assert wanted.is_draft_finite and not poisoned.is_draft_finite
+        assert engine.generate(drafter, requests).is_draft_finite and drafter.drafts == drafts
+
+
 def test_parameters_are_counted_without_the_targets() -> None:
     view = view_of(small_lm())
     recipe = recipe_of(view)
