@@ -20,6 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from specbench import sampling
 from specbench.errors import UsageError
 from specbench.sampling import (
     STREAM_ACCEPT,
@@ -29,6 +30,7 @@ from specbench.sampling import (
     gumbel,
     log_probs,
     process,
+    rows_at_once,
     sequence_key,
     top_children,
     uniforms,
@@ -150,6 +152,45 @@ def test_block_borders_do_not_change_the_noise(block: int) -> None:
         three.seek([length, 3, 50])
         torch.testing.assert_close(one.ahead(num)[0], three.ahead(num)[0], atol=0, rtol=0)
         torch.testing.assert_close(one.at_depth(num)[0], three.ahead(num)[0, num - 1], atol=0, rtol=0)
+
+
+def test_noise_has_the_values_it_has_always_had() -> None:
+    """Texts above temperature 0 are told by their seed across versions: what is hashed when may change, this may not."""
+    stream = NoiseStream(
+        [sequence_key(seed=7, question_id="81", turn=1)], vocab_size=5, device=CPU, stream=STREAM_ACCEPT
+    )
+    stream.seek([10])
+    wanted = [
+        [1.4972552061080933, -0.3626556992530823, 0.18748630583286285, -0.4927738308906555, -0.9843934774398804],
+        [1.8106961250305176, -0.2521648406982422, 1.4415571689605713, 2.3392090797424316, -1.3731708526611328],
+    ]
+    # Bits of the hash are exact; logarithms may round differently between machines.
+    torch.testing.assert_close(stream.ahead(2)[0], torch.tensor(wanted), atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every call of the hash, which makes nothing."""
+    made: list[int] = []
+
+    def counted(keys_B: torch.Tensor, positions_BQ: torch.Tensor, size: int) -> torch.Tensor:
+        made.append(positions_BQ.numel())
+        return torch.zeros(1, 1, 1).expand(*positions_BQ.shape, size)
+
+    monkeypatch.setattr(sampling, "gumbel", counted)
+    return made
+
+
+@pytest.mark.parametrize("vocab_size", [259, 4096, 32_000, 151_936, 300_000])
+def test_one_call_of_the_hash_makes_no_more_than_a_core_s_cache_holds(vocab_size: int, hashed: list[int]) -> None:
+    """Plain decoding asks for a row a step: in blocks of 32 a large vocabulary cost it ten times a row."""
+    stream = NoiseStream([5], vocab_size=vocab_size, device=CPU, stream=STREAM_ACCEPT)
+    for length in range(10, 74):
+        stream.seek([length])
+        stream.ahead(1)
+    assert max(hashed) * vocab_size <= max(1 << 17, vocab_size)
+    assert sum(hashed) <= 64 + 31 and (vocab_size > 4096 or len(hashed) == 2)
+    assert rows_at_once(vocab_size, torch.device("cuda")) == 32
 
 
 def test_depth_one_below_the_root_is_the_position_after_it() -> None:
