@@ -158,75 +158,100 @@ def gumbel(keys_B: Tensor, positions_BQ: Tensor, size: int) -> Tensor:
 _MOST_AT_ONCE = 1 << 17
 """Elements that one call of the hash makes on a CPU: its integers, 8 bytes each and several of them, then stay in a
 core's cache. On one thread of an AMD EPYC a row of 151,936 takes 1.3 ms by itself and 14 ms in a block of 32."""
+_MOST_AHEAD = 1 << 22
+"""Elements that all rows of a batch together make before they are asked for."""
 
 
-def rows_at_once(vocab_size: int, device: torch.device) -> int:
-    """Rows of noise that one call of the hash makes. Where launches cost more than the work they start (CUDA), as many
-    as are worth keeping; on a CPU as many as its cache holds, at least one."""
-    return 32 if device.type != "cpu" else max(1, min(32, _MOST_AT_ONCE // vocab_size))
+def rows_at_once(vocab_size: int, device: torch.device, *, num_rows: int = 1) -> int:
+    """Positions of noise that one call of the hash makes for one of num_rows rows, at least one. Few large calls are
+    cheaper than many small ones, until they outgrow a CPU's cache or, elsewhere, the memory they are kept in."""
+    most = min(32, _MOST_AHEAD // (num_rows * vocab_size))
+    return max(1, most if device.type != "cpu" else min(most, _MOST_AT_ONCE // vocab_size))
+
+
+class _RowNoise:
+    """Noise of one row: a page of made positions that its text walks along. A position is made once."""
+
+    def __init__(self, key_1: Tensor, vocab_size: int, block: int) -> None:
+        self._key_1 = key_1
+        self._block_size = block
+        self._page = torch.empty(0, vocab_size, device=key_1.device)
+        """(room, V): positions from `_first` on, of which the first `_known` are made. It is handed out in views: what
+        is made is never written again, and a larger page is another tensor."""
+        self._first = 0
+        self._known = 0
+
+    def ahead(self, first: int, num: int) -> Tensor:
+        """Positions first .. first + num - 1: (num, V)."""
+        begin = first - self._first
+        if not 0 <= begin <= self._known:
+            self._page, self._first, self._known, begin = self._page[:0], first, 0, 0
+        if begin + num > self._known:
+            wanted = max(begin + num, self._known + self._block_size)
+            if wanted > self._page.shape[0]:
+                wanted -= begin
+                self._move_to(begin, room=2 * wanted)  # twice, so that what is kept seldom moves
+                begin = 0
+            self._make(wanted)
+        return self._page[begin : begin + num]
+
+    def _move_to(self, begin: int, *, room: int) -> None:
+        """Another page, which begins with what is this one's place `begin`."""
+        kept = self._page[begin : self._known]
+        self._page = self._page.new_empty(room, self._page.shape[1])
+        self._page[: kept.shape[0]] = kept
+        self._first, self._known = self._first + begin, kept.shape[0]
+
+    def _make(self, wanted: int) -> None:
+        """The first `wanted` places, a block at a time."""
+        for start in range(self._known, wanted, self._block_size):
+            end = min(start + self._block_size, wanted)
+            positions = torch.arange(self._first + start, self._first + end, device=self._key_1.device)
+            self._page[start:end] = gumbel(self._key_1, positions[None], self._page.shape[1])[0]
+        self._known = wanted
 
 
 class NoiseStream:
     """Gumbel noise of the positions ahead of B roots. Satisfies `method.DraftNoise`.
 
-    `seek` once per step. At B = 1 rows are made in blocks, `rows_at_once` where no block is given, so that a small
-    vocabulary costs a few large operations instead of many small ones; values do not depend on the block.
+    `seek` once per step. Positions are made once, `block` of a row at a time (`rows_at_once` where none is given), and
+    kept until the row's text has passed them: what a step's draft did not reach is the next step's. Values depend on
+    none of this.
     """
 
     def __init__(
         self, keys: list[int], *, vocab_size: int, device: torch.device, stream: int, block: int | None = None
     ) -> None:
-        self._keys_B = torch.tensor(stream_keys(keys, stream), device=device)
-        self._vocab_size = vocab_size
-        self._block_size = rows_at_once(vocab_size, device) if block is None else block
-        self._block: Tensor | None = None
-        self._block_start = 0
-        self._ahead: Tensor | None = None
-        self._roots: list[int] = [0] * len(keys)
-        self._roots_B1 = torch.zeros(len(keys), 1, dtype=torch.long, device=device)
+        keys_B = torch.tensor(stream_keys(keys, stream), device=device)
+        block = block or rows_at_once(vocab_size, device, num_rows=len(keys))
+        self._rows = [_RowNoise(keys_B[row : row + 1], vocab_size, block) for row in range(len(keys))]
+        self._len_B = [0] * len(keys)
 
     def seek(self, len_B: list[int]) -> None:
         """len_B: committed tokens per row, root included; the root stands at position len - 1."""
-        if len(len_B) > 1:
-            self._roots_B1 = torch.tensor(len_B, device=self._keys_B.device)[:, None] - 1
-        self._roots = [length - 1 for length in len_B]
-        self._ahead = None
+        self._len_B = list(len_B)
 
     def ahead(self, num: int) -> Tensor:
         """Noise of depths 1 .. num below the roots: float32 (B, num, V)."""
-        if len(self._roots) > 1:
-            # Kept until the next seek: a drafter asks depth by depth, then acceptance asks for all of them.
-            known = 0 if self._ahead is None else self._ahead.shape[1]
-            if self._ahead is None or known < num:
-                offsets = torch.arange(known + 1, num + 1, device=self._keys_B.device)
-                more = gumbel(self._keys_B, self._roots_B1 + offsets, self._vocab_size)
-                self._ahead = more if self._ahead is None else torch.cat([self._ahead, more], dim=1)
-            return self._ahead[:, :num]
-        first = self._roots[0] + 1
-        start = first - self._block_start
-        if self._block is None or start < 0 or start + num > self._block.shape[1]:
-            width = max(num, self._block_size)
-            positions = torch.arange(first, first + width, device=self._keys_B.device)[None]
-            self._block = gumbel(self._keys_B, positions, self._vocab_size)
-            self._block_start, start = first, 0
-        return self._block[:, start : start + num]
+        found = [row.ahead(length, num) for row, length in zip(self._rows, self._len_B, strict=True)]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
 
     def at_depth(self, depth: int) -> Tensor:
         """Noise for children at `depth` >= 1: float32 (B, V)."""
-        return self.ahead(depth)[:, depth - 1]
+        found = [row.ahead(length, depth)[depth - 1] for row, length in zip(self._rows, self._len_B, strict=True)]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
 
     def keep(self, rows: list[int]) -> None:
         """Rows left the batch."""
-        self._keys_B = self._keys_B[rows]
-        self._roots = [self._roots[row] for row in rows]
-        self._roots_B1 = self._roots_B1[rows]
-        self._block = self._ahead = None
+        self._rows = [self._rows[row] for row in rows]
+        self._len_B = [self._len_B[row] for row in rows]
 
 
 class PinnedNoise:
     """`NoiseStream` of steps that are captured: keys and positions are read from tensors that never move.
 
-    roots_B: position of each row's root. `renew` at the beginning of each step: until then what was made is kept.
+    roots_B: position of each row's root. `renew` at the beginning of each step: until then what was made is kept. What
+    lies ahead is made anew in every step, as a captured step has one shape however far its rows have come.
     """
 
     def __init__(self, keys_B: Tensor, roots_B: Tensor, *, vocab_size: int) -> None:

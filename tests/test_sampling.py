@@ -7,6 +7,7 @@ Statistical tests use fixed keys, so that they give the same p-value every time;
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from specbench.sampling import (
     process,
     rows_at_once,
     sequence_key,
+    stream_keys,
     top_children,
     uniforms,
 )
@@ -137,7 +139,7 @@ def test_keys_tell_seeds_questions_and_turns_apart() -> None:
     assert sequence_key(seed=0, question_id="81", turn=1) == sequence_key(seed=0, question_id="81", turn=1)
 
 
-def _stream(keys: list[int], *, stream: int = STREAM_ACCEPT, block: int = 32) -> NoiseStream:
+def _stream(keys: list[int], *, stream: int = STREAM_ACCEPT, block: int | None = None) -> NoiseStream:
     return NoiseStream(keys, vocab_size=16, device=CPU, stream=stream, block=block)
 
 
@@ -155,7 +157,7 @@ def test_block_borders_do_not_change_the_noise(block: int) -> None:
 
 
 def test_noise_has_the_values_it_has_always_had() -> None:
-    """Texts above temperature 0 are told by their seed across versions: what is hashed when may change, this may not."""
+    """Texts above temperature 0 are told by their seed: when rows are hashed may change, what comes out may not."""
     stream = NoiseStream(
         [sequence_key(seed=7, question_id="81", turn=1)], vocab_size=5, device=CPU, stream=STREAM_ACCEPT
     )
@@ -190,7 +192,56 @@ def test_one_call_of_the_hash_makes_no_more_than_a_core_s_cache_holds(vocab_size
         stream.ahead(1)
     assert max(hashed) * vocab_size <= max(1 << 17, vocab_size)
     assert sum(hashed) <= 64 + 31 and (vocab_size > 4096 or len(hashed) == 2)
-    assert rows_at_once(vocab_size, torch.device("cuda")) == 32
+
+
+def test_what_is_made_ahead_is_bounded_over_a_batch_wherever_it_is_kept() -> None:
+    cuda = torch.device("cuda")
+    assert [rows_at_once(num, cuda) for num in (259, 32_000, 1 << 17, 1 << 20)] == [32, 32, 32, 4]
+    assert [rows_at_once(151_936, cuda, num_rows=num) for num in (2, 8, 64)] == [13, 3, 1]
+    assert [rows_at_once(4096, CPU, num_rows=num) for num in (1, 32, 64, 4096)] == [32, 32, 16, 1]
+
+
+@pytest.mark.parametrize("depth", [0, 4, 31, 64])
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_a_position_is_hashed_once_however_deep_the_drafts_reach(num_rows: int, depth: int, hashed: list[int]) -> None:
+    """A drafter asks for the positions ahead in every step, plain decoding never: hashing them again is a cost that
+    falls on drafts alone."""
+    stream = _stream(list(range(num_rows)), block=1)
+    lengths, committed = [10 + row for row in range(num_rows)], 0
+    for step in range(60):
+        stream.seek(lengths)
+        for at in range(1, depth + 1):
+            stream.at_depth(at)
+        stream.ahead(depth + 1)
+        kept = [1 + (step + row) % 3 if depth else 1 for row in range(num_rows)]
+        committed += sum(kept)
+        lengths = [length + num for length, num in zip(lengths, kept, strict=True)]
+    assert sum(hashed) <= committed + num_rows * (depth + 1)
+
+
+@pytest.mark.parametrize("block", [None, 1, 5])
+def test_noise_that_is_kept_is_the_noise_of_its_position(block: int | None) -> None:
+    """Ragged walks, depth by depth or at once, rows that leave, steps back: every value against the hash itself, again
+    after the next steps, as a drafter may still hold what it was handed."""
+    rng = random.Random(0)
+    keys = [sequence_key(seed=0, question_id=name, turn=0) for name in "abc"]
+    stream, held = _stream(keys, block=block), []
+    lengths, live = [5, 40, 9], [0, 1, 2]
+    for step in range(150):
+        if step in (60, 110):
+            leaves = rng.randrange(len(live))
+            kept = [place for place in range(len(live)) if place != leaves]
+            stream.keep(kept)
+            lengths, live = [lengths[place] for place in kept], [live[place] for place in kept]
+        stream.seek(lengths)
+        num = rng.choice([1, 2, 5, 11, 40])
+        by_depth = [stream.at_depth(at) for at in range(1, num + 1)] if step % 2 else []
+        found = torch.stack(by_depth, dim=1) if by_depth else stream.ahead(num)
+        noise_keys = torch.tensor(stream_keys([keys[row] for row in live], STREAM_ACCEPT))
+        held.append((found, gumbel(noise_keys, torch.tensor(lengths)[:, None] + torch.arange(num), 16)))
+        lengths = [max(length + rng.choice([-3, 0, 1, 1, 2, 6, 50]), 1) for length in lengths]
+    for found, wanted in held:
+        assert torch.equal(found, wanted)
 
 
 def test_depth_one_below_the_root_is_the_position_after_it() -> None:
