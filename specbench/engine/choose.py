@@ -102,7 +102,12 @@ def seen_by_slots(seen_BV: Tensor, tree: DraftTree) -> Tensor:
     return seen_BMV | (ahead > 0)
 
 
-def see(seen_BV: Tensor, tokens_BC: Tensor, num_B: Tensor) -> None:
-    """Mark the first num_B of each row's tokens. Padding repeats column 0, which is always committed."""
+def see(seen_BV: Tensor, tokens_BC: Tensor, num_B: Tensor, is_open_B: Tensor | None = None) -> None:
+    """Mark the first num_B of each row's tokens. Padding repeats column 0, which is always committed. is_open_B: False
+    where a row's tokens are none of its text, and nothing is marked."""
     kept = torch.arange(tokens_BC.shape[1], device=tokens_BC.device) < num_B[:, None]
-    seen_BV.scatter_(1, torch.where(kept, tokens_BC, tokens_BC[:, :1]), True)
+    index_BC = torch.where(kept, tokens_BC, tokens_BC[:, :1])
+    if is_open_B is None:
+        seen_BV.scatter_(1, index_BC, True)
+    else:
+        seen_BV.scatter_(1, index_BC, seen_BV.gather(1, index_BC) | is_open_B[:, None])

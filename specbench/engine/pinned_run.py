@@ -140,7 +140,8 @@ class PinnedRun(Run):
         self._stamp(FIRST_STAMP + 3)
         self._lm.commit_behind(tree, verdict.path_BP, length_B)
         if seen_BV is not None:
-            see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1)
+            # Rows are closed while spans are captured in mid-text: those steps are none of it.
+            see(seen_BV, verdict.tokens_BC, verdict.num_accepted_B + 1, pins.is_open_R[:num_rows])
         target = TargetStats(verified.logits_BMV) if self._drafter.wants_target else None
         return Judged(verdict, committed_states(verified.hidden_BMKD, verdict.slots_BC), target)
 

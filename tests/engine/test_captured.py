@@ -140,6 +140,20 @@ def test_captured_steps_are_the_steps_of_the_plain_loop(family: str, name: str) 
     assert num_accepted > 0, "no draft was ever right: nothing was compared"
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("sampling", [Sampling(repetition_penalty=3.0), SAMPLINGS["all processors"]], ids=str)
+def test_steps_that_are_replayed_to_be_captured_leave_the_generation_s_text_alone(
+    sampling: Sampling, rows: int
+) -> None:
+    """A warm-up replays every span before it goes on: what those steps commit is no token that a penalty may count."""
+    lm, requests = tiny_lm("llama", max_position_embeddings=600), requests_for()[:rows]
+    plain, captured = (_engine(lm, sampling, max_len=560, is_captured=is_captured) for is_captured in (False, True))
+    for plain_drafter, drafter in ((Plain(), Plain()), (Bigrams(_followers("llama")), Bigrams(_followers("llama")))):
+        wanted = plain.generate(plain_drafter, requests).generations
+        for capturing in ("all", "none"):
+            _demand_same(captured.generate(drafter, requests, capturing=capturing).generations, wanted)
+
+
 @pytest.mark.parametrize("rule", ["coupled", "rejection", "typical"])
 @pytest.mark.parametrize("kind", ["chain", "tree"])
 def test_drafts_from_the_host_go_through_a_captured_verification(kind: str, rule: Rule) -> None:
