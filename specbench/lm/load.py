@@ -206,6 +206,11 @@ def refuse_unsupported(config: PretrainedConfig, name: str) -> None:
         reason = f"chooses which tokens to attend ({sparse}), which tree attention would ignore"
     elif getattr(text, "is_causal", True) is False or getattr(text, "use_bidirectional_attention", False):
         reason = "is not causal"
+    elif (
+        text.model_type == "moshi"
+        and (text.sliding_window or text.max_position_embeddings) < text.max_position_embeddings
+    ):
+        reason = f"forgets what its window of {text.sliding_window} has passed in its own cache, but not in its forward"
     elif model_class is not None and not model_class._can_set_attn_implementation():
         reason = "computes attention in its own code, outside transformers' attention interface, and sees no tree mask"
     if reason:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
 from specbench.errors import UsageError
 from specbench.lm import visibility
@@ -95,6 +95,25 @@ def test_an_unproven_type_that_fails_its_check_is_refused(tmp_path: Path, model_
     name = _folder(tmp_path, model_type)
     with pytest.raises(UsageError, match=f"cannot be verified as a tree.*{why}"):
         _load(name)
+
+
+def test_a_type_that_has_two_texts_of_its_own_is_refused_where_they_part(tmp_path: Path) -> None:
+    """transformers' moshi masks nothing by its window, and its cache drops what the window has passed: a forward and
+    `generate` differ behind it. The published one's window is as long as its context."""
+    changed = {"ffn_dim": 48, "num_codebooks": 2, "audio_vocab_size": 16, "head_dim": 8}
+    name = _folder(tmp_path / "short", "moshi", sliding_window=8, **changed)
+    with pytest.raises(UsageError, match=r"moshi.*its window of 8") as caught:
+        _load(name)
+    assert "full attention" in caught.value.try_
+    whole = _load(_folder(tmp_path / "long", "moshi", sliding_window=LLAMA_LIKE["max_position_embeddings"], **changed))
+    assert whole.config.model_type == "moshi"
+    own = AutoModelForCausalLM.from_pretrained(name, attn_implementation="eager")
+    ids = torch.arange(4, 24)[None]
+    with torch.inference_mode():
+        forward = own(input_ids=ids, use_cache=False).logits[0, -1]
+        before = own(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        cached = own(input_ids=ids[:, -1:], past_key_values=before).logits[0, -1]
+    assert (forward - cached).abs().max() > 1e-3, "transformers' two paths agree by now: nothing need be refused"
 
 
 def test_the_check_fails_for_an_attention_that_is_broken_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
