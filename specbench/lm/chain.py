@@ -77,8 +77,7 @@ class _Picker:
         """Scores (B, 1) of the deepest tokens, before noise: NaN or +inf where any number of its row's draft is, as
         an argmax takes NaN for the greatest and every forward reads what the ones before it left in the cache."""
         assert self._last is not None, "nothing was picked"
-        scores_BV, tokens_B1 = self._last
-        return scores_BV.gather(1, tokens_B1)
+        return self._last[0].gather(1, self._last[1])
 
     def logq(self) -> Tensor | None:
         """score_BN of the whole chain, for those who look."""

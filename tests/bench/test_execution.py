@@ -223,3 +223,20 @@ def test_a_row_whose_steps_could_not_be_captured_says_so_and_why(
     assert outcome.summary is not None and outcome.summary.execution == "graphs"
     for row in outcome.summary.rows:
         assert any("operator by operator" in note and "`nonzero` reads" in note for note in row.notes), row.method
+
+
+def test_a_row_says_in_how_many_generations_the_drafter_s_own_numbers_were_none(go, plant) -> None:
+    code = CHAIN_HEAD + (
+        "class D(Drafter):\n"
+        "    def begin(self, requests):\n        self.length = len(requests[0].prompt)\n"
+        "    def draft(self, noise):\n        return empty(1, torch.device('cpu'))\n"
+        "    def is_finite(self):\n        return self.length != 5\n"
+        "def build(options, target, inner=None):\n    return D()\n"
+    )
+    outcome, _ = go(methods=("overflowing",), methods_dirs=(plant("overflowing", code),), repeats=2)
+    assert outcome.summary is not None
+    rows = {each.method: each for each in outcome.summary.rows}
+    row = rows["overflowing"]
+    assert row.equality is not None and row.equality.identical > 0 and row.lossless
+    assert [note for note in row.notes if "NaN" in note and " in 2 generations" in note], row.notes
+    assert not any("NaN" in note for note in rows["autoregressive"].notes)

@@ -183,21 +183,6 @@ def test_nan_logits_fail_the_question(go, monkeypatch):
     assert {e.method for e in failures} == {"prompt_lookup"}
 
 
-def test_a_row_says_in_how_many_generations_the_drafter_s_own_numbers_were_none(go, plant):
-    code = CHAIN_HEAD + (
-        "class D(Drafter):\n"
-        "    def begin(self, requests):\n        self.length = len(requests[0].prompt)\n"
-        "    def draft(self, noise):\n        return empty(1, torch.device('cpu'))\n"
-        "    def is_finite(self):\n        return self.length != 5\n"
-        "def build(options, target, inner=None):\n    return D()\n"
-    )
-    outcome, _ = go(methods=("overflowing",), methods_dirs=(plant("overflowing", code),), repeats=2)
-    row = rows_of(outcome)["overflowing"]
-    assert row["equality"]["identical"] > 0 and row["lossless"]
-    assert [note for note in row["notes"] if "NaN" in note and " in 2 generations" in note], row["notes"]
-    assert not any("NaN" in note for note in rows_of(outcome)["autoregressive"]["notes"])
-
-
 def test_a_method_whose_answers_differ_without_a_reason_fails_the_run(go, monkeypatch):
     from specbench.engine import accept
 
