@@ -56,7 +56,7 @@ class _Picker:
         self._noise = noise
         self._seen_BV = seen_BV
         self._laws: list[Tensor] | None = [] if records_law else None
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, ...] = ()
 
     def __call__(self, depth: int, logits_BV: Tensor) -> Tensor:
         shared_BV = self._shared(logits_BV)
@@ -76,7 +76,6 @@ class _Picker:
     def last_scores(self) -> Tensor:
         """Scores (B, 1) of the deepest tokens, before noise: NaN or +inf where any number of its row's draft is, as
         an argmax takes NaN for the greatest and every forward reads what the ones before it left in the cache."""
-        assert self._last is not None, "nothing was picked"
         return self._last[0].gather(1, self._last[1])
 
     def logq(self) -> Tensor | None:
@@ -164,8 +163,7 @@ class ChainDrafter(Drafter):
 
     def prefill(self, row: int, tokens_T: Tensor, hidden_TKD: Tensor | None, offset: int) -> None:
         if self._context is None or offset + tokens_T.shape[0] <= self._context:
-            logits_V, _ = self._lm.prefill(row, self._readable(tokens_T))
-            self._finite.see(logits_V)
+            self._finite.see(self._lm.prefill(row, self._readable(tokens_T))[0])
         # else the draft model cannot follow: this row drafts nothing (`_room`).
         if self._seen_BV is not None:
             self._seen_BV[row, tokens_T] = True

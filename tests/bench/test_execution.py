@@ -20,7 +20,7 @@ from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
 from specbench.manifest import read_manifest
-from tests.bench.runs import request_for
+from tests.bench.runs import CHAIN_HEAD, request_for
 from tests.helpers import tiny_lm
 
 
