@@ -22,7 +22,7 @@ demo: $(STAMP)
 
 # Where Python is told to write no bytecode, each of the hundred processes of the tests compiles the package anew.
 test: $(STAMP)
-	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	@status=0; \

@@ -190,7 +190,6 @@ def export(
     "import",
     epilog=examples(
         "specbench results import ctc.jsonl --baseline vanilla.jsonl --suite mt_bench --method ctc --target vicuna-7b",
-        "specbench results import eagle.jsonl.gz --suite gsm8k --method eagle --target llama-7b --json",
         "specbench results import --remove ID",
     ),
 )

@@ -66,7 +66,8 @@ def test_every_phase_has_its_time_also_where_its_graphs_are_replayed() -> None:
             assert min(step.draft_s, step.verify_s, step.accept_s, step.commit_s) > 0
         assert 0 < result.draft_s + result.verify_s + result.accept_s + result.commit_s < result.decode_s
         ends = [step.end_s for step in generation.steps]
-        assert ends == sorted(ends) and ends[0] > 0 and ends[-1] < result.total_s
+        # The mark that ends count from and the host's clock are read one after the other.
+        assert ends == sorted(ends) and ends[0] > 0 and ends[-1] < result.total_s + 0.02
 
 
 def test_a_step_whose_times_are_not_wanted_is_one_graph() -> None:

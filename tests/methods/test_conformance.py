@@ -312,25 +312,15 @@ def test_a_wrong_or_missing_option_is_refused_before_anything_is_built(broken: P
     assert "prompt_lookup" in caught.value.try_
 
 
-def test_a_named_target_adds_what_to_expect_of_it(shared: Path) -> None:
+def test_a_named_target_adds_what_to_expect_of_it() -> None:
     """alpha, c and the speed-up by length, on a real pair; and one line where there is nothing to expect."""
-    models = shared / "models"
-    findings = check_method(
-        "draft_model",
-        target=str(models / "tiny-instruct"),
-        options={"model": str(models / "tiny-instruct-draft")},
-        quick=True,
-    )
+    findings = check_method("draft_model", target="demo", quick=True)
     assert not any(finding.state == "failed" for finding in findings)
     added = {finding.name: finding.what for finding in findings if finding.name not in PROMISES}
     assert 0.3 < float(added["acceptance alpha"].split()[0]) < 1.0
     assert 0.0 < float(added["cost ratio c"].split(":")[0]) < 1.5
     assert "best" in added["speed-up to expect by num_tokens"]
-    (none,) = (
-        finding
-        for finding in check_method("oracle", target=str(models / "tiny-instruct"), quick=True)
-        if finding.name not in PROMISES
-    )
+    (none,) = (finding for finding in check_method("oracle", target="demo", quick=True) if finding.name not in PROMISES)
     assert "not asked" in none.what
 
 

@@ -29,7 +29,7 @@ def test_suites_path_is_the_packaged_suite_from_any_folder(tmp_path: Path, monke
     """Breaks the promise that `specbench run suites/demo.yaml` works verbatim anywhere."""
     monkeypatch.chdir(tmp_path)
     for spec in ("demo", "suites/demo.yaml", "./suites/demo.yaml"):
-        assert len(load_suite(spec).questions) == 12
+        assert len(load_suite(spec).questions) == 36
 
 
 def test_a_file_of_that_path_wins_over_the_packaged_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
