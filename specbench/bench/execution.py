@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from specbench.engine import stamps
 from specbench.engine.graphs import Backend, Graphs, cuda_graphs, why_not
 from specbench.engine.pinned_run import span_of
 from specbench.errors import EnvironmentFailed, UsageError
@@ -21,6 +22,7 @@ from specbench.store.journal import Journal
 from specbench.tree import empty
 
 _NUM_TRIALS = 30
+_NUM_STAMPS = 256
 
 
 def pick_graphs(switch: str, lm: CachedLM) -> Backend | None:
@@ -126,6 +128,32 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def tell_of_timer(
+    journal: Journal, backend: Backend | None, device: torch.device, *, say: Callable[[str], None]
+) -> None:
+    """Before steps are captured: what the device's timer is worth, which takes the times of their phases, or why it is
+    not what takes them."""
+    if backend is None:
+        return
+    if backend.why_phased:
+        say(f"a step is one graph per phase, timed by events: {backend.why_phased}")
+        return
+    why_single = ""
+
+    def replayed(stamp_all: Callable[[], None]) -> None:
+        nonlocal why_single
+        _, graph, why_single = backend.run_and_capture(stamp_all)
+        if graph is not None:
+            graph.replay()
+
+    try:
+        found = stamps.resolution_ns(device, num=_NUM_STAMPS, repeated=replayed)
+    finally:
+        backend.forget()
+    for name, value in (("timer_resolution_ns", found["smallest_ns"]), ("timer_stamp_ns", found["mean_ns"])):
+        journal.write(Measured(name=name, value=value, unit="ns", detail=why_single))
 
 
 def tell_of_graphs(

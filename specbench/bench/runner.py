@@ -18,7 +18,7 @@ from specbench.bench.contestants import Contestant, make_contestant, plan_of
 from specbench.bench.device_watch import DeviceWatch
 from specbench.bench.dry_run import dry_run
 from specbench.bench.equality import EqualityCheck, Noise, Verdict, measure_noise_floor, measure_rounding
-from specbench.bench.execution import tell_of_graphs
+from specbench.bench.execution import tell_of_graphs, tell_of_timer
 from specbench.bench.folders import check_place, run_folder
 from specbench.bench.learning import Learning, adapter_stores
 from specbench.bench.lengths import check_max_len
@@ -190,8 +190,7 @@ class _Run:
         sizes = sorted({len(group.question_ids) for group in groups}, reverse=True)
         cell = session.cell(first, 0)
         self._progress.say("warm-up")
-        if session.graphs is not None and session.graphs.why_phased:
-            self._progress.say(f"a step is one graph per phase, timed by events: {session.graphs.why_phased}")
+        tell_of_timer(journal, session.graphs, session.lm.device, say=self._progress.say)
         for label, contestant in self._contestants.items():
             try:
                 warmed = [

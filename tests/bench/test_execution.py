@@ -157,6 +157,9 @@ def test_a_run_with_captured_steps_measures_the_same_text_and_says_so(
     made = {each["method"]: each["value"] for each in events if each.get("name") == "num_graphs"}
     assert made and min(made.values()) > 0, "every method's steps were captured before anything was timed"
     assert not any(each.get("name") == "single_steps" for each in events), "every timed step met a graph"
+    timer = {each["name"]: each["value"] for each in events if each.get("name", "").startswith("timer_")}
+    assert set(timer) == (set() if why_phased else {"timer_resolution_ns", "timer_stamp_ns"})
+    assert all(value > 0 for value in timer.values()), "what phase times are worth is stored with them"
     manifest = read_manifest(folder)
     monkeypatch.undo()
     with pytest.raises(EnvironmentFailed, match="how steps are run"):
