@@ -60,6 +60,11 @@ class Size:
     limit: int
     """Questions of a suite."""
     repeats: int
+    batches: tuple[int, ...]
+    """Questions at a time: where each method stops paying."""
+    batch_limit: int
+    """Questions of that, once each: an interval over groups wants several groups of the largest batch."""
+    batch_tokens: int
 
 
 FULL = Size(
@@ -81,6 +86,9 @@ FULL = Size(
     drafter_tokens=8_000_000,
     limit=80,
     repeats=3,
+    batches=(1, 4, 16, 64),
+    batch_limit=512,
+    batch_tokens=128,
 )
 SMALL = Size(
     hidden=64,
@@ -101,6 +109,9 @@ SMALL = Size(
     drafter_tokens=6_000,
     limit=2,
     repeats=1,
+    batches=(1, 2),
+    batch_limit=4,
+    batch_tokens=24,
 )
 
 DRAFTERS: dict[str, tuple[str, float, tuple[str, ...]]] = {

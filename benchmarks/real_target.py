@@ -44,9 +44,12 @@ from benchmarks.real_sizes import DRAFTERS, FULL, SMALL
 from specbench.data.documents import Documents
 from specbench.data.loading import load_documents
 from specbench.lm import attention
+from specbench.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ("mtbench", "gsm8k", "alpaca")
+BATCHED = "gsm8k"
+"""Whose questions are also asked several at a time."""
 UNFINISHED = 3
 """Exit status: time was up, call again."""
 
@@ -104,7 +107,9 @@ class Work:
         for name in self.args.drafters:
             yield f"drafter-{name}", lambda name=name: self.drafter(name)  # type: ignore[misc]
         for suite in self.args.suites:
-            yield f"suite-{suite}", lambda suite=suite: self.bench(suite)  # type: ignore[misc]
+            yield f"suite-{suite}", lambda suite=suite: self.suite(suite)  # type: ignore[misc]
+        for batch_size in size.batches if BATCHED in self.args.suites else ():
+            yield f"batch-{batch_size}", lambda num=batch_size: self.batch(num)  # type: ignore[misc]
         yield "board", self.board
 
     @property
@@ -241,9 +246,21 @@ class Work:
             *(word for setting in settings for word in ("--set", f"{method}.{setting}")),
         )
 
-    def bench(self, suite: str) -> None:
+    def batch(self, batch_size: int) -> None:
+        """Everything on more questions, once, so many at a time: the page draws these runs against the batch size."""
+        self.bench(BATCHED, self.size.batch_limit, repeats=1, new_tokens=self.size.batch_tokens, batch_size=batch_size)
+
+    def suite(self, name: str) -> None:
+        """Everything on the questions of one suite, one at a time."""
+        self.bench(name, self.size.limit, repeats=self.size.repeats, new_tokens=self.size.new_tokens, batch_size=1)
+
+    def bench(self, suite: str, limit: int, *, repeats: int, new_tokens: int, batch_size: int) -> None:
         """One paired run of everything; a run that was cut off is resumed."""
-        begun = sorted(run.parent.name for run in self.store.glob(f"runs/*-{suite}-*/manifest.json"))
+        begun = []
+        for path in sorted(self.store.glob(f"runs/*-{suite}-*/manifest.json")):
+            found = read_manifest(path.parent)
+            if (found.batch_size, len(found.questions)) == (batch_size, limit):
+                begun.append(path.parent.name)
         if begun:
             self.command("run", "--resume", begun[-1], "--store", self.store)
             return
@@ -271,7 +288,7 @@ class Work:
             *("--set", f"draft_model.model={self.args.out / 'draft'}"),
             *("--set", f"adaptive_lora.model={self.args.out / 'draft'}"),
             *("--set", f"adaptive_lora.store={self.adapters}", *(word for pair in chosen for word in pair)),
-            *("--limit", self.size.limit, "--repeats", self.size.repeats, "--max-new-tokens", self.size.new_tokens),
+            *("--limit", limit, "--repeats", repeats, "--max-new-tokens", new_tokens, "--batch-size", batch_size),
             *("--compile", "whole" if self.device.type == "cuda" else "auto"),
             *(*self.on, *self.data, "--store", self.store, *self.args.run_options.split()),
         )

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_an_adapter_is_learnt_from_prompts_of_the_answers_and_drafted_with_in_th
     assert len(asked) == 8 and {row["prompt"] for row in asked} < {f"prompt {n}" for n in range(20)}
     assert learn[:2] == ("adapt", "train")
     said.clear()
-    work.bench("gsm8k")
+    work.suite("gsm8k")
     assert f"adaptive_lora.store={learn[learn.index('--store') + 1]}" in said[0]
 
 
@@ -121,7 +122,7 @@ def test_on_a_card_the_target_is_compiled_whole_unless_the_caller_says_otherwise
     work = _work(tmp_path, monkeypatch, "--run-options", "--compile auto")
     for device in ("cpu", "cuda"):
         work.device = torch.device(device)
-        work.bench("gsm8k")
+        work.suite("gsm8k")
     chosen = [[words[at + 1] for at, word in enumerate(words) if word == "--compile"] for words in said]
     assert chosen == [["auto", "auto"], ["whole", "auto"]]
 
@@ -153,15 +154,39 @@ def test_stages_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: py
     work = _work(tmp_path, monkeypatch, "--drafters", "lstm", "nar", "--suites", "gsm8k")
     (tmp_path / "out").mkdir()
     for name, _ in work.stages():
-        if name not in ("drafter-nar", "suite-gsm8k"):
+        if name not in ("drafter-nar", "suite-gsm8k", "batch-2"):
             (tmp_path / "out" / f"{name}.done").touch()
     assert real_target.main() == 0
-    train, run = said
+    train, run, batch = said
     assert train[:3] == ("train", "--method", "ctc")
     methods = str(run[run.index("--methods") + 1]).split(",")
     assert methods[:3] == ["autoregressive", "draft_model", "adaptive_lora"]
     assert methods[3:] == ["prompt_lookup", "suffix", "lstm", "ctc", "hybrid"]
-    assert real_target.main() == 0 and len(said) == 2
+    differing = {word for word, other in zip(batch, run, strict=True) if word != other}
+    assert batch[batch.index("--batch-size") + 1] == 2 and differing == {2, 4}, "more questions, two at a time"
+    assert real_target.main() == 0 and len(said) == 3
+
+
+def test_runs_of_other_batches_and_of_other_questions_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Work, "command", lambda self, *words: said.append(words))
+    found = {"1-gsm8k-a": (1, 2), "2-gsm8k-b": (2, 4), "3-gsm8k-c": (1, 4)}
+    monkeypatch.setattr(
+        real_target, "read_manifest",
+        lambda folder: SimpleNamespace(batch_size=found[folder.name][0], questions=[None] * found[folder.name][1]),
+    )  # fmt: skip
+    work = _work(tmp_path, monkeypatch)
+    for name in found:
+        (work.store / "runs" / name).mkdir(parents=True)
+        (work.store / "runs" / name / "manifest.json").touch()
+    work.batch(2)
+    work.suite("gsm8k")
+    work.batch(1)
+    assert [words[:3] for words in said] == [
+        ("run", "--resume", f"{place}-gsm8k-{name}") for place, name in ((2, "b"), (1, "a"), (3, "c"))
+    ]
 
 
 def test_where_no_page_can_be_made_the_script_says_how_to_make_it_elsewhere(
