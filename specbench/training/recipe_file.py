@@ -10,9 +10,9 @@
 
 A stage's keys are the options of its command; an unknown one is refused before the first stage begins. Under `set` a
 key is the recipe's method's own, or METHOD.OPTION. A `template` of `train`, or else of `data`, is that of all stages
-that say none. A stage that is left out does
-not exist; what was done is not done again, and a stage that was cut off goes on where it stood. One whose options were
-edited meanwhile begins anew: nothing is lost, the run that was cut off stays and can be resumed by its id. No torch.
+that say none. A stage that is left out does not exist; what was done is not done again, and a stage that was cut off
+goes on where it stood. One whose options were edited meanwhile begins anew: nothing is lost, the run that was cut off
+stays and can be resumed by its id. No torch.
 """
 
 from __future__ import annotations

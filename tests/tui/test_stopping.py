@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 
 from specbench.manifest import read_manifest
 from specbench.store import pausing
+from specbench.tui.app import SpecbenchApp
 from specbench.tui.views.dialogs import Choice
 from specbench.tui.views.race import RaceView
 from tests.store.crafted import crafted_answer, crafted_steps
@@ -22,20 +25,30 @@ def live(store: Path, writer: subprocess.Popen[bytes]) -> Path:
     return write_held(store, pid=writer.pid)
 
 
+async def _running(pilot: Pilot[Any], app: SpecbenchApp) -> None:
+    """The live run's race is on the screen."""
+    await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
+
+
+async def _asked_how(pilot: Pilot[Any], *answer: str) -> None:
+    """Asks for an end and answers the question how."""
+    await pilot.press("x")
+    await pilot.pause()
+    await pilot.press(*answer)
+
+
 def test_stopping_asks_how_and_interrupts_the_run(store: Path, live: Path, writer: subprocess.Popen[bytes]) -> None:
     async def body() -> None:
         app = an_app(store, LIVE)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
+            await _running(pilot, app)
             await pilot.press("x")
             await pilot.pause()
             assert isinstance(app.screen, Choice)
             await pilot.press("enter")
             await pilot.pause()
             assert writer.poll() is None, "the harmless answer stands first"
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "down", "enter")
+            await _asked_how(pilot, "down", "down", "down", "enter")
             await settled(pilot, lambda: writer.poll() is not None)
             assert writer.returncode in (-signal.SIGINT, 1)
 
@@ -46,10 +59,8 @@ def test_stopping_after_this_answer_waits_for_it(store: Path, live: Path, writer
     async def body() -> None:
         app = an_app(store, LIVE)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "enter")
+            await _running(pilot, app)
+            await _asked_how(pilot, "down", "down", "enter")
             await pilot.pause(0.4)
             assert writer.poll() is None
             append(live, crafted_answer(read_manifest(live), 1, crafted_steps([(3, 2, 0)])))
@@ -68,10 +79,8 @@ def test_a_paused_run_that_is_to_end_after_this_answer_ends_at_once(
     async def body() -> None:
         app = an_app(store, LIVE)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "enter")
+            await _running(pilot, app)
+            await _asked_how(pilot, "down", "down", "enter")
             await settled(pilot, lambda: writer.poll() is not None)
             assert "which was paused" in getattr(app.screen, "said", "")
 
@@ -87,9 +96,7 @@ def test_a_pause_is_asked_for_shown_and_ended_without_ending_the_run(
         app = an_app(store)
         async with app.run_test(size=WIDE) as pilot:
             await settled(pilot, lambda: "● running" in screen_text(app))
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "enter")
+            await _asked_how(pilot, "down", "enter")
             await settled(pilot, lambda: pausing.is_asked(live))
             (live / "paused").touch()
             await settled(pilot, lambda: "‖ paused, 1 of 4" in screen_text(app))
@@ -108,18 +115,14 @@ def test_an_end_after_this_answer_is_waited_for_once_and_can_be_called_off(
     async def body() -> None:
         app = an_app(store, LIVE)
         async with app.run_test(size=WIDE) as pilot:
-            await settled(pilot, lambda: isinstance(app.screen, RaceView) and app.screen.state == "running")
+            await _running(pilot, app)
             for _ in range(2):
-                await pilot.press("x")
-                await pilot.pause()
-                await pilot.press("down", "down", "enter")
+                await _asked_how(pilot, "down", "down", "enter")
                 await pilot.pause()
             append(live, crafted_answer(read_manifest(live), 1, crafted_steps([(3, 2, 0)])))
             await pilot.pause(0.4)
             assert writer.poll() is None and not app.ending, "the second choice was to let it go on"
-            await pilot.press("x")
-            await pilot.pause()
-            await pilot.press("down", "down", "enter", "x")
+            await _asked_how(pilot, "down", "down", "enter", "x")
             await pilot.pause()
             assert "Do not end after this answer" in screen_text(app)
             await pilot.press("down", "down", "down", "enter")
