@@ -85,6 +85,8 @@ def _own_reasons(facts: Facts, method: Row) -> list[str]:
 def _graphs(facts: Facts, label: str) -> list[str]:
     """Steps that ran operator by operator where steps are graphs: a speed-up would compare two ways of running."""
     reasons = []
+    if facts.is_refused_as_baseline(label):
+        return []
     if facts.has_too_few_graphs(label):
         found = facts.single_steps[label]
         if label in facts.not_captured:

@@ -203,6 +203,12 @@ class Facts:
         found = self.single_steps.get(label)
         return found is not None and found["share"] is not None and bool(found["share"] > MOST_SINGLE)
 
+    def is_refused_as_baseline(self, label: str) -> bool:
+        """Whether neither its steps nor the baseline's can be captured, for a reason of their own (the forward of a
+        mixture of experts): both were run alike, and may be compared."""
+        both = (self.not_captured.get(each or "", {}) for each in (label, self.baseline))
+        return all(found.get("reason") for found in both)
+
     def is_slow_baseline(self) -> bool:
         """On CUDA only: elsewhere a plain copy says little about what a forward could reach."""
         if self.run["device_kind"] != "cuda":

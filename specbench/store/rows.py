@@ -151,7 +151,7 @@ def _execution(facts: Facts, label: str) -> list[str]:
 
 
 def _without_graphs(facts: Facts, label: str) -> list[str]:
-    if facts.has_too_few_graphs(label):
+    if facts.has_too_few_graphs(label) and not facts.is_refused_as_baseline(label):
         return []
     if label not in facts.not_captured:
         if label not in facts.single_steps:

@@ -86,6 +86,23 @@ def test_a_baseline_without_graphs_leaves_nothing_to_rank(tmp_path: Path) -> Non
     assert sum(reason in row.reasons for row in summary.rows) == len(summary.rows) - 1
 
 
+def test_rows_of_which_no_step_could_be_captured_are_ranked_among_themselves(tmp_path: Path) -> None:
+    """A mixture of experts reads on the host which experts are meant: nothing of it is a graph, plain or drafted."""
+    plain = rows_of(_summary(tmp_path / "plain", ()))
+    labels = (AUTOREGRESSIVE.label, CHAIN.label)
+    told: list[Event] = []
+    for label in labels:
+        told.append(Measured(name="num_graphs", value=0, unit="graphs", method=label, detail="`nonzero` reads a value"))
+        told.append(_single(label, plain[label].num_steps))
+    found = rows_of(_summary(tmp_path, told))
+    for label in labels:
+        assert found[label].ranked, found[label].reasons
+        said = "its steps ran operator by operator, they could not be captured: `nonzero` reads a value"
+        assert said in found[label].notes
+    assert not found[TREE.label].ranked, "its steps were graphs, the baseline's were not"
+    assert "the baseline ran operator by operator" in found[TREE.label].reasons[0]
+
+
 def test_lists_and_comparisons_rank_no_such_row_either(tmp_path: Path) -> None:
     store = _store(tmp_path, [_single(CHAIN.label, 500)])
     (entry,) = list_runs(tmp_path).runs
