@@ -51,19 +51,13 @@ _BUDGET: Final = "max_nodes"
 same candidate again."""
 
 
-def tune(request: RunRequest, method: str, progress: Progress, *, top: int = 3) -> Tuned:
-    """Measure, predict, confirm the best `top` (0 = none).
+def predict(request: RunRequest, method: str, progress: Progress, *, will_confirm: bool) -> Tuned:
+    """Measure and predict; the choice is the best prediction. will_confirm: `confirm` follows.
 
     request: filled (`with_defaults`); its grid axes of the method replace the card's `tune`. Raises UsageError for a
     method with nothing to tune, a rule other than `coupled`, and more than one question at a time; EnvironmentFailed
     where the confirming run could not be written, before anything is loaded.
     """
-    found = predict(request, method, progress, will_confirm=top > 0)
-    return confirm(found, request, method, progress, top=top) if top else found
-
-
-def predict(request: RunRequest, method: str, progress: Progress, *, will_confirm: bool) -> Tuned:
-    """All but the confirming run; the choice is the best prediction. Raises as `tune` does."""
     _check(request)
     card = registry.card(method, methods_dirs=request.methods_dirs, named_by="--method")
     wanted = combinations(request, card)

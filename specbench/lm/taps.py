@@ -5,7 +5,6 @@ A tap is a decoder layer's output (0-based), or "final": what the language-model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,11 +39,6 @@ def _first(output: Any) -> Tensor:
     state = output[0] if not isinstance(output, Tensor) else output
     assert isinstance(state, Tensor)
     return state
-
-
-def has_layers(taps: Sequence[int | str]) -> bool:
-    """Whether any tap is a layer's output."""
-    return any(tap != "final" for tap in taps)
 
 
 class TapRecorder:
@@ -89,8 +83,8 @@ class TapRecorder:
 
     @property
     def has_layers(self) -> bool:
-        """Of what is tapped now, see `has_layers`."""
-        return has_layers(self._taps)
+        """Whether any of what is tapped now is a layer's output."""
+        return any(tap != "final" for tap in self._taps)
 
     def take(self) -> Tensor | None:
         """(B, M, K, D) of the last forward, None without taps."""

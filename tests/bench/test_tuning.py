@@ -10,10 +10,10 @@ import pytest
 
 from specbench import registry
 from specbench.api import Silent
-from specbench.bench.candidates import combinations, interpolate
+from specbench.bench.candidates import Tuned, combinations, interpolate
 from specbench.bench.defaults import with_defaults
 from specbench.bench.request import GridAxis, RunRequest, Setting
-from specbench.bench.tuning import tune
+from specbench.bench.tuning import confirm, predict
 from specbench.card import Card
 from specbench.errors import UsageError
 from specbench.store.db import open_store
@@ -45,9 +45,15 @@ def ask(tmp_path: Path, tiny_target: Path):
     return make
 
 
+def tune(request: RunRequest, method: str, *, top: int = 3) -> Tuned:
+    """As the command does it."""
+    found = predict(request, method, Silent(), will_confirm=top > 0)
+    return confirm(found, request, method, Silent(), top=top) if top else found
+
+
 def test_the_simulated_acceptance_is_what_the_confirming_run_counts(ask, tmp_path: Path) -> None:
     axes = (GridAxis("prompt_lookup", "num_tokens", ("1", "3", "6")),)
-    found = tune(ask("prompt_lookup", grid=axes), "prompt_lookup", Silent(), top=2)
+    found = tune(ask("prompt_lookup", grid=axes), "prompt_lookup", top=2)
     assert {each.options for each in found.candidates} == {(("num_tokens", n),) for n in ("1", "3", "6")}
     assert [each.predicted for each in found.candidates] == sorted(
         (c.predicted for c in found.candidates), reverse=True
@@ -69,7 +75,7 @@ def test_the_simulated_acceptance_is_what_the_confirming_run_counts(ask, tmp_pat
 
 def test_at_a_temperature_it_is_exact_too(ask, tmp_path: Path) -> None:
     axes = (GridAxis("prompt_lookup", "num_tokens", ("4",)),)
-    found = tune(ask("prompt_lookup", grid=axes, temperature=1.0), "prompt_lookup", Silent(), top=1)
+    found = tune(ask("prompt_lookup", grid=axes, temperature=1.0), "prompt_lookup", top=1)
     with open_store(tmp_path / "results" / "specbench.duckdb", read_only=True) as store:
         row = next(row for row in summarise(store, found.run_id).rows if row.method.startswith("prompt_lookup"))
     assert row.acceptance_length == pytest.approx(found.candidates[0].acceptance_length)
@@ -79,7 +85,7 @@ def test_what_the_method_was_set_to_stays_set(ask) -> None:
     """Weights above all: no trained method can be tuned without."""
     axes = (GridAxis("prompt_lookup", "num_tokens", ("4",)),)
     loose, strict = (
-        tune(ask("prompt_lookup", grid=axes, settings=settings), "prompt_lookup", Silent(), top=0)
+        tune(ask("prompt_lookup", grid=axes, settings=settings), "prompt_lookup", top=0)
         for settings in ((), (Setting("prompt_lookup", "min_ngram", "3"), Setting("prompt_lookup", "max_ngram", "3")))
     )
     assert strict.candidates[0].acceptance_length < loose.candidates[0].acceptance_length
@@ -87,7 +93,7 @@ def test_what_the_method_was_set_to_stays_set(ask) -> None:
 
 def test_nothing_is_confirmed_where_nothing_was_asked(ask, tmp_path: Path) -> None:
     axes = (GridAxis("prompt_lookup", "num_tokens", ("1", "2")),)
-    found = tune(ask("prompt_lookup", grid=axes), "prompt_lookup", Silent(), top=0)
+    found = tune(ask("prompt_lookup", grid=axes), "prompt_lookup", top=0)
     assert found.confirmed == () and found.run_id == ""
     assert not (tmp_path / "results" / "runs").exists()
     costs = dict(found.verify_cost)
@@ -112,7 +118,7 @@ def test_a_budget_that_cuts_nothing_and_a_depth_that_cannot_be_are_left_out() ->
         ),
         Defaults(),
     ).request
-    found = tune(request, "lstm", Silent(), top=0)
+    found = tune(request, "lstm", top=0)
     tried = {(dict(each.options)["beam_width"], dict(each.options)["max_nodes"]): each for each in found.candidates}
     assert set(tried) == {("1", "0"), ("2", "0"), ("2", "3")}
     assert tried["2", "0"].acceptance_length >= tried["2", "3"].acceptance_length
@@ -167,11 +173,11 @@ def test_a_cost_between_two_measured_ones_lies_on_the_line_between_them() -> Non
 )
 def test_what_cannot_be_simulated_is_refused(ask, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tune(ask("prompt_lookup", **changed), "prompt_lookup", Silent())
+        tune(ask("prompt_lookup", **changed), "prompt_lookup")
 
 
 def test_a_split_target_is_refused_before_it_is_loaded(ask, monkeypatch: pytest.MonkeyPatch) -> None:
     request = ask("prompt_lookup")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="split over processes is not tuned"):
-        tune(request, "prompt_lookup", Silent())
+        tune(request, "prompt_lookup")
