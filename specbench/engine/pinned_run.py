@@ -94,6 +94,9 @@ class PinnedRun(Run):
         self._capture = capture
         self._pins = capture.pins
         self._recorder = Recorder(StampClock(), sink, num_rows=len(requests))
+
+    def _begin(self, *, now_s: float) -> None:
+        super()._begin(now_s=now_s)
         self._stamp(0)
 
     def _stamp(self, index: int) -> None:

@@ -95,9 +95,8 @@ class Run:
 
     def run(self) -> GroupResult:
         self._clock.finish()
-        begin_mark = self._clock.mark()
         start = time.perf_counter()
-        self._recorder.begin(begin_mark, now_s=start)
+        self._begin(now_s=start)
         root_B = self._prefill()
         self._clock.finish()
         prefilled = time.perf_counter()
@@ -124,6 +123,10 @@ class Run:
             commit_s=recorder.commit_s,
             journal_s=recorder.journal_s,
         )
+
+    def _begin(self, *, now_s: float) -> None:
+        """Steps end so long after this mark: it lies inside what the whole generation takes."""
+        self._recorder.begin(self._clock.mark(), now_s=now_s)
 
     def _decode(self, root_B: Tensor) -> None:
         """Steps until no row is live."""
