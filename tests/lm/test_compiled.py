@@ -1,6 +1,6 @@
 """A compiled forward is the same forward: trees, ragged rows, windows, caps and sinks, and the states methods read.
 
-Families are traced without code being generated (backends eager and aot_eager), which shows everything but inductor's
+Families are traced without code being generated (backend aot_eager), which shows everything but inductor's
 own arithmetic; one goes through inductor.
 """
 
@@ -24,8 +24,8 @@ from specbench.sampling import Sampling
 from specbench.tree import from_lists
 from tests.helpers import CPU, NoDrafter, RefDrafter, requests_for, tiny_lm
 
-FAMILIES = [("gemma2", False, "aot_eager"), ("granite", True, "eager")]
-"""Compiled by layers or whole, and how far. Windows and soft caps, in attention and behind the head; scaled logits."""
+FAMILIES = [("gemma2", False), ("granite", True)]
+"""Compiled by layers or whole. Windows and soft caps, in attention and behind the head; scaled logits."""
 STOP = Stop(ids=frozenset({3, 17, 31, 40}))
 
 
@@ -40,12 +40,12 @@ def _engine(lm: CachedLM, sampling: Sampling) -> Engine:
     return Engine(lm, sampling=sampling, max_batch=4, max_len=64, max_nodes=12, stop=STOP, prefill_chunk=8)
 
 
-@pytest.mark.parametrize(("family", "is_whole", "backend"), FAMILIES)
-def test_a_compiled_target_writes_the_text_of_the_target(family: str, is_whole: bool, backend: str) -> None:
+@pytest.mark.parametrize(("family", "is_whole"), FAMILIES)
+def test_a_compiled_target_writes_the_text_of_the_target(family: str, is_whole: bool) -> None:
     requests = requests_for()
     answers = _engine(tiny_lm(family), Sampling(temperature=1.0)).generate(NoDrafter(), requests).generations
     tokens = [each.tokens for each in answers]
-    engine = _engine(_compiled(family, is_whole=is_whole, backend=backend), Sampling(temperature=1.0))
+    engine = _engine(_compiled(family, is_whole=is_whole), Sampling(temperature=1.0))
     for drafter in (NoDrafter(), RefDrafter(tokens, kind="tree", seed=2)):
         assert [each.tokens for each in engine.generate(drafter, requests).generations] == tokens
     assert engine.lm.compile_s > 0
