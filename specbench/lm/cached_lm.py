@@ -319,7 +319,8 @@ class CachedLM:
         if self.dtype in (torch.float32, torch.float64) and self.quantisation == "none":
             return self.model
         if self._fp32 is None:
-            self._fp32 = full_precision_copy(self.model)
+            with self.uncompiled():  # the forwards put in their modules' place would run this model's modules
+                self._fp32 = full_precision_copy(self.model)
         return self._fp32
 
     # --- rollback --------------------------------------------------------------------------------------------------

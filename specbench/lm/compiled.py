@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from transformers import Cache, PreTrainedModel
 
 from specbench import paths
 from specbench.lm import attention, facts
+from specbench.lm.joint import JointLinear, joinable
 from specbench.lm.taps import decoder_of, layers_of
+
+_Function = Callable[..., Any]
 
 
 @torch.library.custom_op("specbench::attend", mutates_args=())
@@ -92,6 +96,9 @@ class CompiledDecoder:
     with the next norm), at the price of a compilation as long as the model is deep; hooks on its layers would be
     compiled in, so layers must not be tapped.
 
+    Linear layers that read the same states become one product (`joint`): the first forward shows which they are. Their
+    weights keep their values and, after `remove`, their new place.
+
     Only forwards with a cache are compiled, those that prefill and verify; texts read whole, as training reads them, go
     the old way. Hooks on the decoder itself run as ever. What torch.compile raises comes out of the first call of a
     shape.
@@ -100,6 +107,9 @@ class CompiledDecoder:
     def __init__(self, model: PreTrainedModel, *, is_whole: bool, backend: str = "inductor") -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir() / "compiled"))
         decoder = self._decoder = decoder_of(model)
+        pieces = [] if is_whole else _pieces(model)
+        for each in (decoder, *pieces):
+            assert "forward" not in vars(each), f"{type(each).__name__} has a forward of somebody's in its place"
         # On a CPU weights are packed for the products they are in; the model keeps its own copy. Packed are those of
         # one layer: nothing that other layers could be served by.
         is_packed = is_whole and model.device.type == "cpu" and backend == "inductor"
@@ -110,34 +120,32 @@ class CompiledDecoder:
         self._shapes: set[tuple[int, ...]] = set()
         self.compile_s = 0.0
         """Seconds spent in calls that met a shape for the first time."""
-        self._plain: Callable[..., Any] = decoder.forward
-        self._compiled: Callable[..., Any] = self._plain
-        self._pieces: list[tuple[nn.Module, Callable[..., Any], Callable[..., Any]]] = []
-        """With their own forwards and those in their place."""
+        self._plain: _Function = decoder.forward
+        self._compiled: _Function = self._plain
+        self._replaced: dict[nn.Module, _Function] = {decoder: self._forward}
+        """Modules with the forwards they have while this is installed."""
+        self._device = model.device
+        self._is_joined = is_packed
         if is_whole:
             self._compiled = torch.compile(decoder.forward, **options)
         else:
             _serve_all_layers()
-            final_norm = facts.final_norm(model)
-            for piece in [*layers_of(model), *([] if final_norm is None else [final_norm])]:
-                plain = piece.forward
-                self._pieces.append((piece, plain, self._either(plain, torch.compile(plain, **options))))
+            for piece in pieces:
+                self._replaced[piece] = self._either(piece.forward, torch.compile(piece.forward, **options))
         self.install()
 
     def install(self) -> None:
         """Forwards go through the compiler, as from the beginning."""
-        self._decoder.forward = self._forward
-        for piece, _, either in self._pieces:
-            piece.forward = either
+        for module, forward in self._replaced.items():
+            module.forward = forward
 
     def remove(self) -> None:
-        """The decoder is as it was."""
-        self._decoder.forward = self._plain
-        for piece, plain, _ in self._pieces:
-            piece.forward = plain
+        """The decoder's forwards are its own."""
+        for module in self._replaced:
+            vars(module).pop("forward", None)
 
-    def _either(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's forward inside a compiled decoder's, and elsewhere."""
+    def _either(self, plain: _Function, compiled: _Function) -> _Function:
+        """A forward inside a compiled decoder's, and elsewhere."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return (compiled if self._is_under_way else plain)(*args, **kwargs)
@@ -149,6 +157,9 @@ class CompiledDecoder:
             return self._plain(*args, **kwargs)
         shape = tuple(kwargs["input_ids"].shape)
         start = time.perf_counter()
+        if not self._is_joined:
+            # Keys and values are written again below, to the same slots.
+            self._join(lambda: self._plain(**kwargs))
         self._is_under_way = True
         try:
             output = self._compiled(**{**kwargs, "past_key_values": self._no_cache})
@@ -158,6 +169,23 @@ class CompiledDecoder:
             self._shapes.add(shape)
             self.compile_s += time.perf_counter() - start
         return output
+
+    def _join(self, run: Callable[[], object]) -> None:
+        """run: a forward as it is."""
+        self._is_joined = True
+        for layers in joinable(self._decoder, run):
+            product = JointLinear(layers)
+            for index, layer in enumerate(layers):
+                self._replaced[layer] = self._either(layer.forward, partial(product.part, index))
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # where the weights stood
+        self.install()
+
+
+def _pieces(model: PreTrainedModel) -> list[nn.Module]:
+    """What is compiled by itself where not all is."""
+    final_norm = facts.final_norm(model)
+    return [*layers_of(model), *([] if final_norm is None else [final_norm])]
 
 
 def _serve_all_layers() -> None:

@@ -86,7 +86,8 @@ def test_what_one_layer_is_compiled_to_serves_all_of_them() -> None:
             before = counters["stats"]["unique_graphs"]
             found.append(_read(lm))
         num_compiled.append(counters["stats"]["unique_graphs"] - before)
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+        # Layers that read the same states are one product, whose sums may be taken in another order.
+        torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
     assert num_compiled[0] == num_compiled[1] > 0
 
 
