@@ -9,18 +9,18 @@ copy is taken to reach 4.2 TB/s and whose products to read their weights at 95 %
 
 A step has about 45 operators outside the layers (masks, head, acceptance, what the host is sent) and, in float32, 37 a
 layer, in bfloat16 41: 7 products, attention with its merge, 2 writes to the cache, norms, rotation, activation. A layer
-that is compiled with all others has 17: 7 products, 6 fused ones, 2 writes, attention and merge. (Layer by layer they
-are 18, and 9 more outside; two layers are soon compiled whole.) They were counted on a CPU, by recording a step and in
-the compiler's own code. On an H100 a kernel of a CUDA graph takes 1.3 us before it does anything (Spector et al., 2025,
+that is compiled with all others has 14: 4 products (queries, keys and values are one, gate and up another), 6 fused
+ones, 2 writes, attention and merge. (Layer by layer they are 15, and 9 more outside; two layers are soon compiled
+whole.) They were counted on a CPU, by recording a step and in the compiler's own code. On an H100 a kernel of a CUDA graph takes 1.3 us before it does anything (Spector et al., 2025,
 https://hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles, who found engines to read a model of 1 B parameters at
 half the bandwidth at most); a small one that works is taken for 2 here. So, compiled whole:
 
     width x layers, inner     parameters  c        may take  operators  each may take  share at 1.3 and at 2 us each
-    1024 x 16, 2816   bf16    185 M        88 us   146 us    317        0.17 us        17 %, 12 %
-    2560 x  4, 6912   bf16    286 M       136 us   227 us    113        0.74 us        47 %, 37 %
-    3584 x  2, 10240  bf16    294 M       140 us   233 us     79        1.09 us        56 %, 46 %
-    2560 x  4, 6912   fp32    286 M       272 us   454 us    113        1.48 us        63 %, 53 %
-    3584 x  2, 10240  fp32    294 M       280 us   466 us     79        2.17 us        70 %, 62 %
+    1024 x 16, 2816   bf16    185 M        88 us   146 us    269        0.20 us        20 %, 14 %
+    2560 x  4, 6912   bf16    286 M       136 us   227 us    101        0.83 us        50 %, 39 %
+    3584 x  2, 10240  bf16    294 M       140 us   233 us     73        1.18 us        58 %, 48 %
+    2560 x  4, 6912   fp32    286 M       272 us   454 us    101        1.65 us        65 %, 56 %
+    3584 x  2, 10240  fp32    294 M       280 us   466 us     73        2.36 us        72 %, 64 %
 
 Only the last has room for ranks up to 2 us an operator: two layers, read in float32. In bfloat16 no target of this size
 has, and of a target that size nobody should expect 60 %. Nothing of this has been measured on a card.

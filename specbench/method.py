@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from specbench.adapt.adaptation import Adaptation
+    from specbench.lm.cached_lm import CachedLM
 
 __all__ = [
     "Commit",
@@ -168,6 +169,8 @@ class Drafter(ABC):
     much counts need not be named: what stands behind the length is never read."""
     wants_target: bool = False
     """Whether commits bring the target's logits (`Commit.target`); read at every generation."""
+    models: tuple[CachedLM, ...] = ()
+    """Language models of its own that it drafts with: compiled, on CUDA, where the target is."""
     adaptation: Adaptation | None = None
     """What of it learns between requests (`specbench.adapt`), for whoever has the time to let it; None: nothing."""
     weights_hash: str = ""

@@ -89,6 +89,7 @@ class HybridDrafter(Drafter):
         self._memory = SuffixMemory(settings, stop_ids=target.stop_ids)
         self._memory.learn(answers)
         self.taps = inner.taps
+        self.models = inner.models
         self.weights_hash = inner.weights_hash
         self.trained_on = inner.trained_on
         self.trained_quantisation = inner.trained_quantisation

@@ -56,6 +56,8 @@ def carry_out(asked: Asked, progress: Progress) -> RunOutcome:
     if request.dry_run:
         return dry_run(session, contestants)
     session.compile_target(progress.say)
+    for contestant in contestants:
+        session.compile_models(contestant.drafter)
     run_id = resumed.run_id if resumed else record.new_run_id(asked.suite.name)
     with run_folder(request.store, run_id):
         return _Run(session, contestants, run_id, resumed, progress).run()
@@ -206,9 +208,11 @@ class _Run:
             journal.write(entries.warmed_up(label, warmed))
             if session.engine.graphs is not None:
                 tell_of_graphs(journal, label, contestant.drafter, session.engine.graphs, say=self._progress.say)
-        if session.lm.compile_s:
+        models = (model for contestant in self._contestants.values() for model in contestant.drafter.models)
+        compile_s = sum(each.compile_s for each in (session.lm, *models))
+        if compile_s:
             # Behind the last forward of a new shape.
-            journal.write(Measured(name="compile_s", value=session.lm.compile_s, unit="s"))
+            journal.write(Measured(name="compile_s", value=compile_s, unit="s"))
 
     def _replay_streams(self, journal: Journal, groups: Sequence[GroupRecord], done: set[int]) -> None:
         """Under `carry: stream` a resumed run regrows, untimed, what its methods carried at the point of

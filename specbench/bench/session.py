@@ -141,6 +141,12 @@ class Session:
         """As the request wants it; before anything is run. say: told what came of it."""
         execution.compile_target(self.compile_switch, self.lm, say=say, max_len=self.engine.max_len, graphs=self.graphs)
 
+    def compile_models(self, drafter: Drafter) -> None:
+        """Those that it drafts with, as the target was (`execution.compile_models`); its row says where not."""
+        max_len, graphs = self.engine.max_len, self.graphs
+        notes = execution.compile_models(self.compile_switch, self.lm, drafter, max_len=max_len, graphs=graphs)
+        drafter.notes = (*drafter.notes, *notes)
+
     # --- prompts ---------------------------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -81,6 +81,13 @@ def confirm(found: Tuned, request: RunRequest, method: str, progress: Progress, 
     return _chosen(measured, request)
 
 
+def _contestant(session: Session, request: RunRequest, method: str, options: Options) -> Contestant:
+    """Run as a run would run it."""
+    made = make_contestant(session, _competitor(request, method, options))
+    session.compile_models(made.drafter)
+    return made
+
+
 def _chosen(found: Tuned, request: RunRequest) -> Tuned:
     choice = choose(found.candidates, found.confirmed, baseline=BASELINE)
     return dataclasses.replace(found, choice=choice.why, command=_command(request, found.method, choice.options))
@@ -110,7 +117,7 @@ def _measure(request: RunRequest, card: Card, wanted: Sequence[Options], progres
     counts = [*(n for n in _NODES if n < most), most]
     session.engine.reserve(most)
     cost = verification_costs(session.engine, _context(texts), counts, as_tree=card.kind == "tree")
-    contestants = (make_contestant(session, _competitor(request, method, options)) for options in found)
+    contestants = (_contestant(session, request, method, options) for options in found)
     candidates = _candidates(
         session,
         baseline,

@@ -41,7 +41,7 @@ Graphs = Annotated[
 ]
 Compile = Annotated[
     str | None,
-    option("--compile", WHERE, "WHEN", "The target through torch.compile: auto (CUDA, if faster), on, whole or off."),
+    option("--compile", WHERE, "WHEN", "Models through torch.compile: auto (CUDA, if faster), on, whole or off."),
 ]
 TrustRemoteCode = Annotated[
     bool, option("--trust-remote-code", WHERE, "", "Let the target's folder run its own Python.")

@@ -109,6 +109,7 @@ class Watched(Drafter):
         self._inner = inner
         self._vocab_size = vocab_size
         self.taps = inner.taps
+        self.models = inner.models
         self.carries = inner.carries
         self.capturable = inner.capturable
         self.wants_target = inner.wants_target
@@ -171,6 +172,7 @@ class Guarded(Drafter):
     def __init__(self, inner: Drafter) -> None:
         self._inner = inner
         self.taps = inner.taps
+        self.models = inner.models
         self.max_nodes = inner.max_nodes
         self.wants_target = inner.wants_target
 

@@ -118,6 +118,7 @@ class CachedLM:
     def compile(self, *, is_whole: bool = False, backend: str = "inductor") -> None:
         """Forwards that prefill and verify go through torch.compile from now on, layer by layer or whole; each new
         shape takes its time once (`compile_s`)."""
+        self.run_uncompiled()
         self._compiled = CompiledDecoder(self.model, is_whole=is_whole, backend=backend)
 
     def run_uncompiled(self) -> None:

@@ -110,6 +110,7 @@ class ChainDrafter(Drafter):
         adaptive: AdaptiveLength | None = None,
     ) -> None:
         self._lm = lm
+        self.models = (lm,)
         self._target = target
         self._num_tokens = num_tokens
         self._num_shared = num_shared

@@ -114,10 +114,10 @@ def _run_notes(connection: duckdb.DuckDBPyConnection, run: Row, facts: Facts) ->
 
 
 def _compiling(connection: duckdb.DuckDBPyConnection, run: Row) -> list[str]:
-    """What torch.compile took, before anything was timed; a resumed run compiles again."""
+    """What torch.compile took for target and draft models, before anything was timed; a resumed run compiles again."""
     query = "SELECT sum(value) AS s FROM measurements WHERE run_id = ? AND name = 'compile_s'"
     seconds = fetch(connection, query, run["run_id"])[0]["s"]
-    return [f"compiling the target took {seconds:.0f} s, in no method's time"] if seconds else []
+    return [f"compiling took {seconds:.0f} s, in no method's time"] if seconds else []
 
 
 def _journal_notes(facts: Facts) -> list[str]:

@@ -15,13 +15,16 @@ from specbench.bench.execution import compile_target, describe, pick_graphs
 from specbench.bench.request import RunRequest, Setting
 from specbench.bench.runner import run
 from specbench.engine import graphs
+from specbench.engine.decode import Engine
 from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import ChainDrafter
 from specbench.manifest import read_manifest
+from specbench.sampling import Sampling
 from tests.bench.runs import CHAIN_HEAD, request_for
-from tests.helpers import tiny_lm
+from tests.helpers import requests_for, tiny_lm
 
 
 def test_graphs_are_refused_on_a_cpu_and_auto_does_without() -> None:
@@ -109,6 +112,104 @@ def test_a_split_target_is_not_compiled() -> None:
     lm.num_processes = 2
     with pytest.raises(UsageError, match="split over processes"):
         compile_target("on", lm, say=lambda text: None, max_len=32)
+
+
+def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft models are compiled, traced alone."""
+    compiles = CachedLM.compile
+    monkeypatch.setattr(execution, "_is_cuda", lambda lm: True)
+    monkeypatch.setattr(
+        CachedLM, "compile", lambda lm, is_whole=False: compiles(lm, is_whole=is_whole, backend="eager")
+    )
+
+
+@pytest.mark.parametrize(
+    ("switch", "times", "is_kept", "note"),
+    [
+        ("on", (1.0,), True, ""),
+        ("auto", (1.0, 0.5), True, ""),
+        ("auto", (0.5, 1.0), False, "compiled, a step takes 1000.00 ms instead of 500.00"),
+    ],
+)
+def test_a_draft_model_is_compiled_as_its_target_is(
+    monkeypatch: pytest.MonkeyPatch, switch: str, times: tuple[float, ...], is_kept: bool, note: str
+) -> None:
+    target, draft = tiny_lm("llama"), tiny_lm("llama", seed=1)
+    engine = Engine(target, sampling=Sampling(), max_batch=2, max_len=64, max_nodes=4)
+    drafter = ChainDrafter(draft, engine.view(), num_tokens=3, num_shared=target.vocab_size)
+    answers = [each.tokens for each in engine.generate(drafter, requests_for()[:2]).generations]
+    assert execution.compile_models(switch, target, drafter, max_len=32) == [], "the target is as it is"
+    assert not draft.is_compiled
+    target.compile(backend="eager")
+    assert execution.compile_models(switch, target, drafter, max_len=32) == [], "on a CPU it is not worth it"
+    assert not draft.is_compiled
+    _as_on_cuda(monkeypatch)
+    left = iter(times)
+    monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, graphs: next(left))
+    notes = execution.compile_models(switch, target, drafter, max_len=32)
+    assert draft.is_compiled is is_kept
+    assert [each.endswith(note) for each in notes] == ([True] if note else [])
+    assert [each.tokens for each in engine.generate(drafter, requests_for()[:2]).generations] == answers
+    assert (draft.compile_s > 0) is is_kept
+    if switch == "on":
+        monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, graphs: 1.0)
+        assert execution.compile_models("whole", target, drafter, max_len=32) == [] and draft.is_compiled_whole
+
+
+def test_a_draft_model_that_cannot_be_compiled_is_refused_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target, draft = tiny_lm("llama"), tiny_lm("llama", seed=1)
+    engine = Engine(target, sampling=Sampling(), max_batch=1, max_len=64, max_nodes=4)
+    drafter = ChainDrafter(draft, engine.view(), num_tokens=3, num_shared=target.vocab_size)
+    target.compile(backend="eager")
+    _as_on_cuda(monkeypatch)
+
+    def fails(lm: object, max_len: int, graphs: object) -> float:
+        if lm is draft and draft.is_compiled:
+            raise RuntimeError("graph break")
+        return 1.0
+
+    monkeypatch.setattr(execution, "_step_s", fails)
+    with pytest.raises(EnvironmentFailed, match="cannot be compiled: graph break"):
+        execution.compile_models("on", target, drafter, max_len=32)
+    [note] = execution.compile_models("auto", target, drafter, max_len=32)
+    assert "beside a compiled target: it cannot be compiled (graph break)" in note and not draft.is_compiled
+
+
+def test_a_run_compiles_draft_models_beside_its_target_and_those_behind_another_method(
+    tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _as_on_cuda(monkeypatch)
+    compiled: list[str] = []
+    compiles = CachedLM.compile
+
+    def counted(lm: CachedLM, *, is_whole: bool) -> None:
+        compiled.append("whole" if is_whole else "by layers")
+        compiles(lm, is_whole=is_whole)
+
+    monkeypatch.setattr(CachedLM, "compile", counted)
+    asked = request_for(
+        tiny_suite,
+        tiny_target,
+        tmp_path,
+        methods=("autoregressive", "draft_model", "hybrid", "adaptive_lora"),
+        settings=(
+            Setting("draft_model", "model", str(tiny_target)),
+            Setting("hybrid", "inner", "draft_model"),
+            Setting("adaptive_lora", "model", str(tiny_target)),
+        ),
+        compile="on",
+        dtype="float64",
+        limit=2,
+        repeats=1,
+    )
+    outcome = run(asked, Silent())
+    assert outcome.summary is not None and outcome.summary.execution == "operators, compiled by layers"
+    assert compiled == ["by layers"] * 4, "the target and three methods' models"
+    for row in outcome.summary.rows:
+        assert row.num_failed == 0 and row.equality is not None and row.equality.bug == 0, row.method
+        assert not any("runs as it is" in note for note in row.notes)
 
 
 class Noted(Silent):
@@ -201,7 +302,7 @@ def test_what_compiling_took_is_told_apart_with_what_later_shapes_took(
     )
     outcome = run(asked, Silent())
     assert outcome.summary is not None and outcome.summary.execution == "operators, compiled"
-    assert any(note.startswith("compiling the target took ") for note in outcome.summary.notes)
+    assert any(note.startswith("compiling took ") for note in outcome.summary.notes)
     [folder] = (tmp_path / "runs").iterdir()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     named = [each["name"] for each in events if "name" in each]
