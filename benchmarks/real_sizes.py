@@ -11,7 +11,8 @@ A step has about 45 operators outside the layers (masks, head, acceptance, what 
 layer, in bfloat16 41: 7 products, attention with its merge, 2 writes to the cache, norms, rotation, activation. A layer
 that is compiled with all others has 14: 4 products (queries, keys and values are one, gate and up another), 6 fused
 ones, 2 writes, attention and merge. (Layer by layer they are 15, and 9 more outside; two layers are soon compiled
-whole.) They were counted on a CPU, by recording a step and in the compiler's own code. On an H100 a kernel of a CUDA graph takes 1.3 us before it does anything (Spector et al., 2025,
+whole.) They were counted on a CPU, by recording a step and in the compiler's own code. On an H100 a kernel of a CUDA
+graph takes 1.3 us before it does anything (Spector et al., 2025,
 https://hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles, who found engines to read a model of 1 B parameters at
 half the bandwidth at most); a small one that works is taken for 2 here. So, compiled whole:
 

@@ -143,8 +143,8 @@ class RunRequest:
     graphs: str | None = None
     """Whether steps are captured: auto, on or off."""
     compile: str | None = None
-    """Whether the target's forward is compiled, on CUDA draft models' as well: auto, on (layer by layer; on a CPU whole),
-    whole or off."""
+    """Whether the target is compiled, on CUDA draft models as well: auto, on (layer by layer; on a CPU whole), whole or
+    off."""
     max_len: int | None = None
     """Most tokens of cache per sequence; None = what the suite needs, bounded by the target's context."""
     stop: tuple[str, ...] = ()
