@@ -107,6 +107,8 @@ def _compile(switch: str, lm: CachedLM, *, max_len: int, graphs: Backend | None)
     try:
         lm.compile(is_whole=switch == "whole" or not _is_cuda(lm))
         after = _step_s(lm, max_len, graphs)
+        if not lm.compile_s:
+            raise RuntimeError("its forwards went past the compiler")
     except Exception as error:
         lm.run_uncompiled()
         why = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ B rows, M slots.
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -121,6 +122,9 @@ class CompiledDecoder:
         self.compile_s = 0.0
         """Seconds spent in calls that met a shape for the first time."""
         self._plain: _Function = decoder.forward
+        self._signature = inspect.signature(self._plain)
+        parameters = self._signature.parameters.values()
+        self._may_be_left = {each.name for each in parameters if each.default is None}
         self._compiled: _Function = self._plain
         self._replaced: dict[nn.Module, _Function] = {decoder: self._forward}
         """Modules with the forwards they have while this is installed."""
@@ -153,8 +157,12 @@ class CompiledDecoder:
         return forward
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs.get("past_key_values") is None:
-            return self._plain(*args, **kwargs)
+        # Some models (gpt2) call their decoder with arguments unnamed, all with some that are not there; calls of ours
+        # name what they give. One call would be traced like another, but once more.
+        kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in self._may_be_left}
+        if kwargs.get("past_key_values") is None:
+            return self._plain(**kwargs)
         shape = tuple(kwargs["input_ids"].shape)
         start = time.perf_counter()
         if not self._is_joined:

@@ -47,13 +47,24 @@ def test_what_a_row_says_of_its_execution() -> None:
     assert describe(lm, None) == "operators"
 
 
+def _steps_take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Whatever is asked to make one takes these, one after the other."""
+    left = iter(seconds)
+
+    def step_s(lm: CachedLM, max_len: int, graphs: object) -> float:
+        if lm._compiled is not None:
+            lm._compiled.compile_s += 1.0
+        return next(left)
+
+    monkeypatch.setattr(execution, "_step_s", step_s)
+
+
 def test_auto_keeps_a_compiled_target_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     for before, after, is_kept in ((1.0, 0.5, True), (0.5, 1.0, False)):
         lm = tiny_lm("llama")
         monkeypatch.setattr(type(lm), "device", property(lambda _: torch.device("cuda")), raising=False)
-        times = iter((before, after))
-        monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, graphs, times=times: next(times))
+        _steps_take(monkeypatch, before, after)
         object.__setattr__(lm, "compile", lambda lm=lm, **how: type(lm).compile(lm, **how, backend="eager"))
         compile_target("auto", lm, say=said.append, max_len=32)
         assert lm.is_compiled is is_kept
@@ -107,6 +118,21 @@ def test_a_target_that_cannot_be_compiled_is_refused_where_it_was_asked_for(monk
     assert not lm.is_compiled
 
 
+def test_a_target_whose_forwards_pass_the_compiler_by_is_not_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    plain = lm.model.model.forward
+    compiles = CachedLM.compile
+
+    def passed_by(lm: CachedLM, *, is_whole: bool) -> None:
+        compiles(lm, is_whole=is_whole, backend="eager")
+        lm.model.model.forward = plain
+
+    monkeypatch.setattr(CachedLM, "compile", passed_by)
+    with pytest.raises(EnvironmentFailed, match="went past the compiler"):
+        compile_target("on", lm, say=lambda text: None, max_len=32)
+    assert not lm.is_compiled
+
+
 def test_a_split_target_is_not_compiled() -> None:
     lm = tiny_lm("llama")
     lm.num_processes = 2
@@ -144,15 +170,14 @@ def test_a_draft_model_is_compiled_as_its_target_is(
     assert execution.compile_models(switch, target, drafter, max_len=32) == [], "on a CPU it is not worth it"
     assert not draft.is_compiled
     _as_on_cuda(monkeypatch)
-    left = iter(times)
-    monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, graphs: next(left))
+    _steps_take(monkeypatch, *times)
     notes = execution.compile_models(switch, target, drafter, max_len=32)
     assert draft.is_compiled is is_kept
     assert [each.endswith(note) for each in notes] == ([True] if note else [])
     assert [each.tokens for each in engine.generate(drafter, requests_for()[:2]).generations] == answers
-    assert (draft.compile_s > 0) is is_kept
+    assert (draft.compile_s > 1) is is_kept, "what the forwards took is counted as well"
     if switch == "on":
-        monkeypatch.setattr(execution, "_step_s", lambda lm, max_len, graphs: 1.0)
+        _steps_take(monkeypatch, 1.0)
         assert execution.compile_models("whole", target, drafter, max_len=32) == [] and draft.is_compiled_whole
 
 

@@ -148,3 +148,19 @@ def test_a_method_that_reads_layers_is_refused_by_a_target_that_is_compiled_whol
     lm = _compiled("llama", is_whole=True)
     with pytest.raises(UsageError, match="between the target's layers"):
         lm.tap((0, "final"))
+
+
+@pytest.mark.parametrize("is_met_before", [False, True])
+def test_decoders_that_are_called_with_unnamed_arguments_are_compiled_too(is_met_before: bool) -> None:
+    """gpt2's model names none of its ids; so does no call of ours once decoder and head were seen to be all."""
+    torch.compiler.reset()
+    lm, plain = tiny_lm("gpt2"), tiny_lm("gpt2")
+    lm.tap(("final",))
+    plain.tap(("final",))
+    if is_met_before:
+        _read(lm)
+    lm.compile(backend="eager")
+    counters.clear()
+    torch.testing.assert_close(_read(lm), _read(plain), rtol=1e-12, atol=1e-12)
+    assert counters["stats"]["unique_graphs"] > 0 and lm.compile_s > 0
+    assert lm._shortcut._is_exact, "and by the shortest way"
