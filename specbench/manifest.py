@@ -92,6 +92,8 @@ class MethodRecord(_Frozen):
     is_control: bool = False
     is_ranked: bool = True
     """False for methods whose card says so (`oracle`): shown, never ranked."""
+    num_compiled: int = 0
+    """Models of its own that are compiled beside the target; under `--compile auto` a matter of what was faster."""
     notes: tuple[str, ...] = ()
 
 

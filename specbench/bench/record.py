@@ -108,12 +108,22 @@ def _commit(record: Mapping[str, Any]) -> str:
 
 def drafters_changed(manifest: Manifest, drafters: Mapping[str, Drafter]) -> list[str]:
     """The same of the drafters, by label: trained anew in their place, or an adapter store that has learnt on, from
-    this run's own questions even."""
-    return [
-        f"the weights of {each.label} ({each.weights_hash[:12]} then, {drafters[each.label].weights_hash[:12]} now)"
-        for each in manifest.methods
-        if each.weights_hash and each.weights_hash != drafters[each.label].weights_hash
-    ]
+    this run's own questions even; draft models that are compiled now and were not, or the other way round."""
+    found = []
+    for each in manifest.methods:
+        now = drafters[each.label]
+        if each.weights_hash and each.weights_hash != now.weights_hash:
+            found.append(f"the weights of {each.label} ({each.weights_hash[:12]} then, {now.weights_hash[:12]} now)")
+        if each.num_compiled != num_compiled(now):
+            found.append(
+                f"the compiled draft models of {each.label} ({each.num_compiled} then, {num_compiled(now)} now)"
+            )
+    return found
+
+
+def num_compiled(drafter: Drafter) -> int:
+    """Models of its own that are compiled."""
+    return sum(model.is_compiled for model in drafter.models)
 
 
 def notes_on(drafter: Drafter, *, target_hash: str, quantisation: str) -> tuple[str, ...]:
@@ -186,6 +196,7 @@ def make_manifest(
                 weights_hash=drafter.weights_hash,
                 is_control=competitor.is_control,
                 is_ranked=competitor.card.ranked,
+                num_compiled=num_compiled(drafter),
                 notes=(
                     *lm.notes,
                     *drafter.notes,

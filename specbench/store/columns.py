@@ -172,7 +172,7 @@ class RunColumns:
             "group_energy": list(self._device.energy.values()),
             "observed": self._observed_rows(),
             "methods": [
-                record.model_dump(exclude={"label", "options"})
+                record.model_dump(exclude={"label", "options", "num_compiled"})
                 | {"method": record.label, "position": position, "options": json.dumps(record.options)}
                 for position, record in enumerate(self._manifest.methods)
             ],

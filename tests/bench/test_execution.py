@@ -232,6 +232,10 @@ def test_a_run_compiles_draft_models_beside_its_target_and_those_behind_another_
     outcome = run(asked, Silent())
     assert outcome.summary is not None and outcome.summary.execution == "operators, compiled by layers"
     assert compiled == ["by layers"] * 4, "the target and three methods' models"
+    [folder] = (tmp_path / "runs").iterdir()
+    manifest = read_manifest(folder)
+    found = {each.label: each.num_compiled for each in manifest.methods if not each.is_control}
+    assert found == {"autoregressive": 0, "draft_model": 1, "hybrid(draft_model)": 1, "adaptive_lora": 1}
     for row in outcome.summary.rows:
         assert row.num_failed == 0 and row.equality is not None and row.equality.bug == 0, row.method
         assert not any("runs as it is" in note for note in row.notes)

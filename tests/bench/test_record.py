@@ -6,7 +6,7 @@ import pytest
 
 from specbench.bench.record import drafters_changed, notes_on
 from specbench.method import Drafter
-from tests.helpers import NoDrafter
+from tests.helpers import NoDrafter, tiny_lm
 from tests.store.synthetic import make_manifest
 
 
@@ -52,3 +52,17 @@ def test_a_drafter_that_was_trained_anew_since_the_run_began_is_named() -> None:
     drafters[methods[-1].label] = other
     [said] = drafters_changed(manifest, drafters)
     assert methods[-1].label in said and "aaaaaaaaaaaa then, bbbbbbbbbbbb now" in said
+
+
+def test_a_draft_model_that_was_compiled_when_the_run_began_is_compiled_when_it_goes_on() -> None:
+    """Under `--compile auto` what was faster decides, and a busy minute may decide otherwise."""
+    manifest = make_manifest(run_id="r")
+    methods = tuple(each.model_copy(update={"num_compiled": 1}) for each in manifest.methods)
+    drafter = NoDrafter()
+    drafter.models = (tiny_lm("llama"),)
+    drafters: dict[str, Drafter] = {each.label: drafter for each in methods}
+    found = drafters_changed(manifest.model_copy(update={"methods": methods}), drafters)
+    assert len(found) == len(methods) and "compiled draft models" in found[0] and "(1 then, 0 now)" in found[0]
+    drafter.models[0].compile(backend="eager")
+    assert drafters_changed(manifest.model_copy(update={"methods": methods}), drafters) == []
+    assert drafters_changed(manifest, drafters), "and the other way round"
