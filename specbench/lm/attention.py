@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from specbench.errors import UsageError
 from specbench.lm.visibility import Forward
 
 PLAIN = "specbench_plain"
@@ -58,7 +60,13 @@ class use:
 
 def _checked(name: str, dropout: float, mask: Tensor | None, extra: dict[str, Any]) -> Forward:
     assert _current is not None, "a model loaded by specbench.lm must be run through CachedLM"
-    assert mask is None, "transformers built a mask of its own; tree attention would ignore it"
+    if mask is not None:
+        # OPT under the first releases of transformers 5.
+        raise UsageError(
+            f"transformers {transformers.__version__} hands this model's attention a mask of its own, which knows no trees",
+            where="--target",
+            try_="pip install -U transformers, or another target",
+        )
     _refuse_unknown(name, dropout, extra)
     _current.implementations.add(name)
     return _current

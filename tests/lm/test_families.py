@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from specbench import tree as trees
+from specbench.errors import UsageError
 from specbench.lm import attention, visibility
 from specbench.lm.cached_lm import CachedLM
 from tests.helpers import CPU, FAMILIES, plain_logits, tiny_lm, tiny_model, tokens_of
@@ -235,7 +236,7 @@ def test_an_argument_the_attention_does_not_understand_is_an_error(function: att
             function(torch.nn.Module(), x, x, x, None, alibi=torch.ones(1))
         with pytest.raises(NotImplementedError, match="dropout"):
             function(torch.nn.Module(), x, x, x, None, dropout=0.1)
-        with pytest.raises(AssertionError, match="mask of its own"):
+        with pytest.raises(UsageError, match=r"mask of its own.*\n.*where.*\n.*install -U transformers"):
             function(torch.nn.Module(), x, x, x, torch.zeros(1, 1, 1, 1))
     with pytest.raises(AssertionError, match="CachedLM"):
         function(torch.nn.Module(), x, x, x, None)
