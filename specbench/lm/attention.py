@@ -63,7 +63,7 @@ def _checked(name: str, dropout: float, mask: Tensor | None, extra: dict[str, An
     if mask is not None:
         # OPT under the first releases of transformers 5.
         raise UsageError(
-            f"transformers {transformers.__version__} hands this model's attention a mask of its own, which knows no trees",
+            f"transformers {transformers.__version__} hands this attention a mask of its own, which knows no trees",
             where="--target",
             try_="pip install -U transformers, or another target",
         )
