@@ -33,11 +33,17 @@ def packaged_suites() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "suites"
 
 
+def _from_environment(name: str) -> Path | None:
+    """The place that a variable names. An empty one names none: `XDG_CACHE_HOME=` is not the folder one stands in."""
+    value = os.environ.get(name)
+    return Path(value) if value else None
+
+
 def results_dir(store: Path | None) -> Path:
     """The folder that holds `specbench.duckdb` and `runs/`: the store's folder, $SPECBENCH_RESULTS, or ./results."""
     if store is not None:
         return store.parent if store.suffix == ".duckdb" else store
-    return Path(os.environ.get("SPECBENCH_RESULTS", "results"))
+    return _from_environment("SPECBENCH_RESULTS") or Path("results")
 
 
 def store_file(store: Path | None) -> Path:
@@ -72,18 +78,14 @@ def check_run_id(run_id: object, path: Path) -> None:
 
 def cache_dir() -> Path:
     """Downloads' content hashes, reference passes and the like: $SPECBENCH_CACHE or the user's cache folder."""
-    chosen = os.environ.get("SPECBENCH_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "specbench"
+    chosen = _from_environment("SPECBENCH_CACHE")
+    return chosen or (_from_environment("XDG_CACHE_HOME") or Path.home() / ".cache") / "specbench"
 
 
 def config_file() -> Path:
     """The user's configuration: $SPECBENCH_CONFIG or ~/.config/specbench/config.yaml."""
-    chosen = os.environ.get("SPECBENCH_CONFIG")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))) / "specbench" / "config.yaml"
+    chosen = _from_environment("SPECBENCH_CONFIG")
+    return chosen or (_from_environment("XDG_CONFIG_HOME") or Path.home() / ".config") / "specbench" / "config.yaml"
 
 
 def demo_drafter(method: str) -> Path:

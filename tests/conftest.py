@@ -57,7 +57,7 @@ def find_chromium() -> str | None:
 
 def find_shared() -> Path | None:
     """The data folder: $SPECBENCH_SHARED (itself, or its `data`), else `shared/data` beside the checkout."""
-    root = Path(os.environ.get("SPECBENCH_SHARED", REPOSITORY.parent / "shared"))
+    root = Path(os.environ.get("SPECBENCH_SHARED") or REPOSITORY.parent / "shared")
     return next((folder for folder in (root / "data", root) if (folder / "suites").is_dir()), None)
 
 
