@@ -13,6 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from specbench.card import Card
 from specbench.engine.answer import Generation
 from specbench.engine.clock import clock_for
 from specbench.engine.decode import Engine
@@ -135,11 +136,15 @@ def probe(
     )
 
 
-def findings(result: Probe) -> list[Finding]:
-    """The probe as lines of a check-up."""
+def findings(result: Probe, card: Card) -> list[Finding]:
+    """The probe as lines of a check-up of the card's method: no line names an option that the method would refuse."""
     lengths = ", ".join(f"{each.num_tokens}: {each.from_parts:.2f}" for each in result.expectations)
     theory = ", ".join(f"{each.num_tokens}: {each.leviathan:.2f}" for each in result.expectations)
     pays = result.expected_speedup > 1.0
+    is_chosen = "num_tokens" in card.options
+    by = "num_tokens" if is_chosen else "tokens drafted"
+    best = f"num_tokens={result.best.num_tokens}" if is_chosen else f"{result.best.num_tokens} tokens drafted"
+    is_adaptive = {"adaptive", "cost_ratio"} <= card.options.keys()
     return [
         Finding(
             name="acceptance alpha", state="ok", what=f"{result.alpha:.3f} of {result.num_tried} positions, greedy"
@@ -149,19 +154,25 @@ def findings(result: Probe) -> list[Finding]:
             state="ok",
             what=f"{result.c:.3f}: {result.draft_token_s * 1e3:.2f} ms a drafted token, "
             f"{result.target_step_s * 1e3:.2f} ms a target step",
-            remedy=f"with adaptive=true give cost_ratio={result.c:.3f}",
+            remedy=f"with adaptive=true give cost_ratio={result.c:.3f}" if is_adaptive else "",
         ),
+        Finding(name=f"theory's speed-up by {by}", state="ok", what=f"{theory} (a verification counted as one step)"),
         Finding(
-            name="theory's speed-up by num_tokens", state="ok", what=f"{theory} (a verification counted as one step)"
-        ),
-        Finding(
-            name="speed-up to expect by num_tokens",
+            name=f"speed-up to expect by {by}",
             state="ok" if pays else "warning",
-            what=f"{lengths}; best {result.expected_speedup:.2f} at num_tokens={result.best.num_tokens}",
+            what=f"{lengths}; best {result.expected_speedup:.2f} at {best}",
             consequence="" if pays else "slower than autoregression at every length on this machine",
-            remedy="" if pays else "a smaller draft model, or one closer to the target",
+            remedy="" if pays else _what_would_pay(card),
         ),
     ]
+
+
+def _what_would_pay(card: Card) -> str:
+    if "draft_model" in card.requires:
+        return "a smaller draft model, or one closer to the target"
+    if "weights" in card.requires:
+        return "a smaller drafter, or one that learnt more of the target's answers"
+    return "another method (specbench methods lists them)"
 
 
 class Fixed(Drafter):

@@ -35,9 +35,10 @@ def expected_gain(card: Card, build: Build, options: Mapping[str, Any], *, targe
     prompts = _prompts(lm, target)
     room = min([NEW_TOKENS, *(lm.context_length - len(prompt) for prompt in prompts if lm.context_length is not None)])
     try:
-        return findings(probe(lm, build, options, prompts, max_new_tokens=room, graphs=graphs_for(lm)))
+        found = probe(lm, build, options, prompts, max_new_tokens=room, graphs=graphs_for(lm))
     except UsageError as nothing:
         return [Finding(name="speed-up to expect", state="warning", what=nothing.what, remedy=nothing.try_)]
+    return findings(found, card)
 
 
 def _prompts(lm: CachedLM, target: str) -> list[tuple[int, ...]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from helpers import PROMPTS, NoDrafter, tiny_lm, tiny_model
 
+from specbench import registry
 from specbench.engine.decode import Engine
 from specbench.engine.recorded import RecordedGraphs
 from specbench.errors import UsageError
@@ -67,23 +69,41 @@ def test_the_timed_steps_of_a_captured_probe_are_replayed(monkeypatch: pytest.Mo
     assert seen and all(num > 0 and single == 0 for num, single in seen.values())
 
 
+SLOW = Probe(
+    alpha=0.1,
+    num_tried=100,
+    c=0.9,
+    draft_token_s=0.009,
+    target_step_s=0.01,
+    expectations=(
+        Expectation(num_tokens=1, leviathan=0.58, from_parts=0.5),
+        Expectation(num_tokens=2, leviathan=0.4, from_parts=0.6),
+    ),
+)
+
+
 def test_a_pair_that_cannot_pay_is_said_to_be_slower() -> None:
-    slow = Probe(
-        alpha=0.1,
-        num_tried=100,
-        c=0.9,
-        draft_token_s=0.009,
-        target_step_s=0.01,
-        expectations=(
-            Expectation(num_tokens=1, leviathan=0.58, from_parts=0.5),
-            Expectation(num_tokens=2, leviathan=0.4, from_parts=0.6),
-        ),
-    )
-    assert slow.best.num_tokens == 2
-    last = findings(slow)[-1]
+    assert SLOW.best.num_tokens == 2
+    last = findings(SLOW, registry.card("draft_model"))[-1]
     assert last.state == "warning"
     assert "slower than autoregression" in last.consequence
-    assert "best 0.60 at num_tokens=2" in last.what
+    assert last.name == "speed-up to expect by num_tokens" and "best 0.60 at num_tokens=2" in last.what
+    assert "draft model" in last.remedy
+
+
+@pytest.mark.parametrize(
+    "name", [entry.name for entry in registry.cards() if entry.card and entry.card.kind == "chain"]
+)
+def test_the_probe_advises_options_of_the_method_alone(name: str) -> None:
+    """What a line proposes can be typed: `suffix` was told to set two options that it refuses."""
+    card = registry.card(name)
+    told = findings(SLOW, card)
+    words = " ".join(f"{each.name} {each.what} {each.remedy}" for each in told)
+    proposed = {word for word in re.findall(r"\w+", words) if word in {"num_tokens", "adaptive", "cost_ratio", "model"}}
+    assert proposed - {"model"} == card.options.keys() & {"num_tokens", "adaptive", "cost_ratio"}
+    assert ("model" in proposed) == ("draft_model" in card.requires) and all(each.what for each in told)
+    if "num_tokens" not in card.options:
+        assert told[-1].name.endswith("by tokens drafted") and "best 0.60 at 2 tokens drafted" in told[-1].what
 
 
 def test_a_method_that_drafts_nothing_is_refused() -> None:
