@@ -16,15 +16,19 @@ _REMEDY = "--store DIR, one that you may write to"
 
 def check_place(store: Path | None) -> None:
     """Make the folder of all runs, and see that a run's can be made in it. Raises EnvironmentFailed."""
-    runs = paths.run_dir(store, "")
+    check_folder(paths.run_dir(store, ""))
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder of the store's, and see that something can be made in it. Raises EnvironmentFailed."""
     # A try: permissions do not tell of a read-only file system, nor of a full one.
-    probe = runs / f".{os.getpid()}.part"
+    probe = folder / f".{os.getpid()}.part"
     try:
-        runs.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise _refused(error, runs) from error
+        raise _refused(error, folder) from error
 
 
 @contextmanager

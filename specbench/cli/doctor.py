@@ -60,6 +60,11 @@ def doctor(
             try_="specbench doctor --viewer --target … --suite …",
         )
     if viewer:
+        from specbench.bench.folders import check_folder
+
+        # Refused here, before 2 s of torch and three minutes of measuring.
+        results = paths.results_dir(store)
+        check_folder(results)
         # A measured run: torch and the store, only when asked for
         from specbench.bench.viewer_cost import measure_viewer
         from specbench.store.viewer_cost import write_viewer_cost
@@ -67,7 +72,9 @@ def doctor(
         measured = measure_viewer(
             suite=suite, target=target, limit=limit, repeats=repeats, data=tuple(data or ()), say=note
         )
-        write_viewer_cost(paths.results_dir(store), measured)
+        # Said before it is kept: a disk that has filled up meanwhile does not take it away.
+        note(measured.words())
+        write_viewer_cost(results, measured)
     findings = examine(store=store, data=tuple(data or ()), methods_dirs=tuple(methods_dir or ()))
     is_fit = all(each.state != "failed" for each in findings)
     if as_json:
