@@ -59,8 +59,8 @@ def layouts(method: str, *, methods_dirs: Sequence[Path] = ()) -> dict[str, Layo
 def export_weights(
     folder: Path, *, layout: str | None, out: Path, methods_dirs: Sequence[Path] = (), again: bool = False
 ) -> Exported:
-    """A drafter's folder -> the same weights in another layout. layout None: the method's only one. again: `out` may
-    hold this very export already, as a push that failed leaves it.
+    """A drafter's folder -> the same weights in another layout. layout None: another program's, where there is one
+    alone. again: `out` may hold this very export already, as a push that failed leaves it.
 
     Raises UsageError (unknown layout, an architecture the layout has no place for, `out` exists) and EnvironmentFailed.
     """
@@ -74,7 +74,7 @@ def export_weights(
             checkpoint.save(part, loaded)
             (part / _CARD).write_text(model_card(loaded), encoding="utf-8")
         return Exported(folder=out, layout=NATIVE, num_tensors=len(loaded.state), serving="")
-    chosen = _pick(method, layout, methods_dirs)
+    chosen = _pick(method, layout, methods_dirs, is_import=False)
     facts = {
         "name": loaded.target.name,
         "hidden_size": loaded.target.hidden_size,
@@ -107,7 +107,7 @@ def import_weights(
     target: a hub id or folder it was trained for; its width and vocabulary are checked and its hash recorded. Without
     it the drafter counts as trained on an unknown target. Raises UsageError listing missing and unknown keys.
     """
-    chosen = _pick(method, layout, methods_dirs)
+    chosen = _pick(method, layout, methods_dirs, is_import=True)
     _check_new(out)
     read = chosen.read(checkpoint.read_config(folder), checkpoint.read_tensors(folder))
     facts = TrainedOn(name="unknown", weights_hash="unknown", hidden_size=read.hidden_size, vocab_size=read.vocab_size)
@@ -230,23 +230,30 @@ def _line(value: Any) -> str:
     return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'")
 
 
-def _pick(method: str, layout: str | None, methods_dirs: Sequence[Path]) -> Layout:
+def _pick(method: str, layout: str | None, methods_dirs: Sequence[Path], *, is_import: bool) -> Layout:
+    """Of other programs' layouts; what an export in our own needs none for."""
     known = layouts(method, methods_dirs=methods_dirs)
+    names = list(known) if is_import else [NATIVE, *known]
+    as_it_is = f"specbench run SUITE --methods {method} --set {method}.weights=DIR"
+    if is_import and layout == NATIVE:
+        raise UsageError("a folder in specbench's own layout is a drafter as it is", where="--layout", try_=as_it_is)
     if not known:
         raise UsageError(
-            f"method {method!r} has no other program's layout", where="--layout", try_=f"--layout {NATIVE}"
+            f"method {method!r} has no other program's layout",
+            where="--layout",
+            try_=as_it_is if is_import else f"--layout {NATIVE}",
         )
     if layout is None:
         if len(known) > 1:
             raise UsageError(
-                f"method {method!r} knows several layouts: {', '.join(known)}",
+                f"method {method!r} knows several layouts: {', '.join(names)}",
                 where="--layout",
-                try_=f"--layout {next(iter(known))}",
+                try_=f"--layout {names[0]}",
             )
         return next(iter(known.values()))
     if layout not in known:
         raise UsageError(
-            f"method {method!r} has no layout {layout!r}", where="--layout", try_=did_you_mean(layout, [*known, NATIVE])
+            f"method {method!r} has no layout {layout!r}", where="--layout", try_=did_you_mean(layout, names)
         )
     return known[layout]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,26 @@ def test_unknown_keys_unknown_layouts_and_a_full_folder_are_refused(
     assert "other" in refused.value.try_
     with pytest.raises(UsageError, match="is not empty"):
         weights.export_weights(drafter, layout="other", out=tmp_path / "odd", methods_dirs=[methods])
+
+
+def test_where_a_method_knows_several_layouts_all_that_would_do_are_named(
+    methods: Path, drafter: Path, tmp_path: Path
+) -> None:
+    """An export told of the other programs' alone; an import proposed specbench's own and then refused it."""
+    with (methods / "mine" / "layouts.py").open("a") as file:
+        file.write("LAYOUTS['third'] = type('Third', (Other,), {'name': 'third'})()\n")
+    given = {"out": tmp_path / "out", "methods_dirs": [methods]}
+    for layout in (None, "thrd"):
+        with pytest.raises(UsageError) as refused:
+            weights.export_weights(drafter, layout=layout, **given)
+        assert {"specbench", "other", "third"} <= set(re.findall(r"\w+", f"{refused.value.what} {refused.value.try_}"))
+        with pytest.raises(UsageError) as refused:
+            weights.import_weights(drafter, method="mine", layout=layout, target=None, **given)
+        words = set(re.findall(r"\w+", f"{refused.value.what} {refused.value.try_}"))
+        assert {"other", "third"} <= words and "specbench" not in words
+    with pytest.raises(UsageError, match="a drafter as it is") as refused:
+        weights.import_weights(drafter, method="mine", layout="specbench", target=None, **given)
+    assert "--set mine.weights=DIR" in refused.value.try_
 
 
 def test_the_commands_say_what_they_made_and_what_was_left_out(

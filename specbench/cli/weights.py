@@ -19,7 +19,9 @@ _Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder t
 _Layout = Annotated[
     str | None,
     typer.Option(
-        "--layout", metavar="NAME", help="specbench weights layouts METHOD lists them. [default: the only one]"
+        "--layout",
+        metavar="NAME",
+        help="specbench weights layouts METHOD lists them; to be said where there are several of other programs.",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
