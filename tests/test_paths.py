@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from specbench import paths
+from specbench.lm import parallel
 
 PLACES = [
     ("SPECBENCH_RESULTS", lambda: paths.results_dir(None), "results"),
@@ -42,3 +44,11 @@ def test_a_variable_that_says_something_names_the_place(
 ) -> None:
     monkeypatch.setenv(name, str(tmp_path / "chosen"))
     assert place().is_relative_to(tmp_path / "chosen")
+
+
+def test_empty_variables_of_torchrun_mean_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some job systems set them without a value where one process runs."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert (parallel.num_processes(), parallel.rank()) == (1, 0)
+    assert parallel.own_device(torch.device("cuda")) == torch.device("cuda", 0)

@@ -134,7 +134,7 @@ def _stray(item: Setting, method: str, named_by: str) -> UsageError:
 
 def silence_followers() -> None:
     """Of the processes that torchrun started for one target, the first speaks."""
-    if int(os.environ.get("RANK", "0")) > 0:
+    if int(os.environ.get("RANK") or "0") > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 

@@ -48,17 +48,17 @@ class Call(IntEnum):
 
 def num_processes() -> int:
     """Processes that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def rank() -> int:
     """This process's place among them."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or "0")
 
 
 def own_device(device: torch.device) -> torch.device:
     """The one of a machine's devices that this process takes."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or "0")) if device.type == "cuda" else device
 
 
 def check_is_first() -> None:

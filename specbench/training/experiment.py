@@ -65,7 +65,7 @@ def carry_out(plan: Plan, progress: TrainProgress, run_command: RunCommand) -> O
 
     Raises UsageError where another process works on the same experiment, EnvironmentFailed where the disk refuses.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise UsageError(
             "an experiment runs in one process",
             where="accelerate launch, torchrun",

@@ -119,8 +119,8 @@ def find_tokenizer(name: str, request: dict[str, Any]) -> Found:
 
 def hub_cache() -> Path:
     """The hub's cache, by its published layout: nothing is asked of the network."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
 
 def _tokenizer_file(target: str) -> Path | None:
