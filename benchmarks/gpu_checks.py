@@ -114,8 +114,16 @@ def timer(bench: Bench, found: Found) -> dict[str, Any]:
         for _ in range(5):
             for kind, engine in engines.items():
                 walls[kind].append(engine.generate(drafter, asked, capturing="none").decode_s)
-    median = {kind: statistics.median(times) for kind, times in walls.items()}
-    for kind, asked_for in (("stamps", "<= 1 %"), ("events", "<= 1 %" if bench.why_no_timer else "")):
+    rows += _timer_rows(walls, verify_s, texts, has_timer=not bench.why_no_timer)
+    return {"rows": rows, "resolution": resolution, "walls_s": walls}
+
+
+def _timer_rows(
+    walls: dict[str, list[float]], verify_s: dict[str, float], texts: dict[str, tuple[int, ...]], *, has_timer: bool
+) -> list[dict[str, str]]:
+    """What taking times costs. walls: seconds of generations without times ("none"), and with times by a kind."""
+    rows, median = [], {kind: statistics.median(times) for kind, times in walls.items()}
+    for kind, asked_for in (("stamps", "<= 1 %"), ("events", "" if has_timer else "<= 1 %")):
         if kind in median:
             cost = median[kind] / median["none"] - 1
             rows.append(row(f"whole generation, times taken by {kind} against not", f"{cost:+.2%}", asked_for))
@@ -124,7 +132,7 @@ def timer(bench: Bench, found: Found) -> dict[str, Any]:
         rows.append(row("a verification by events / by stamps", f"{ratio:.3f}", "about 1"))
     same = "the same" if len(set(texts.values())) == 1 else "NOT the same"
     rows.append(row("texts with times and without", same, "the same"))
-    return {"rows": rows, "resolution": resolution, "walls_s": walls}
+    return rows
 
 
 def _replayed(bench: Bench, run: Callable[[], None]) -> None:

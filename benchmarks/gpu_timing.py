@@ -147,9 +147,9 @@ def weight_bytes(lm: CachedLM) -> int:
     return sum(each.numel() * each.element_size() for each in lm.model.parameters())
 
 
-def held_bytes(lm: CachedLM) -> int:
-    """Weights and cache."""
-    return weight_bytes(lm) + lm.cache.num_bytes()
+def held_bytes(lm: CachedLM, *cut_from_it: CachedLM) -> int:
+    """Weights and cache, and the caches of models that have its weights."""
+    return weight_bytes(lm) + sum(each.cache.num_bytes() for each in (lm, *cut_from_it))
 
 
 def allocated_bytes(bench: Bench) -> int:

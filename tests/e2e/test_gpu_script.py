@@ -160,11 +160,17 @@ def test_no_rounding_decides_where_target_and_draft_disagree() -> None:
     assert shares == [102, 51, 0], "of 512 tokens: both levels, the higher one, none"
 
 
-def test_both_programs_accept_the_same_of_the_same_text_in_bf16() -> None:
+def test_both_programs_accept_the_same_of_the_same_text_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_peers, "allocated_bytes", lambda bench: 1_000)
+    monkeypatch.setattr(gpu_peers, "peak_bytes", lambda bench: 500_000)
     found = gpu_peers.assisted(_bench(dtype=torch.bfloat16), {})
     ours, theirs = found["acceptance"]
     assert abs(ours - theirs) <= 0.02 and 0.6 <= ours <= 0.9 and 0.6 <= theirs <= 0.9
     assert found["num_same"] == 96 and found["tau"] > 3.5
+    assert found["peak_bytes"] == 499_000, "less what lay there before"
+    # 188,992 weights, 131 slots of four layers; of the draft's two layers a slot for each token and a few more.
+    caches = found["held_bytes"] - 2 * 188_992 - 131 * 512
+    assert 112 * 256 <= caches < 128 * 256
 
 
 def test_the_skipped_layers_are_scaled_until_acceptance_is_where_it_is_asked_for() -> None:
