@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_attention import WatchedLM, demand_attention
 from benchmarks.gpu_models import NEW, Bench, Guess, Plain, make_model, target
 from benchmarks.gpu_timing import (
     Found,
     NotCaptured,
     bandwidth,
-    demand_attention,
     device_s,
     engine_for,
     phase_s,
@@ -28,7 +28,6 @@ from benchmarks.gpu_timing import (
 )
 from specbench.engine import stamps
 from specbench.lm import attention
-from specbench.lm.cached_lm import CachedLM
 from specbench.tree import chain, from_lists, topology
 
 
@@ -68,11 +67,11 @@ def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     return next((place for place, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(left), len(right)))
 
 
-def _tree_logits(bench: Bench, lm: CachedLM) -> float:
+def _tree_logits(bench: Bench, lm: WatchedLM) -> float:
     """A tree behind a prompt, in the run's dtype and attention, and in float32 in the readable one."""
     tree = from_lists([[3, 5, 7, 9, 4]], [[-1, 0, 1, 2, -1]], device=bench.device)
     prompt_T = torch.arange(10, 10 + bench.size(512), device=bench.device) % lm.vocab_size
-    wide = CachedLM(make_model(bench, "qwen2.5-0.5b", dtype=torch.float32), name="readable")
+    wide = WatchedLM(make_model(bench, "qwen2.5-0.5b", dtype=torch.float32), name="readable")
     wide.model.load_state_dict({key: value.float() for key, value in lm.model.state_dict().items()})
     wide.model.set_attn_implementation(attention.PLAIN)
     logits = []

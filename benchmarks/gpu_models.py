@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
+from benchmarks.gpu_attention import WatchedLM
 from specbench.lm import attention
-from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter, DraftNoise, DraftTree
 from specbench.tree import DraftTree as Tree
 from specbench.tree import chain
@@ -132,12 +132,12 @@ def make_decisive(model: PreTrainedModel) -> None:
 @contextmanager
 def target(
     bench: Bench, name: str, *, is_decisive: bool = False, dtype: torch.dtype | None = None
-) -> Iterator[CachedLM]:
+) -> Iterator[WatchedLM]:
     """A model behind specbench's cache; its memory is given back afterwards. is_decisive: see `make_decisive`."""
     model = make_model(bench, name, dtype=dtype)
     if is_decisive:
         make_decisive(model)
-    lm = CachedLM(model, name=name)
+    lm = WatchedLM(model, name=name)
     del model
     try:
         yield lm

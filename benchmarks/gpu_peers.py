@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import StaticCache
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
+from benchmarks.gpu_attention import WatchedLM, demand_attention
 from benchmarks.gpu_models import BIG, NEW, Bench, Plain, let_go, make_model
 from benchmarks.gpu_pair import calibrate, cut_after, give_second_thoughts
 from benchmarks.gpu_shared import COMPILED, Shared, faster, shared_target
@@ -35,7 +36,6 @@ from benchmarks.gpu_timing import (
     timed,
 )
 from specbench.engine.answer import GroupResult
-from specbench.lm.cached_lm import CachedLM
 from specbench.lm.chain import ChainDrafter
 from specbench.method import Request
 from specbench.tree import empty
@@ -125,6 +125,7 @@ def whole(bench: Bench, found: Found) -> dict[str, Any]:
     ways = shared.each_way(measure)
     compile_s = shared.compile(is_whole=True)
     ways |= {f"{way} whole": value for way, value in shared.each_way(measure).items() if way == COMPILED}
+    demand_attention(shared.lm, bench.attention_for(shared.lm.dtype))
     what = "one token's forward alone, ms: "
     rows = [row(what + way, f"{seconds * 1e3:.3f}") for way, seconds in ways.items()]
     rows.append(row("compiling layer by layer, whole: s", f"{shared.compile_s:.0f}, {compile_s:.0f}"))
@@ -196,13 +197,14 @@ def assisted(bench: Bench, found: Found) -> dict[str, Any]:
     model, num_layers = make_model(bench, BIG), 2 if bench.is_small else 4
     give_second_thoughts(model, num_layers=num_layers)
     draft = cut_after(model, num_layers)
-    lm, small = CachedLM(model, name=BIG), CachedLM(draft, name="first layers")
+    lm, small = WatchedLM(model, name=BIG), WatchedLM(draft, name="first layers")
     asked = requests(bench, num=1, prompt=prompt, new=new, vocab_size=lm.vocab_size)
     engine = engine_for(bench, lm, prompt=prompt, new=new, nodes=NUM_DRAFTED)
     drafter = ChainDrafter(small, engine.view(), num_tokens=NUM_DRAFTED, num_shared=lm.vocab_size)
     reset_peak(bench)
     scale = calibrate(model, num_layers, acceptance=lambda: our_acceptance(engine.generate(drafter, asked)))
     ours = timed(engine, drafter, asked)
+    demand_attention(small, bench.attention_for(small.dtype))
     peak, held = peak_bytes(bench) - left_over, held_bytes(lm, small)
     tokens = ours[0].generations[0].tokens
 

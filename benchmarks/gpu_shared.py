@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.gpu_attention import WatchedLM
 from benchmarks.gpu_models import BIG, Bench, free, let_go, make_decisive, make_model
 from benchmarks.gpu_timing import row
-from specbench.lm.cached_lm import CachedLM
 from specbench.tree import empty
 
 COMPILED, AS_IT_IS = "compiled", "as it is"
@@ -31,7 +31,7 @@ class Shared:
         model = make_model(bench, BIG)
         make_decisive(model)
         self.bench = bench
-        self.lm = CachedLM(model, name=BIG)
+        self.lm = WatchedLM(model, name=BIG)
         self.why_plain = ""
         """Why there is no compiled forward; '' where there is one."""
         # As it is comes first: the cached model then learns whether decoder and head are all there is of it.

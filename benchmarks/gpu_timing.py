@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_attention import WatchedLM, WrongAttention, demand_attention
 from benchmarks.gpu_models import Bench
 from specbench.engine.answer import GroupResult
 from specbench.engine.decode import Engine
-from specbench.lm import attention
 from specbench.lm.cached_lm import CachedLM
 from specbench.method import Drafter, Request
 from specbench.metrics import expected_tokens
@@ -44,7 +44,7 @@ def requests(bench: Bench, *, num: int, prompt: int, new: int, vocab_size: int) 
 
 
 def engine_for(
-    bench: Bench, lm: CachedLM, *, prompt: int, new: int, rows: int = 1, nodes: int = 0, **options: Any
+    bench: Bench, lm: WatchedLM, *, prompt: int, new: int, rows: int = 1, nodes: int = 0, **options: Any
 ) -> Engine:
     """Steps captured, unless graphs=None is among the options. Raises WrongAttention."""
     asked, found = bench.attention_for(lm.dtype), lm.model.config._attn_implementation
@@ -52,22 +52,6 @@ def engine_for(
         raise WrongAttention(f"{lm.name} was made for {asked} and is set to {found}")
     options = {"graphs": bench.backend(), **options}
     return Engine(lm, sampling=Sampling(), max_batch=rows, max_len=prompt + new, max_nodes=nodes, **options)
-
-
-class WrongAttention(RuntimeError):
-    """Another attention ran than the one that the figure is of."""
-
-
-_USED = {attention.PLAIN: "plain", attention.SDPA: "sdpa", attention.TRITON: "triton"}
-
-
-def demand_attention(lm: CachedLM, name: str) -> None:
-    """Raises WrongAttention where the forwards so far were not those of this implementation. A prompt's chunks go
-    through SDPA under Triton's as well."""
-    allowed = {_USED[name], "sdpa"} if name == attention.TRITON else {_USED[name]}
-    if _USED[name] not in lm.attention_used or lm.attention_used - allowed:
-        used = " and ".join(sorted(lm.attention_used)) or "nothing"
-        raise WrongAttention(f"{lm.name}: {name} was asked for, and what ran was {used}")
 
 
 class NotCaptured(RuntimeError):
@@ -82,6 +66,7 @@ def timed(engine: Engine, drafter: Drafter, asked: list[Request], *, rounds: int
     graphs = engine.graphs
     before = 0 if graphs is None else graphs.num_single(drafter)
     results = [engine.generate(drafter, asked, capturing="none") for _ in range(rounds)]
+    assert isinstance(engine.lm, WatchedLM), "engine_for makes engines of no other"
     demand_attention(engine.lm, engine.lm.model.config._attn_implementation)
     if graphs is not None:
         if graphs.refusal(drafter):

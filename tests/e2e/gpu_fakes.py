@@ -9,20 +9,28 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.gpu_attention import WatchedLM
 from benchmarks.gpu_models import Bench
 from benchmarks.gpu_shared import Shared
 from specbench.engine.answer import Generation, GroupResult
+from specbench.engine.recorded import RecordedGraphs
 from specbench.events import StepRow
-from tests.helpers import CPU
+from specbench.lm import attention
+from tests.helpers import CPU, tiny_model
 
 Row = tuple[str, str, str]
 
 
-def bench_on(device: torch.device = CPU, *, attention_name: str = "", backend: Any = None) -> Bench:
+def bench_on(device: torch.device = CPU, *, attention_name: str = "", backend: Any = RecordedGraphs) -> Bench:
     """Toy sizes: a 32nd of the published ones, no fewer than 8."""
     return Bench(
         device=device, dtype=torch.float32, is_small=True, attention_name=attention_name, backend=backend
     )  # fmt: skip
+
+
+def tiny_target(attention_name: str = attention.SDPA) -> WatchedLM:
+    """A real one, of two layers."""
+    return WatchedLM(tiny_model("llama", attention_name=attention_name), name="tiny-llama")
 
 
 def step(

@@ -14,11 +14,12 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from benchmarks import gpu, gpu_checks, gpu_models, gpu_peers, gpu_shared, gpu_timing
+from benchmarks.gpu_attention import WatchedLM, WrongAttention, demand_attention
 from benchmarks.gpu_models import BIG, PUBLISHED, Bench, Plain, make_model, small_copy
 from specbench.engine.recorded import RecordedGraphs
 from specbench.lm import attention
-from specbench.lm.cached_lm import CachedLM
-from tests.helpers import CPU, tiny_lm
+from tests.e2e.gpu_fakes import tiny_target
+from tests.helpers import CPU
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -118,31 +119,31 @@ def test_an_attention_that_is_set_on_one_model_is_not_set_on_the_other(monkeypat
 
 
 def test_a_figure_of_another_attention_is_refused() -> None:
-    bench, lm = _bench(), tiny_lm(attention_name=attention.PLAIN)
-    with pytest.raises(gpu_timing.WrongAttention, match="made for specbench_fused and is set to specbench_plain"):
+    bench, lm = _bench(), tiny_target(attention.PLAIN)
+    with pytest.raises(WrongAttention, match="made for specbench_fused and is set to specbench_plain"):
         gpu_timing.engine_for(bench, lm, prompt=8, new=8)
     lm.model.set_attn_implementation(attention.SDPA)
-    with pytest.raises(gpu_timing.WrongAttention, match="what ran was nothing"):
-        gpu_timing.demand_attention(lm, attention.SDPA)
+    with pytest.raises(WrongAttention, match="and no step ran"):
+        demand_attention(lm, attention.SDPA)
     asked = gpu_timing.requests(bench, num=1, prompt=8, new=4, vocab_size=lm.vocab_size)
     engine = gpu_timing.engine_for(bench, lm, prompt=8, new=8, graphs=None)
     gpu_timing.timed(engine, Plain(CPU), asked, rounds=1)
     lm.model.set_attn_implementation(attention.PLAIN)
-    with pytest.raises(gpu_timing.WrongAttention, match="what ran was plain and sdpa"):
+    with pytest.raises(WrongAttention, match=r"what ran was plain and sdpa .*: 1\)"):
         gpu_timing.timed(engine, Plain(CPU), asked, rounds=1)
 
 
 def test_the_readable_attention_of_the_parity_part_is_the_readable_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second model is set to another attention than the first; if that does nothing, there is no figure."""
     bench = _bench()
-    lm = CachedLM(make_model(bench, "qwen2.5-0.5b"), name="one")
+    lm = WatchedLM(make_model(bench, "qwen2.5-0.5b"), name="one")
     assert gpu_checks._tree_logits(bench, lm) < 1e-4 and lm.attention_used == {"sdpa"}
     does = PreTrainedModel.set_attn_implementation
     monkeypatch.setattr(
         PreTrainedModel, "set_attn_implementation",
         lambda model, name: None if name == attention.PLAIN else does(model, name),
     )  # fmt: skip
-    with pytest.raises(gpu_timing.WrongAttention, match="specbench_plain was asked for, and what ran was sdpa"):
+    with pytest.raises(WrongAttention, match="specbench_plain was asked for, and what ran was sdpa"):
         gpu_checks._tree_logits(bench, lm)
 
 

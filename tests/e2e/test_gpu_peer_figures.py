@@ -72,18 +72,21 @@ def test_the_way_that_writes_an_answer_sooner_is_held_against_the_static_cache(m
 
 
 def test_a_forward_alone_is_told_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, taken = FakeShared(bench_on()), iter([0.004, 0.005, 0.003, 1.0])
+    shared, taken = FakeShared(bench_on(attention_name="some")), iter([0.004, 0.005, 0.003, 1.0])
     lm: Any = shared.lm
     lm.allocate = lm.begin = lm.prefill = lambda *_, **__: None
     monkeypatch.setattr(gpu_peers, "shared_target", lambda bench: shared)
     monkeypatch.setattr(gpu_peers, "repeated_s", lambda bench, runs: next(taken))
     monkeypatch.setattr(shared, "compile", lambda *, is_whole: 44.0)
+    demanded: list[str] = []
+    monkeypatch.setattr(gpu_peers, "demand_attention", lambda lm, name: demanded.append(name))
     assert rows_of(gpu_peers.whole(shared.bench, FOUND)) == [
         ("one token's forward alone, ms: compiled", "4.000", ""),
         ("one token's forward alone, ms: as it is", "5.000", ""),
         ("one token's forward alone, ms: compiled whole", "3.000", ""),
         ("compiling layer by layer, whole: s", "7, 44", ""),
     ]
+    assert demanded == [shared.bench.attention_name]
 
 
 def test_transformers_loops_take_the_median_of_three_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from specbench.engine.answer import GroupResult
 from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.lm import attention
-from tests.helpers import CPU, tiny_lm
+from tests.e2e.gpu_fakes import tiny_target
+from tests.helpers import CPU
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ def _bench(backend: Any = RecordedGraphs, dtype: torch.dtype = torch.float32) ->
 
 
 def _timed(backend: Any, **options: Any) -> list[GroupResult]:
-    bench, lm = _bench(backend), tiny_lm()
+    bench, lm = _bench(backend), tiny_target()
     asked = gpu_timing.requests(bench, num=1, prompt=8, new=8, vocab_size=lm.vocab_size)
     return gpu_timing.timed(gpu_timing.engine_for(bench, lm, prompt=8, new=8, **options), Plain(CPU), asked, rounds=1)
 
