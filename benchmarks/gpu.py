@@ -163,12 +163,21 @@ def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--missing", action="store_true", help="only those of them that --out has no figures of")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", help="cuda, or one of several: cuda:1")
     parser.add_argument("--attention", choices=["auto", "triton", "sdpa"], default="auto")
     # torch and transformers take some of the nine minutes to load.
     parser.add_argument("--seconds", type=float, default=510.0, help="for all parts together")
     parser.add_argument("--small", action="store_true", help="toy shapes on the CPU, to rehearse")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if args.small:
+        # Graphs that record operators cannot replay what Triton's interpreter does.
+        for option, value in (("--attention", args.attention), ("--device", args.device)):
+            if value not in (None, "auto", "sdpa", "cpu"):
+                parser.error(
+                    f"--small rehearses on a CPU with torch's attention, not with {option} {value}: leave that out, "
+                    f"or leave out --small where there is a GPU"
+                )
+    return args
 
 
 def _bench(args: argparse.Namespace) -> Bench:
@@ -178,7 +187,7 @@ def _bench(args: argparse.Namespace) -> Bench:
             device=torch.device("cpu"), dtype=torch.float32, is_small=True, attention_name=attention.SDPA,
             backend=RecordedGraphs,
         )  # fmt: skip
-    device = torch.device(args.device)
+    device = torch.device(args.device or "cuda")
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device is visible to torch. Try: python benchmarks/gpu.py --small")
     if device.index is not None:

@@ -155,18 +155,19 @@ def kernel(bench: Bench, found: Found) -> dict[str, Any]:
     """The tree kernel alone: one layer of the 8B shape, B = 1, 64 nodes, growing contexts. Keys and values are others
     in every run, as they are in every layer: those of one layer would stay in the card's cache."""
     if bench.attention_name != attention.TRITON:
-        return {"rows": [row("tree kernel", "not there: SDPA was asked for")]}
+        return {"rows": [row("tree kernel", f"not run: attention is {bench.attention_name}")]}
     from specbench.lm.tree_kernel import ancestor_bits, tree_attention
 
     rows, raw = [], {}
-    shape = topology(chain(torch.arange(64, device=bench.device)[None]))
+    num_heads, num_kv, width = (4, 2, 16) if bench.is_small else (32, 8, 128)
+    shape = topology(chain(torch.arange(bench.size(64), device=bench.device)[None]))
     slots = shape.depth_BM.shape[1]
     bits_BMW, depth_BM = ancestor_bits(shape.sees_BMM), shape.depth_BM.to(torch.int32).contiguous()
-    for context in (1024, 8192, 32768):
-        size = 1, 8, context + slots, 128
+    for context in map(bench.size, (1024, 8192, 32768)):
+        size = 1, num_kv, context + slots, width
         set_bytes = 2 * math.prod(size) * bench.dtype.itemsize
         num_sets, num_runs = rotation(set_bytes)
-        query = torch.randn(1, 32, slots, 128, dtype=bench.dtype, device=bench.device)
+        query = torch.randn(1, num_heads, slots, width, dtype=bench.dtype, device=bench.device)
         sets = [
             tuple(torch.randn(size, dtype=bench.dtype, device=bench.device) for _ in range(2)) for _ in range(num_sets)
         ]
@@ -174,7 +175,7 @@ def kernel(bench: Bench, found: Found) -> dict[str, Any]:
         runs = [
             partial(
                 tree_attention, query, *sets[place % num_sets],
-                length_B=length_B, depth_BM=depth_BM, bits_BMW=bits_BMW, scale=128**-0.5,
+                length_B=length_B, depth_BM=depth_BM, bits_BMW=bits_BMW, scale=width**-0.5,
             )
             for place in range(num_runs)
         ]  # fmt: skip

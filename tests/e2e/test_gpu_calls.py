@@ -106,6 +106,16 @@ def test_one_call_holds_every_part_in_nine_minutes() -> None:
     assert gpu.needed(gpu.PARTS["compiled"], _bench(is_small=False)) == gpu.COMPILING_S + gpu.PARTS["compiled"].seconds
 
 
+@pytest.mark.parametrize("words", [("--attention", "triton"), ("--device", "cuda:1")])
+def test_a_rehearsal_refuses_what_it_would_not_do(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu._arguments(["--small", *words])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"not with {' '.join(words)}: leave that out, or leave out --small" in said
+    assert gpu._arguments(["--small", "--attention", "sdpa", "--device", "cpu"]).small
+
+
 # --- what is measured is what is said --------------------------------------------------------------------------------
 
 
