@@ -231,6 +231,23 @@ def test_parts_share_one_target_that_is_compiled_once_and_timed_both_ways() -> N
     assert not bench.kept, "another model is not made beside it"
 
 
+def test_weights_that_are_multiplied_together_are_counted_once_and_stay_where_graphs_read_them() -> None:
+    """A compiled forward moves them when it first runs: before anything is captured, and no byte more is held. What
+    transformers' loops are given multiplies each by itself."""
+    shared = gpu_shared.Shared(_bench())
+    model = shared.lm.model
+    stored = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in model.parameters()}
+    assert len(stored) == len(list(model.parameters())) - 4 * 3, "in four layers five matrices have become two"
+    # Embeddings and head; layers of 12,288 in attention, three matrices of 96 x 64 and two norms; the final norm.
+    num_weights = 2 * 512 * 64 + 4 * (12288 + 3 * 96 * 64 + 2 * 64) + 64
+    assert sum(stored.values()) == gpu_timing.weight_bytes(shared.lm) == 4 * num_weights
+    places = [each.data_ptr() for each in model.parameters()]
+    shared.each_way(_answer(shared))
+    assert [each.data_ptr() for each in model.parameters()] == places
+    with shared.as_published() as published:
+        assert not any("forward" in vars(each) for each in published.modules())
+
+
 def test_a_forward_that_cannot_be_compiled_costs_its_figures_not_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*args: Any, **options: Any) -> Any:
         raise RuntimeError("Unsupported: what the compiler does not know\nmore")
