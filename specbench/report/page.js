@@ -1,5 +1,5 @@
-// The page: reads its data, keeps its state in the address (#scope=…&sort=…&theme=…), draws tables at once and figures
-// when they come near the screen. Nothing here asks the network for anything.
+// The page: reads its data, keeps its state in the address (#scope=…&sort=…&theme=…), draws tables at once; figures.js
+// draws the figures. Nothing here asks the network for anything.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
@@ -260,60 +260,7 @@ function drawExternal() {
   ], DATA.external, { caption: "As recorded by other programs, counted their way", notes: (row) => row.notes, rowClass: () => "quiet" });
 }
 
-// ---- figures, when they come near the screen
-
-const FIGURES = {
-  speedup: (mount, scope) => figSpeedup(mount, scope),
-  scatter: (mount, scope) => figScatter(mount, scope),
-  efficiency: (mount, scope) => figEfficiency(mount, scope),
-  phases: (mount, scope) => figPhases(mount, scope),
-  waterfall: (mount, scope) => figWaterfall(mount, scope, byId("waterfall-method").value),
-  batches: (mount, scope) => figBatches(mount, scope),
-  acceptance: (mount, scope) => figAcceptance(mount, scope),
-  streams: (mount, scope) => figStreams(mount, scope),
-};
-const drawn = new Set();
-let library = null;
-
-// The library travels gzipped in the page. An inline script is what the page's policy allows, so the inflated text
-// becomes one.
-async function inflateLibrary() {
-  if (typeof DecompressionStream === "undefined") throw new Error("this browser has no DecompressionStream");
-  const packed = Uint8Array.from(atob(byId("library").textContent.trim()), (c) => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
-  document.head.append(script);
-  if (typeof Plotly === "undefined") throw new Error("the chart library did not start");
-}
-
-async function drawFigure(mount) {
-  drawn.add(mount);
-  if (!mount.firstChild) nothing(mount, "Drawing…");
-  try {
-    library = library || inflateLibrary();
-    await library;
-  } catch (error) {
-    nothing(mount, `No figure: ${error.message}. The tables hold every number.`);
-    return;
-  }
-  FIGURES[mount.dataset.figure](mount, currentScope());
-}
-
-function watchFigures() {
-  const mounts = document.querySelectorAll("[data-figure]");
-  const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      watcher.unobserve(entry.target);
-      drawFigure(entry.target);
-    }
-  }, { rootMargin: "900px 0px" });
-  mounts.forEach((mount) => watcher.observe(mount));
-  addEventListener("beforeprint", () => mounts.forEach((mount) => drawn.has(mount) || drawFigure(mount)));
-}
-
-const redraw = () => drawn.forEach((mount) => drawFigure(mount));
+// ---- all of it
 
 function drawWaterfallChoice(scope) {
   const choice = byId("waterfall-method");

@@ -1,7 +1,8 @@
 """The leaderboard: one offline HTML file that carries its data, its code and its chart library.
 
 `board` decides what stands beside what; the .html, .css and .js files here are the page; this file puts them together.
-The library (4.8 MB) travels gzipped in base64 and is inflated by the browser when a figure comes near the screen.
+The library (4.8 MB) travels gzipped in base64 and is inflated by the page when a figure comes near the screen, or all
+go to a printer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from specbench.store.files import write_whole
 from specbench.store.records import ExternalRow
 
 ASSETS = Path(__file__).resolve().parent
+SCRIPTS = ("tables.js", "charts.js", "streams.js", "inflate.js", "figures.js", "page.js")
 PAGE_LIMIT_BYTES = 2_450_000
 """The promise is 2.5 MB; older runs are left out, and named, before it breaks."""
 
@@ -138,7 +140,7 @@ def _fill(
     parts = {
         "generator": html.escape(f"specbench {__version__}"),
         "css": _asset("page.css"),
-        "script": "\n".join(_asset(name) for name in ("tables.js", "charts.js", "streams.js", "page.js")),
+        "script": "\n".join(_asset(name) for name in SCRIPTS),
         "definitions": _asset("definitions.html"),
         "plain": html.escape("\n".join(to_text(record.summary) for record in records) or "No measured run yet."),
         "made": made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),

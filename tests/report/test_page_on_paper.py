@@ -1,0 +1,139 @@
+"""The page printed by a real browser: what is on the sheets, which nobody can scroll or wait for."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import os
+import random
+import subprocess
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specbench.report.page import render_page
+from tests.conftest import find_chromium
+from tests.report.browser import Browser
+from tests.report.pdf import read_pdf
+from tests.report.samples import method_row, record, summary
+
+pytestmark = pytest.mark.chromium
+
+FIGURES = ("speedup", "scatter", "efficiency", "phases", "waterfall", "acceptance")
+IN_FIGURES = ("Decode speed-up over τ", "Efficiency η", "Milliseconds per committed token", "Conditional acceptance")
+"""A heading of each kind of figure; each is drawn with its figure, not before."""
+PAPER = {"Letter": (8.5, 11.0), "A4": (8.27, 11.69)}
+"""Inches."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = find_chromium()
+    assert found is not None, "a test with this marker is skipped where there is no browser"
+    with Browser(found, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of one run with ten methods: no figure is near a window of 600 pixels."""
+    names = [f"draft_model[num_tokens={n}]" for n in range(1, 11)]
+    rows = [method_row(name, speedup=2.4 - n / 10, rank=n + 1) for n, name in enumerate(names)]
+    return _write(tmp_path_factory.mktemp("board"), *rows)
+
+
+def _write(folder: Path, *rows: Any, **changes: Any) -> Path:
+    found = summary(*rows)
+    found = dataclasses.replace(found, rows=tuple(dataclasses.replace(row, **changes) for row in found.rows))
+    page = render_page([record(found)], [], source="specbench.duckdb", made=datetime(2026, 11, 21, tzinfo=UTC))
+    out = folder / "board.html"
+    out.write_text(page.html, encoding="utf-8")
+    return out
+
+
+def _printed(browser: Browser, page: Path, paper: str, **window: Any) -> list[list[str]]:
+    browser.open(page.as_uri(), **window)
+    width, height = PAPER[paper]
+    found = browser.call("Page.printToPDF", paperWidth=width, paperHeight=height, printBackground=True)
+    return read_pdf(base64.b64decode(found["data"]))
+
+
+def _text(sheets: list[list[str]]) -> str:
+    return " ".join(" ".join(part for sheet in sheets for part in sheet).split())
+
+
+def test_every_figure_is_on_paper_where_none_came_near_the_window(board: Path, tmp_path: Path) -> None:
+    """A browser prints the page as `beforeprint` leaves it: nothing can come later."""
+    executable = find_chromium()
+    assert executable is not None
+    out = tmp_path / "board.pdf"
+    how = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,600", f"--user-data-dir={tmp_path / 'p'}")
+    printing = [executable, *how, f"--print-to-pdf={out}", board.as_uri()]
+    subprocess.run(printing, check=True, timeout=120, capture_output=True)
+    text = _text(read_pdf(out.read_bytes()))
+    assert "Drawing" not in text and "No figure" not in text
+    assert [heading for heading in IN_FIGURES if heading not in text] == []
+
+
+@pytest.mark.parametrize("width", [390, 1920])
+def test_paper_looks_the_same_whatever_the_window_and_the_window_as_before(
+    browser: Browser, board: Path, width: int
+) -> None:
+    sheets = _printed(browser, board, "A4", width=1000)
+    assert _printed(browser, board, "A4", width=width, dark=True) == sheets
+    browser.wait(f"document.documentElement.clientWidth === {width}")
+    root = "document.documentElement"
+    assert browser.evaluate(f"{root}.className + {root}.dataset.theme") == "undefined"
+    browser.wait("document.querySelector('#fig-scatter .main-svg')")
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.problems == []
+
+
+def test_without_the_chart_library_the_tables_of_numbers_are_printed(
+    browser: Browser, board: Path, tmp_path: Path
+) -> None:
+    """Folded tables are not printed: a sheet without figures must not be one without numbers."""
+    html = board.read_text(encoding="utf-8")
+    start = html.index('id="library">') + 13
+    damaged = tmp_path / "damaged.html"
+    damaged.write_text(html[: start + 4000] + "AAAAAAAA" + html[start + 4008 :], encoding="utf-8")
+    text = _text(_printed(browser, damaged, "A4"))
+    assert text.count("No figure: the packed chart library is damaged.") == len(FIGURES) and "Drawing" not in text
+    assert "Baseline step" in text and "Coverage" in text
+
+
+def test_what_the_page_unpacks_is_what_was_packed(browser: Browser, board: Path) -> None:
+    """Every kind of block, against zlib: stored, fixed codes, codes of its own; copies that reach into themselves."""
+    random.seed(0)
+    words = [bytes(random.choices(b"abcdef", k=random.randint(1, 9))) for _ in range(50)]
+    plain = [b"", b"a", b"abc" * 100, os.urandom(70_000), b" ".join(random.choices(words, k=30_000)), bytes(300_000)]
+    browser.open(board.as_uri(), height=300)
+    for data in plain:
+        for level in (0, 1, 6, 9):
+            packed = base64.b64encode(gzip.compress(data, level, mtime=0)).decode()
+            unpacked = browser.evaluate(
+                f"(bytes => {{ let found = ''; for (const byte of gunzip(bytes)) found += String.fromCharCode(byte);"
+                f" return btoa(found) }})(Uint8Array.from(atob('{packed}'), c => c.charCodeAt(0)))"
+            )
+            assert base64.b64decode(unpacked) == data, (len(data), level)
+    fixed = zlib.compressobj(9, zlib.DEFLATED, 31, 9, zlib.Z_FIXED)
+    packed = base64.b64encode(fixed.compress(plain[4]) + fixed.flush()).decode()
+    assert browser.evaluate(f"gunzip(Uint8Array.from(atob('{packed}'), c => c.charCodeAt(0))).length") == len(plain[4])
+
+
+def test_damaged_bytes_are_refused_instead_of_being_run(browser: Browser, board: Path) -> None:
+    random.seed(1)
+    browser.open(board.as_uri(), height=300)
+    whole = bytearray(gzip.compress(random.randbytes(500) * 40, 9, mtime=0))
+    for cut in (whole[:-40] + whole[-8:], whole[:10] + b"\xff" * 40 + whole[50:]):
+        packed = base64.b64encode(bytes(cut)).decode()
+        said = browser.evaluate(
+            f"(() => {{ try {{ gunzip(Uint8Array.from(atob('{packed}'), c => c.charCodeAt(0))); return 'nothing' }}"
+            " catch (error) { return error.message } })()"
+        )
+        assert said == "the packed chart library is damaged"
