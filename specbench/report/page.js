@@ -91,9 +91,15 @@ function stripHead(scale) {
   const head = svg("svg", { width: scale.width, height: 16, "aria-label": "speed-up with its interval, on one scale" });
   const span = scale.top - scale.low;
   const step = span > 6 ? 2 : span > 2 ? 1 : span > 0.8 ? 0.5 : 0.25;
+  let end = -Infinity;
   for (let value = Math.ceil(scale.low / step) * step; value <= scale.top; value += step) {
-    const anchor = scale.x(value) < 12 ? "start" : scale.x(value) > scale.width - 14 ? "end" : "middle";
-    head.append(svg("text", { x: scale.x(value), y: 12, "text-anchor": anchor, style: "font-size: 11px; fill: var(--muted); font-weight: 400" }, value + "×"));
+    const [text, x] = [value + "×", scale.x(value)];
+    const wide = widthOf(text, 11);
+    const [anchor, back] = x < 12 ? ["start", 0] : x > scale.width - 14 ? ["end", wide] : ["middle", wide / 2];
+    // No tick over its neighbour's.
+    if (x - back < end + 3) continue;
+    end = x - back + wide;
+    head.append(svg("text", { x, y: 12, "text-anchor": anchor, style: "font-size: 11px; fill: var(--muted); font-weight: 400" }, text));
   }
   return head;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import gzip
+import itertools
 import os
 import random
 import subprocess
@@ -80,6 +81,22 @@ def test_every_figure_is_on_paper_where_none_came_near_the_window(board: Path, t
     assert [heading for heading in IN_FIGURES if heading not in text] == []
 
 
+@pytest.mark.parametrize("paper", PAPER)
+def test_the_ranking_stands_on_the_sheet_with_its_last_column(browser: Browser, board: Path, paper: str) -> None:
+    sheets = _printed(browser, board, paper, width=1280)
+    assert {"Rank", "Method", "Speed-up", "95 % interval", "Tokens/s", "Identical", "Questions"} <= set(sheets[0])
+    assert sum(sheet.count("80 × 3") for sheet in sheets) == 12
+
+
+@pytest.mark.parametrize("paper", PAPER)
+def test_so_it_does_where_every_column_is_there_and_wide(browser: Browser, tmp_path: Path, paper: str) -> None:
+    wide = {"tokens_per_s": 12_345.6, "joules_per_token": 0.1234, "accuracy": 0.975, "num_questions": 1_319}
+    rows = [method_row(f"hybrid(draft_model)[num_tokens={n},beam_width=4]", speedup=12.0, tau=12.5) for n in (3, 4)]
+    parts = _printed(browser, _write(tmp_path, *rows, **wide), paper)[0]
+    assert {"Speed-up", "J/token", "Accuracy", "Questions"} <= set(parts)
+    assert parts.count("1319 × 3") == 4 and parts.count("97.5 %") == 4
+
+
 @pytest.mark.parametrize("width", [390, 1920])
 def test_paper_looks_the_same_whatever_the_window_and_the_window_as_before(
     browser: Browser, board: Path, width: int
@@ -137,3 +154,16 @@ def test_damaged_bytes_are_refused_instead_of_being_run(browser: Browser, board:
             " catch (error) { return error.message } })()"
         )
         assert said == "the packed chart library is damaged"
+
+
+def test_no_tick_of_the_ranking_stands_over_another(browser: Browser, tmp_path: Path) -> None:
+    """Between 2 and 3 times the steps are halves, and the last label ends at the strip's edge."""
+    for tenths in (14, 17, 20, 24, 25, 29, 36):
+        rows = [method_row("suffix", speedup=tenths / 10), method_row("lstm", speedup=0.7)]
+        browser.open(_write(tmp_path, *rows).as_uri())
+        ends = browser.evaluate(
+            "[...document.querySelectorAll('#ranking-table th svg text')]"
+            ".map(t => t.getBoundingClientRect()).map(r => [r.left, r.right])"
+        )
+        assert len(ends) >= (1 if tenths < 20 else 2)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends)), (tenths, ends)
