@@ -19,6 +19,8 @@ from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 from specbench.errors import cannot_write as cannot_write
 
 TRAIN_JSON = "train.json"
+UNTOUCHED = "restore the files from a copy; if nobody has changed them, this is a defect of specbench: please report it"
+"""What to do where a run's files hold what no run writes."""
 _START_TOLERANCE_S = 1.0
 _EACH_SECOND = "metrics.jsonl"
 _QUIET_S = 60.0

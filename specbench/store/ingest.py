@@ -20,11 +20,10 @@ from specbench.store.attempts import Attempts
 from specbench.store.columns import RunColumns
 from specbench.store.db import BUSY_S, open_store
 from specbench.store.device import read_device
+from specbench.store.files import UNTOUCHED
 from specbench.store.journal import replay, run_state
 from specbench.store.observed import read_observed
 
-UNTOUCHED = "restore the files from a copy; if nobody has changed them, this is a defect of specbench: please report it"
-"""What to do where a run's files hold what no run writes."""
 RUN_TABLES = (
     "runs",
     "methods",

@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeVar
 
 from specbench.errors import CheckFailed, EnvironmentFailed, StoreBusy
 from specbench.store.db import open_store
-from specbench.store.ingest import UNTOUCHED, Ingested, ingest
+from specbench.store.files import UNTOUCHED
+from specbench.store.ingest import Ingested, ingest
 from specbench.store.invariants import InvariantViolation
 from specbench.store.journal import events_file
 from specbench.store.training import Training, ingest_training, is_training

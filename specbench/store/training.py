@@ -9,14 +9,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import duckdb
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import RunFinished, RunStarted, TrainEval, TrainStep
 from specbench.store.db import BUSY_S, open_store
 from specbench.store.files import TRAIN_JSON as TRAIN_JSON
+from specbench.store.files import UNTOUCHED
 from specbench.store.files import is_training as is_training
 from specbench.store.journal import replay, run_state
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TRAIN_TABLES = ("train_runs", "train_steps", "train_evals")
 """Tables with a run_id: all of a training."""
@@ -94,26 +100,38 @@ def _forget(behind: int, *kinds: dict[int, Any]) -> None:
 
 
 def ingest_training(store: Path, folder: Path, *, timeout_s: float = BUSY_S) -> Training:
-    """Puts a training into the DuckDB file `store`, whole or not at all, replacing what was there; returns it."""
-    training = read_training(folder)
-    tables = {
-        "train_runs": [_run_row(training)],
-        "train_steps": [_step_row(training.run_id, step) for step in training.steps],
-        "train_evals": [_eval_row(training.run_id, each) for each in training.evals],
-    }
-    with open_store(store, timeout_s=timeout_s) as connection:
-        connection.execute("BEGIN")
-        try:
-            for table, rows in tables.items():
-                connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [training.run_id])
-                for row in rows:
-                    marks = ", ".join("?" for _ in row)
-                    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", list(row.values()))
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+    """Puts a training into the DuckDB file `store`, whole or not at all, replacing what was there; returns it.
+
+    Raises StoreBusy, and EnvironmentFailed for missing or damaged files.
+    """
+    try:
+        training = read_training(folder)
+        # Made before the store is opened: its file is locked for the insert alone.
+        tables = _tables(training)
+        with open_store(store, timeout_s=timeout_s) as connection:
+            _replace(connection, training.run_id, tables)
+    # Fields of events are not checked one by one: one of another kind breaks what works with it.
+    except (ArithmeticError, LookupError, TypeError, ValueError, duckdb.DataError, duckdb.IntegrityError) as error:
+        raise EnvironmentFailed(
+            f"the training's files hold what nothing writes: {type(error).__name__}: {error}",
+            where=str(folder),
+            try_=UNTOUCHED,
+        ) from error
     return training
+
+
+def _replace(connection: duckdb.DuckDBPyConnection, run_id: str, tables: dict[str, pa.Table]) -> None:
+    connection.execute("BEGIN")
+    try:
+        for name in TRAIN_TABLES:
+            connection.execute(f"DELETE FROM {name} WHERE run_id = ?", [run_id])
+            connection.register("arriving", tables[name])
+            connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM arriving")
+            connection.unregister("arriving")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def training_folders(runs: Path) -> Iterator[Path]:
@@ -131,6 +149,29 @@ def headline(folder: Path) -> str:
         return f"loss {figures['loss']:.3f} at step {figures['step']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def _tables(training: Training) -> dict[str, pa.Table]:
+    """Table name -> rows to insert, one table a name of TRAIN_TABLES."""
+    import pyarrow as pa  # 0.1 s, only where something is stored
+
+    whole, real = pa.int64(), pa.float64()
+    wholes, reals = pa.list_(whole), pa.list_(real)
+    # Said, not guessed: a column of empty lists, or of no rows, would have no type.
+    step_types = dict.fromkeys(("step", "num_tokens", "num_anchors"), whole)
+    step_types |= dict.fromkeys(("epoch", "seconds", "loss", "lr", "grad_norm"), real)
+    eval_types = dict.fromkeys(("step", "num_steps", "num_new_tokens"), whole)
+    eval_types |= dict.fromkeys(("num", "whole", "right_", "accepted_at", "proposed_at"), wholes)
+    eval_types |= {"loss": reals, "correct": pa.list_(wholes), "seconds": real, "is_best": pa.bool_()}
+
+    def table(rows: list[dict[str, Any]], types: dict[str, pa.DataType]) -> pa.Table:
+        return pa.Table.from_pylist(rows, schema=pa.schema({"run_id": pa.string(), **types}))
+
+    return {
+        "train_runs": pa.Table.from_pylist([_run_row(training)]),
+        "train_steps": table([_step_row(training.run_id, step) for step in training.steps], step_types),
+        "train_evals": table([_eval_row(training.run_id, each) for each in training.evals], eval_types),
+    }
 
 
 def _run_row(training: Training) -> dict[str, Any]:
