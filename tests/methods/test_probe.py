@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,66 @@ def test_verification_is_measured_through_graphs_where_the_engine_has_them(as_tr
     for engine in (captured, plain):
         costs = verification_costs(engine, PROMPTS[0], (0, 2, 8), as_tree=as_tree)
         assert len(costs) == 3 and all(0.1 < cost < 100 for cost in costs)
+
+
+class _SetClock:
+    """A verification of n nodes takes 2 + n s, in the first round a hundred times as long."""
+
+    def __init__(self, target: CachedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[int] = []
+        verify = target.verify
+
+        def watched(root_B: Any, tree: Any) -> Any:
+            self.seen.append(tree.num_nodes)
+            return verify(root_B, tree)
+
+        monkeypatch.setattr(target, "verify", watched)
+        monkeypatch.setattr("specbench.probe.clock_for", lambda device: self)
+
+    def finish(self) -> None:
+        pass
+
+    def mark(self) -> int:
+        return len(self.seen)
+
+    def seconds(self, start: int, end: int) -> float:
+        assert end == start + 1, "one verification between two marks"
+        is_first = self.seen.count(self.seen[start]) == 1
+        return (2.0 + self.seen[start]) * (100.0 if is_first else 1.0)
+
+
+@pytest.mark.parametrize("as_tree", [False, True])
+def test_verification_costs_are_ratios_to_that_of_no_draft(monkeypatch: pytest.MonkeyPatch, as_tree: bool) -> None:
+    """Whatever the lengths and their order; the last is the largest, so no ratio to it could be above 1."""
+    engine = Engine(tiny_lm(), sampling=Sampling(), max_len=48, max_nodes=8)
+    clock = _SetClock(engine.lm, monkeypatch)
+    assert verification_costs(engine, PROMPTS[0], (2, 0, 8), as_tree=as_tree) == [2.0, 1.0, 5.0]
+    # In turns, so that a machine that slows down meanwhile slows all of them.
+    assert clock.seen[:8] == [0, 2, 0, 8] * 2
+
+
+def test_those_of_captured_steps_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_lm(), sampling=Sampling(), max_len=48, max_nodes=8, graphs=RecordedGraphs())
+
+    def generate(self: Engine, drafter: Drafter, requests: object, *, capturing: str) -> Any:
+        # The first generation captures: its steps are no measurement, however many they are.
+        verify_s, num = (100.0, 9) if capturing == "all" else (2.0 + drafter.max_nodes, 1)
+        return SimpleNamespace(generations=[SimpleNamespace(steps=[SimpleNamespace(verify_s=verify_s)] * num)])
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    assert verification_costs(engine, PROMPTS[0], (2, 0, 8)) == [2.0, 1.0, 5.0]
+
+
+def test_an_expectation_takes_the_verification_of_its_own_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K drafted tokens, a target step, and what verifying K nodes takes beyond verifying none."""
+    monkeypatch.setattr("specbench.probe.verification_costs", lambda engine, context, counts: [1.0 + n for n in counts])
+    found = probe(tiny_lm(), _build(0), {}, PROMPTS[:1], max_new_tokens=12)
+    assert found.alpha == 1.0
+    step_s, draft_s = found.target_step_s, found.draft_token_s
+    # All are accepted, so K + 1 tokens a step; the verification's own time is what is left between two lengths.
+    took = [(each.num_tokens + 1) * step_s / each.from_parts for each in found.expectations]
+    verify_s = [(took[num - 1] - num * draft_s - step_s) / num for num in range(1, 9)]
+    assert verify_s == pytest.approx([verify_s[0]] * 8) and 0 < verify_s[0] <= step_s
 
 
 def test_the_timed_steps_of_a_captured_probe_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
