@@ -97,6 +97,15 @@ def test_so_it_does_where_every_column_is_there_and_wide(browser: Browser, tmp_p
     assert parts.count("1319 × 3") == 4 and parts.count("97.5 %") == 4
 
 
+def test_a_ranking_of_several_sheets_names_its_columns_on_each(browser: Browser, tmp_path: Path) -> None:
+    rows = [method_row(f"suffix[max_tokens={n}]", speedup=4 - n / 10, rank=n) for n in range(1, 31)]
+    sheets = _printed(browser, _write(tmp_path, *rows), "A4")
+    with_rows = [sheet for sheet in sheets if "80 × 3" in sheet]
+    assert len(with_rows) >= 2 and sum(sheet.count("80 × 3") for sheet in sheets) == 32
+    assert [sheet.count("Questions") for sheet in sheets[: len(with_rows)]] == [1] * len(with_rows)
+    assert all({"Rank", "Speed-up", "Tokens/s"} <= set(sheet) for sheet in with_rows)
+
+
 @pytest.mark.parametrize("width", [390, 1920])
 def test_paper_looks_the_same_whatever_the_window_and_the_window_as_before(
     browser: Browser, board: Path, width: int
