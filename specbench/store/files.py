@@ -17,6 +17,7 @@ import psutil
 
 from specbench.errors import EnvironmentFailed, UsageError, did_you_mean
 from specbench.errors import cannot_write as cannot_write
+from specbench.store import streamed
 
 TRAIN_JSON = "train.json"
 UNTOUCHED = "restore the files from a copy; if nobody has changed them, this is a defect of specbench: please report it"
@@ -72,6 +73,9 @@ class Holder(NamedTuple):
 
     pid: int
     host: str
+    is_here: bool = False
+    """Looked at just now, and a process of this machine: what is done to the number is done to it. Names are not
+    enough for that: machines, containers and this one before it was booted again may share one."""
 
 
 def _identity(pid: int) -> dict[str, object]:
@@ -106,6 +110,7 @@ def holder(folder: Path) -> Holder | None:
 
     A process of another host, or of this one before it was booted again, cannot be looked at. A run writes each second
     what its machine does: one that has been quiet for a minute is over. What keeps no such record counts as alive.
+    What is streamed here is live as long as its machine says so, or cannot say and the record grows.
     """
     try:
         text = (folder / "run.lock").read_text(encoding="utf-8")
@@ -121,6 +126,9 @@ def _live_holder(text: str, folder: Path) -> Holder | None:
         started, boot, ticks = float(written["started"]), written.get("boot_id", ""), written.get("start_ticks")
     except (ValueError, KeyError, TypeError):
         return None  # empty after a release, or torn by a crash: nobody's
+    copy = streamed.copy_of(folder)
+    if copy is not None:
+        return found if _is_heard_of(copy, folder) else None
     is_elsewhere = found.host != socket.gethostname()
     if is_elsewhere or (boot and boot != _boot_id()):
         quiet_s = _quiet_s(folder)
@@ -134,7 +142,16 @@ def _live_holder(text: str, folder: Path) -> Holder | None:
         is_dead = process.status() == psutil.STATUS_ZOMBIE  # killed, and its parent has not looked yet
     except psutil.NoSuchProcess:
         return None
-    return found if is_same and not is_dead else None
+    return found._replace(is_here=True) if is_same and not is_dead else None
+
+
+def _is_heard_of(copy: streamed.Copy, folder: Path) -> bool:
+    """A run of another machine that is streamed here is live as far as is known."""
+    if not copy.is_fresh or copy.said in ("", "gone"):
+        return False
+    # Where its process cannot be looked at from there either, its signs of life are all there is.
+    quiet_s = _quiet_s(folder) if copy.said == "unseen" else None
+    return quiet_s is None or quiet_s <= _QUIET_S
 
 
 def _quiet_s(folder: Path) -> float | None:
@@ -215,7 +232,7 @@ def _is_written(folder: Path, live: Holder | None) -> UsageError:
         what = f"run {folder.name} is held by what its writer, which is gone, has started"
         return UsageError(what, where=str(folder), try_=f"end that process (fuser {folder / 'run.lock'}) and {again}")
     what = f"run {folder.name} is being written by process {live.pid} on {live.host}"
-    if live.host == socket.gethostname():
+    if live.is_here:
         return UsageError(what, where=str(folder), try_=f"wait for it, or stop it (kill -INT {live.pid}) and {again}")
     gone = f"if that machine is gone, empty {folder / 'run.lock'} and {again}"
     if _quiet_s(folder) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -117,7 +116,7 @@ def _signal(folder: Path, number: signal.Signals) -> int:
     live = holder(folder)
     if live is None:
         raise UsageError(f"no process writes {folder.name} any more", where=str(folder))
-    if live.host != socket.gethostname():
+    if not live.is_here:
         raise UsageError(
             f"{folder.name} is written by process {live.pid} on {live.host}, not on this machine",
             where=str(folder),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -253,7 +252,7 @@ class Writers:
             if live is None:
                 continue
             # Another machine's number may be that of some process here.
-            words = self._taken(live.pid, seen) if live.host == socket.gethostname() else f"on {live.host}"
+            words = self._taken(live.pid, seen) if live.is_here else f"on {live.host}"
             self._rows.append(f"{live.pid:>8}  {words}  {folder.name}")
         self._known = seen
 

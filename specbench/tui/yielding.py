@@ -67,13 +67,11 @@ def set_session(niceness: int, *, of: int | str = "self", proc: Path = _PROC) ->
 def live_here(folder: Path) -> int:
     """The process of this machine that writes the folder; 0 where there is none, or it cannot be asked (another
     user's, a folder that is being deleted)."""
-    import socket
-
     import psutil
 
     with suppress(OSError, ValueError, psutil.Error):
         live = holder(folder)
-        return live.pid if live is not None and live.host == socket.gethostname() else 0
+        return live.pid if live is not None and live.is_here else 0
     return 0
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from specbench.errors import UsageError
-from specbench.store import files
+from specbench.store import files, streamed
 from specbench.store.files import holder
 from specbench.store.journal import Journal, run_state
 
@@ -88,7 +88,7 @@ def test_a_run_of_another_host_is_lost_when_it_gives_no_sign_of_life_for_a_minut
     write_lock(tmp_path, host="elsewhere")
     for name in ("events.jsonl", "metrics.jsonl"):
         (tmp_path / name).write_text("{}\n")
-    assert holder(tmp_path) == (os.getpid(), "elsewhere")
+    assert holder(tmp_path) == (os.getpid(), "elsewhere", False)
     with pytest.raises(UsageError, match="on elsewhere") as caught:
         Journal(tmp_path)
     assert "kill" not in caught.value.try_ and "a minute after" in caught.value.try_
@@ -119,3 +119,33 @@ def test_what_keeps_no_record_of_its_machine_counts_as_alive_elsewhere(tmp_path:
     with pytest.raises(UsageError) as caught:
         Journal(tmp_path)
     assert "kill" not in caught.value.try_ and f"empty {tmp_path / 'run.lock'}" in caught.value.try_
+
+
+@needs_proc
+def test_a_machine_of_the_same_name_is_another_one(tmp_path: Path) -> None:
+    """Its numbers are those of other processes here, and a signal would end one of them."""
+    write_lock(tmp_path)
+    assert holder(tmp_path) == (os.getpid(), socket.gethostname(), True)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    write_lock(tmp_path, boot_id="another")
+    assert holder(tmp_path) == (os.getpid(), socket.gethostname(), False)
+    with pytest.raises(UsageError) as caught:
+        Journal(tmp_path)
+    assert "kill" not in caught.value.try_, "which would be typed on this machine"
+
+
+@pytest.mark.parametrize("text", ["{}", "{", '{"host": "far"}'])
+def test_a_copy_whose_note_is_damaged_is_still_no_run_of_this_machine(tmp_path: Path, text: str) -> None:
+    write_lock(tmp_path)
+    (tmp_path / streamed.NAME).write_text(text)
+    assert holder(tmp_path) is None
+    copy = streamed.copy_of(tmp_path)
+    assert copy is not None and not copy.is_fresh
+
+
+def test_a_streamed_run_is_never_of_this_machine(tmp_path: Path) -> None:
+    """Though the lock that was copied with it names a process that is here."""
+    write_lock(tmp_path)
+    place = streamed.Place("localhost", "", str(tmp_path))
+    (tmp_path / streamed.NAME).write_text(streamed.contents(place, "held", patience_s=15.0))
+    assert holder(tmp_path) == (os.getpid(), socket.gethostname(), False)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
+from specbench.errors import UsageError
 from specbench.manifest import read_manifest
 from specbench.store import pausing
+from specbench.tui import children
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.views.dialogs import Choice
 from specbench.tui.views.race import RaceView
+from specbench.tui.yielding import live_here
 from tests.store.crafted import crafted_answer, crafted_steps
 from tests.tui.screens import LIVE, WIDE, an_app, append, drive, screen_text, settled, write_held
 
@@ -130,3 +136,17 @@ def test_an_end_after_this_answer_is_waited_for_once_and_can_be_called_off(
             assert not app.ending, "it is stopped now, and no signal follows when an answer has ended"
 
     drive(body)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another boot is told by /proc")
+@pytest.mark.parametrize("how", [children.interrupt, children.kill])
+def test_a_run_of_another_machine_of_the_same_name_has_no_process_here(
+    store: Path, live: Path, writer: subprocess.Popen[bytes], how: Callable[[Path], int]
+) -> None:
+    """The number in its lock is an unrelated process's: that one is neither ended nor given way to."""
+    lock = json.loads((live / "run.lock").read_text()) | {"boot_id": "another", "start_ticks": 1}
+    (live / "run.lock").write_text(json.dumps(lock))
+    (live / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="not on this machine"):
+        how(live)
+    assert writer.poll() is None and live_here(live) == 0
