@@ -11,25 +11,28 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.store.files import TRAIN_JSON, cannot_write
+from specbench.store.streamed import Place
 
 SCHEME = "ssh://"
 _PATIENCE_S = 30
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LOOK_EVERY_S = 5
+_SHELL = "exec sh -s"
+"""The command of every question: what is asked is given on stdin, so that the login shell there reads none of it. csh
+ends a quoted text at the end of its line and replaces what stands behind an exclamation mark."""
 _PLAN = f"""name=manifest.json
-[ -e {{folder}}{TRAIN_JSON} ] && name={TRAIN_JSON}
+[ -e {{folder}}/{TRAIN_JSON} ] && name={TRAIN_JSON}
 echo "$name"
-exec cat {{folder}}"$name\""""
+exec cat {{folder}}/"$name\""""
 """What says what the run is: its file's name on a line, then the file."""
 # A line a look, so that it ends with the connection: held, free, gone (nobody let go of it, and its process is not
 # there), or unseen (written from a third machine, or there is no ps to ask); then the lock as it stands.
@@ -45,21 +48,6 @@ while :; do
   printf '%s %s\\n' "$said" "$lock" || exit 0
   sleep {seconds}
 done"""
-
-
-class Place(NamedTuple):
-    """Where a run lies."""
-
-    host: str
-    port: str
-    """Empty: ssh's own choice."""
-    folder: str
-    """The run's, absolute or below ~."""
-
-    @property
-    def run_id(self) -> str:
-        """The folder's name."""
-        return self.folder.rpartition("/")[2]
 
 
 def parse(url: str) -> Place:
@@ -101,7 +89,7 @@ class Stream:
         self.store = paths.cache_dir() / "remote" / f"{place.host.replace('@', '-')}-{key}"
         folder = paths.run_dir(self.store, place.run_id)
         name, plan = self._plan()
-        lock = self._ask(f"cat {self._quoted('run.lock')}", "run.lock")
+        lock = self._ask(f"exec cat {self.place.quoted('run.lock')}", "run.lock")
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the stream
         self._lock = folder / "run.lock"
         self._rest = b""
@@ -118,14 +106,8 @@ class Stream:
                 for each in ([] if name == TRAIN_JSON else _records_of(plan))
             ]
             self._process = self._follow(folder, "events.jsonl", "-f", complaints=self._complaints)
-            self._watch = subprocess.Popen(
-                # By sh, whatever the login shell there is.
-                self._words(f"exec sh -c {shlex.quote(_WATCH.format(folder=self._quoted(''), seconds=_LOOK_EVERY_S))}"),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            watch = _WATCH.format(folder=self.place.quoted(), seconds=_LOOK_EVERY_S)
+            self._watch = self._start(watch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         except OSError as error:
             raise cannot_write(folder, error, try_="SPECBENCH_CACHE=DIR, one that you may write to") from error
         assert self._watch.stdout is not None
@@ -134,8 +116,7 @@ class Stream:
     def _plan(self) -> tuple[str, bytes]:
         """The file that says what the run is, and what it holds."""
         either = f"manifest.json or {TRAIN_JSON}"
-        script = _PLAN.format(folder=self._quoted(""))
-        first, _, plan = self._ask(f"exec sh -c {shlex.quote(script)}", either).partition(b"\n")
+        first, _, plan = self._ask(_PLAN.format(folder=self.place.quoted()), either).partition(b"\n")
         name = first.decode("utf-8", errors="replace")
         # It becomes a path here.
         if name not in ("manifest.json", TRAIN_JSON):
@@ -149,29 +130,25 @@ class Stream:
     def _follow(self, folder: Path, name: str, how: str, *, complaints: IO[bytes] | int) -> subprocess.Popen[bytes]:
         """From its first byte on into a file of that name here."""
         with (folder / name).open("wb") as file:
-            return subprocess.Popen(
-                self._words(f"exec tail -c +1 {how} {self._quoted(name)}"),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=complaints,
-                start_new_session=True,
-            )
+            return self._start(f"exec tail -c +1 {how} {self.place.quoted(name)}", stdout=file, stderr=complaints)
 
-    def _words(self, command: str) -> list[str]:
+    def _start(self, script: str, *, stdout: IO[bytes] | int, stderr: IO[bytes] | int) -> subprocess.Popen[bytes]:
+        """The script there, for as long as it takes."""
+        with tempfile.TemporaryFile() as given:
+            given.write(os.fsencode(script))
+            given.seek(0)
+            return subprocess.Popen(self._words(), stdin=given, stdout=stdout, stderr=stderr, start_new_session=True)
+
+    def _words(self) -> list[str]:
         # Without a terminal nobody could type a password, and the screen must not wait for one.
         port = ["-p", self.place.port] if self.place.port else []
-        return ["ssh", "-o", "BatchMode=yes", *port, self.place.host, command]
+        return ["ssh", "-o", "BatchMode=yes", *port, self.place.host, _SHELL]
 
-    def _quoted(self, name: str) -> str:
-        folder = self.place.folder
-        start = "~/" if folder.startswith("~/") else ""
-        return start + shlex.quote(f"{folder.removeprefix(start)}/{name}")
-
-    def _ask(self, command: str, what: str) -> bytes:
-        """What the command prints there. what: the file that it prints."""
+    def _ask(self, script: str, what: str) -> bytes:
+        """What the script prints there. what: the file that it prints."""
         try:
             done = subprocess.run(
-                self._words(command), capture_output=True, stdin=subprocess.DEVNULL, timeout=_PATIENCE_S, check=False
+                self._words(), input=os.fsencode(script), capture_output=True, timeout=_PATIENCE_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EnvironmentFailed(f"{self.place.host} cannot be asked: {error}", try_="ssh HOST true") from error

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.store.streamed import Place
 from specbench.tui import remote
 from specbench.tui.race import Race
-from specbench.tui.remote import Place, Stream, parse
+from specbench.tui.remote import Stream, parse
 from specbench.tui.views.train import TrainView
 from tests.tui.screens import RUN, an_app, drive, finish, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
@@ -21,11 +22,17 @@ from tests.tui.test_training import TRAINING, write_training
 
 @pytest.fixture
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Writes what it was asked into a file, then does it."""
+    """Writes what it was asked into a file, words and stdin, then does it."""
     said = tmp_path / "asked"
     script = tmp_path / "bin" / "ssh"
     script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\necho "$@" >> {said}\nfor last; do :; done\nexec sh -c "$last"\n')
+    script.write_text(f"""#!/bin/sh
+given={said}.$$
+cat > "$given"
+{{ printf '%s\\n' "$*"; cat "$given"; echo; }} >> {said}
+for last; do :; done
+exec sh -c "$last" < "$given"
+""")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     return said
@@ -79,6 +86,28 @@ def test_the_journal_is_followed_as_it_grows_there(store: Path, stream: Stream, 
     drive(body)
     asked = ssh.read_text()
     assert asked.count("-o BatchMode=yes far ") == 5, "two files, two streams, one look at the process"
+
+
+def test_the_shell_there_is_given_nothing_to_misread(store: Path, ssh: Path, tmp_path: Path) -> None:
+    """csh ends a quoted text with its line and looks for commands of before behind an exclamation mark."""
+    odd = tmp_path / 'wow! it\'s "it" $HOME'
+    odd.mkdir()
+    (store / "runs").rename(odd / "runs")
+    folder = write_live(odd, pid=1)
+    (folder / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "started": 0.0}')
+    words = tmp_path / "bin" / "ssh"
+    commands = tmp_path / "commands"
+    words.write_text(words.read_text().replace("exec sh", f'printf "%s\\0" "$last" >> {commands}\nexec sh'))
+    found = Stream(parse(f"ssh://far{folder}"))
+    try:
+        here = found.store / "runs" / folder.name / "events.jsonl"
+        said: list[str] = []
+        _look_until(found, lambda: bool(said) and here.stat().st_size == (folder / here.name).stat().st_size, said)
+    finally:
+        found.close()
+    sent = commands.read_text().split("\0")[:-1]
+    assert len(sent) == 5
+    assert not any(set(each) & set("\n!'\"$`\\") for each in sent), "one plain line each"
 
 
 @pytest.mark.parametrize("end", ["let go", "killed"])
