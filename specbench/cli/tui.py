@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from specbench.cli import options
+from specbench.cli.failures import note
 from specbench.cli.help import examples, new_app
 from specbench.errors import EnvironmentFailed, UsageError
 
@@ -59,7 +60,10 @@ def tui(
 
         if store is not None:
             raise UsageError("a run of another machine brings its own store", where="--store", try_="leave it out")
-        stream = Stream(parse(run))
+        place = parse(run)
+        # A host that does not answer is waited for.
+        note(f"asking {place.host} …")
+        stream = Stream(place)
         run, store = stream.place.run_id, stream.store
     if run is not None:
         # An unknown run is an error of the command, not a screen.

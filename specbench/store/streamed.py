@@ -45,8 +45,10 @@ class Place(NamedTuple):
         return start + shlex.quote(self.folder.removeprefix(start) + (f"/{name}" if name else ""))
 
     def asks(self, command: str) -> str:
-        """The line that has the command carried out there, for a shell here: quoted for both."""
-        return f"{self.ssh} {shlex.quote(command)}"
+        """The line that has the command carried out there, for a shell here. command: as the shell there reads it."""
+        # A word at a time where nothing needs quoting: the line is read before it is typed.
+        is_plain = all(shlex.quote(word) == word for word in command.split(" "))
+        return f"{self.ssh} {command if is_plain else shlex.quote(command)}"
 
     def goes_on(self, command: str) -> str:
         """What continues the run there. command: `run` or `train`."""

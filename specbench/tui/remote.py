@@ -123,7 +123,7 @@ class Stream:
             raise EnvironmentFailed(
                 f"{self.place.host} answers with {name[:80]!r} before anything that it was asked for",
                 where=self.place.folder,
-                try_=f"ssh {self.place.host} true, which must print nothing: its shell greets from a start-up file",
+                try_=f"{self.place.asks('true')}, which must print nothing: its shell greets from a start-up file",
             )
         return name, plan
 
@@ -150,14 +150,23 @@ class Stream:
             done = subprocess.run(
                 self._words(), input=os.fsencode(script), capture_output=True, timeout=_PATIENCE_S, check=False
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise EnvironmentFailed(f"{self.place.host} cannot be asked: {error}", try_="ssh HOST true") from error
+        except subprocess.TimeoutExpired as error:
+            raise EnvironmentFailed(
+                f"{self.place.host} did not answer in {_PATIENCE_S} s",
+                where=self.place.folder,
+                try_=f"{self.place.asks('true')}, which must come back by itself",
+            ) from error
+        except OSError as error:
+            raise EnvironmentFailed(
+                f"{self.place.host} cannot be asked: ssh does not start here ({error.strerror or error})",
+                try_=f"install OpenSSH's client, then {self.place.asks('true')}",
+            ) from error
         if done.returncode:
             said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
             raise EnvironmentFailed(
                 f"{self.place.host} gives no {what} of {self.place.run_id}: {said[-1] if said else 'it said nothing'}",
                 where=self.place.folder,
-                try_=f"ssh {self.place.host} ls {self.place.folder}; a key or an agent must answer for the password",
+                try_=f"{self.place.asks(f'ls {self.place.quoted()}')}; a key or an agent must answer for the password",
             )
         return done.stdout
 

@@ -59,3 +59,21 @@ def live(tmp_path: Path) -> Path:
     folder = write_live(tmp_path, pid=os.getpid(), run_id=LIVE)
     hold(folder)
     return folder
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ssh that pretends: writes what it was asked into a file, words and stdin, then does it here."""
+    said = tmp_path / "asked"
+    script = tmp_path / "bin" / "ssh"
+    script.parent.mkdir()
+    script.write_text(f"""#!/bin/sh
+given={said}.$$
+cat > "$given"
+{{ printf '%s\\n' "$*"; cat "$given"; echo; }} >> {said}
+for last; do :; done
+exec sh -c "$last" < "$given"
+""")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,24 +19,6 @@ from specbench.tui.remote import Stream, parse
 from specbench.tui.views.train import TrainView
 from tests.tui.screens import RUN, an_app, drive, finish, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
-
-
-@pytest.fixture
-def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Writes what it was asked into a file, words and stdin, then does it."""
-    said = tmp_path / "asked"
-    script = tmp_path / "bin" / "ssh"
-    script.parent.mkdir()
-    script.write_text(f"""#!/bin/sh
-given={said}.$$
-cat > "$given"
-{{ printf '%s\\n' "$*"; cat "$given"; echo; }} >> {said}
-for last; do :; done
-exec sh -c "$last" < "$given"
-""")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-    return said
 
 
 @pytest.fixture
@@ -208,6 +191,38 @@ def test_a_run_that_is_not_there_is_an_error_with_what_ssh_said(tmp_path: Path, 
     with pytest.raises(EnvironmentFailed, match="gives no manifest") as caught:
         Stream(parse(f"ssh://far{tmp_path}/runs/{RUN}"))
     assert "No such file" in caught.value.what and "ssh far ls" in caught.value.try_
+
+
+def test_what_is_proposed_can_be_typed_here_and_is_read_as_meant_there(tmp_path: Path, ssh: Path) -> None:
+    """Two shells read it; the home of `~` is the one there."""
+    for folder in (f"{tmp_path}/it's a folder", "~/of mine", f"{tmp_path}/plain"):
+        with pytest.raises(EnvironmentFailed) as caught:
+            Stream(parse(f"ssh://me@far:2222/{folder.removeprefix('/')}/runs/{RUN}"))
+        line = caught.value.try_.partition("; a key")[0]
+        ssh.unlink()
+        said = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False).stderr
+        assert ssh.read_text().startswith("-p 2222 me@far ls ")
+        there = folder.replace("~", str(Path.home()))
+        assert f"{there}/runs/{RUN}" in said.replace("'\\''", "'"), said
+
+
+def test_a_host_that_does_not_answer_is_said_so_in_words(
+    tmp_path: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.2)
+    script = tmp_path / "bin" / "ssh"
+    script.write_text(script.read_text().replace("exec sh", "exec sleep 60; exec sh"))
+    with pytest.raises(EnvironmentFailed) as caught:
+        Stream(parse(f"ssh://me@far:2222{tmp_path}/runs/{RUN}"))
+    assert caught.value.what == "me@far did not answer in 0.2 s"
+    assert caught.value.try_.startswith("ssh -p 2222 me@far true")
+
+
+def test_a_machine_without_ssh_is_told_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentFailed, match="ssh does not start here") as caught:
+        Stream(parse(f"ssh://far{tmp_path}/runs/{RUN}"))
+    assert "HOST" not in caught.value.try_ and "[" not in caught.value.what
 
 
 def test_a_shell_there_that_greets_is_named_and_its_words_become_no_file(
