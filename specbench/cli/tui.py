@@ -55,22 +55,22 @@ def tui(
     from specbench.tui.workspace import Workspace
 
     stream = None
-    if run is not None and run.startswith("ssh://"):
-        from specbench.tui.remote import Stream, parse
-
-        if store is not None:
-            raise UsageError("a run of another machine brings its own store", where="--store", try_="leave it out")
-        place = parse(run)
-        # A host that does not answer is waited for.
-        note(f"asking {place.host} …")
-        stream = Stream(place)
-        run, store = stream.place.run_id, stream.store
-    if run is not None:
-        # An unknown run is an error of the command, not a screen.
-        workspace = Workspace(store)
-        run = workspace.resolve(run)
-        store = workspace.store
     try:
+        if run is not None and run.startswith("ssh://"):
+            from specbench.tui.remote import Stream, parse
+
+            if store is not None:
+                raise UsageError("a run of another machine brings its own store", where="--store", try_="leave it out")
+            place = parse(run)
+            # A host that does not answer is waited for.
+            note(f"asking {place.host} …")
+            stream = Stream(place)
+            run, store = place.run_id, stream.store
+        elif run is not None:
+            # An unknown run is an error of the command, not a screen.
+            workspace = Workspace(store)
+            run = workspace.resolve(run)
+            store = workspace.store
         viewer = SpecbenchApp(store, run or "", theme=theme.value, stream=stream)
         viewer.run()
     finally:

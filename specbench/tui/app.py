@@ -22,7 +22,7 @@ from textual.timer import Timer
 from textual.worker import WorkerFailed
 
 from specbench.errors import SpecbenchError
-from specbench.store.files import is_training
+from specbench.store.files import is_training, unknown_run
 from specbench.tui import actions, children, sharing, spawning
 from specbench.tui.aside import Aside
 from specbench.tui.reader import Asking
@@ -256,15 +256,12 @@ class SpecbenchApp(App[None]):
         if found is not self.screen:
             self.switch_screen(name)
 
-    def open_run(self, run: str) -> None:
-        """A run's race, or a training's curves; an unknown one is said on the screen that is shown."""
-        try:
-            run_id = self.workspace.resolve(run)
-        except SpecbenchError as error:
-            if isinstance(self.screen, View):
-                self.screen.fail(error)
-            else:
-                self.view("home").fail(error)
+    def open_run(self, run_id: str) -> None:
+        """A run's race, or a training's curves. run_id: of this store, whole; what somebody typed is for
+        `Workspace.resolve`, which looks for a folder of that name first."""
+        if not self.workspace.folder(run_id).is_dir():
+            error = unknown_run(run_id, (path.name for path in self.workspace.folder("").glob("*")))
+            (self.screen if isinstance(self.screen, View) else self.view("home")).fail(error)
             return
         if is_training(self.workspace.folder(run_id)):
             self.workspace.training_id = run_id

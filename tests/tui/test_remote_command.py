@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from specbench.cli import tui as command
 from specbench.cli.entry import main
+from specbench.errors import UsageError
+from specbench.paths import cache_dir
 from specbench.tui import app
 from specbench.tui.app import SpecbenchApp
+from specbench.tui.remote import Stream
 from tests.tui.screens import write_live
 
 
 class _Visit(SpecbenchApp):
     """Without a terminal; ends at once."""
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    stores: ClassVar[list[Path | None]] = []
+    streams: ClassVar[list[Stream]] = []
+
+    def __init__(self, store: Path | None, run: str, *, stream: Stream, **options: Any) -> None:
+        self.streams.append(stream)
+        super().__init__(store, run, stream=stream, **options)
+
+    def on_ready(self) -> None:
+        # As enter on Home does.
+        self.open_run(self.workspace.run_id)
+        self.stores.append(self.workspace.store)
         self.exit()
 
     def run(self, **_: Any) -> None:
@@ -32,6 +45,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SimpleNamespace(isatty=lambda: True)
     monkeypatch.setattr(command, "sys", SimpleNamespace(stdin=stream, stdout=stream, stderr=stream))
     monkeypatch.setattr(app, "SpecbenchApp", _Visit)
+    monkeypatch.setattr(_Visit, "stores", [])
+    monkeypatch.setattr(_Visit, "streams", [])
 
 
 @pytest.fixture
@@ -52,3 +67,31 @@ def test_who_waits_for_the_other_machine_is_told_so(
     assert caught.value.code == 3
     said = capfd.readouterr().err
     assert said.startswith("asking me@far …\n") and "gives no manifest" in said
+
+
+@pytest.mark.parametrize("here", ["copied/runs", "loose"])
+def test_a_folder_of_the_runs_name_here_does_not_take_its_place(
+    far: Path, ssh: Path, terminal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    """Who copied the run and stands beside the copy still asked for the one over there."""
+    shutil.copytree(far, tmp_path / here / far.name)
+    monkeypatch.chdir(tmp_path / here)
+    with pytest.raises(SystemExit) as caught:
+        main(["tui", f"ssh://far{far}"])
+    assert caught.value.code == 0
+    (store,) = _Visit.stores
+    assert store is not None and store.is_relative_to(cache_dir())
+
+
+def test_no_ssh_outlives_a_viewer_that_could_not_begin(
+    far: Path, ssh: Path, terminal: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(view: SpecbenchApp, run_id: str) -> None:
+        raise UsageError(f"{run_id} cannot be shown")
+
+    monkeypatch.setattr(_Visit, "open_run", refuse)
+    with pytest.raises(SystemExit) as caught:
+        main(["tui", f"ssh://far{far}"])
+    assert caught.value.code == 2
+    (stream,) = _Visit.streams
+    assert all(each.poll() is not None for each in (stream._process, stream._watch, *stream._records))
