@@ -7,7 +7,9 @@ run records beside it (`tail`), and for a look at its lock and its process every
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -26,6 +28,7 @@ _PATIENCE_S = 30
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LOOK_EVERY_S = 5
+_ELSEWHERE = "SPECBENCH_CACHE=DIR, one that you may write to"
 _SHELL = "exec sh -s"
 """The command of every question: what is asked is given on stdin, so that the login shell there reads none of it. csh
 ends a quoted text at the end of its line and replaces what stands behind an exclamation mark."""
@@ -78,6 +81,30 @@ def _records_of(manifest: bytes) -> list[str]:
     return [*found, "observed.jsonl"] if is_learning else found
 
 
+def _store_of_its_own(place: Place) -> tuple[Path, int]:
+    """(the first store for this run that no other viewer streams into, the file that keeps others out until it is
+    closed). The kernel lets go of it however this process ends, so that viewers one after the other share a store."""
+    key = hashlib.sha256("\x1e".join(place).encode()).hexdigest()[:12]
+    first = paths.cache_dir() / "remote" / f"{place.host.replace('@', '-')}-{key}"
+    try:
+        for number in itertools.count(1):
+            store = first if number == 1 else first.with_name(f"{first.name}-{number}")
+            store.mkdir(parents=True, exist_ok=True)
+            held = os.open(store / "viewer.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(held)
+            except BaseException:
+                os.close(held)
+                raise
+            else:
+                return store, held
+    except OSError as error:
+        raise cannot_write(first, error, try_=_ELSEWHERE) from error
+    raise AssertionError("there is always a next number")
+
+
 class Stream:
     """A run's journal on its way here. store: where the viewer finds it."""
 
@@ -85,33 +112,34 @@ class Stream:
         """Copies lock and manifest (train.json, of a training), then starts to stream. Raises EnvironmentFailed with
         what ssh said."""
         self.place = place
-        key = hashlib.sha256("\x1e".join(place).encode()).hexdigest()[:12]
-        self.store = paths.cache_dir() / "remote" / f"{place.host.replace('@', '-')}-{key}"
-        folder = paths.run_dir(self.store, place.run_id)
         name, plan = self._plan()
         lock = self._ask(f"exec cat {self.place.quoted('run.lock')}", "run.lock")
+        self.store, self._held = _store_of_its_own(place)
+        folder = paths.run_dir(self.store, place.run_id)
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the stream
         self._lock = folder / "run.lock"
         self._rest = b""
         self._told = False
         self._absences = 0
         """Looks in a row that found nobody who writes it."""
+        self._started: list[subprocess.Popen[bytes]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(plan)
             self._lock.write_bytes(lock)
             # -F: a run that has just begun has no record of its machine yet, and its methods have observed nothing.
-            self._records = [
+            for each in [] if name == TRAIN_JSON else _records_of(plan):
                 self._follow(folder, each, "-F", complaints=subprocess.DEVNULL)
-                for each in ([] if name == TRAIN_JSON else _records_of(plan))
-            ]
             self._process = self._follow(folder, "events.jsonl", "-f", complaints=self._complaints)
             watch = _WATCH.format(folder=self.place.quoted(), seconds=_LOOK_EVERY_S)
             self._watch = self._start(watch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        except OSError as error:
-            raise cannot_write(folder, error, try_="SPECBENCH_CACHE=DIR, one that you may write to") from error
-        assert self._watch.stdout is not None
-        os.set_blocking(self._watch.stdout.fileno(), False)
+            assert self._watch.stdout is not None
+            os.set_blocking(self._watch.stdout.fileno(), False)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise cannot_write(folder, error, try_=_ELSEWHERE) from error
+            raise
 
     def _plan(self) -> tuple[str, bytes]:
         """The file that says what the run is, and what it holds."""
@@ -129,6 +157,8 @@ class Stream:
 
     def _follow(self, folder: Path, name: str, how: str, *, complaints: IO[bytes] | int) -> subprocess.Popen[bytes]:
         """From its first byte on into a file of that name here."""
+        # A new file, not the old one emptied: a viewer that was killed leaves processes which write on into theirs.
+        (folder / name).unlink(missing_ok=True)
         with (folder / name).open("wb") as file:
             return self._start(f"exec tail -c +1 {how} {self.place.quoted(name)}", stdout=file, stderr=complaints)
 
@@ -137,7 +167,9 @@ class Stream:
         with tempfile.TemporaryFile() as given:
             given.write(os.fsencode(script))
             given.seek(0)
-            return subprocess.Popen(self._words(), stdin=given, stdout=stdout, stderr=stderr, start_new_session=True)
+            process = subprocess.Popen(self._words(), stdin=given, stdout=stdout, stderr=stderr, start_new_session=True)
+        self._started.append(process)
+        return process
 
     def _words(self) -> list[str]:
         # Without a terminal nobody could type a password, and the screen must not wait for one.
@@ -193,7 +225,7 @@ class Stream:
             if self._lock.read_bytes() != text:
                 self._lock.write_bytes(text)
         except OSError as error:
-            raise cannot_write(self._lock, error, try_="SPECBENCH_CACHE=DIR, one that you may write to") from error
+            raise cannot_write(self._lock, error, try_=_ELSEWHERE) from error
         return self._once(f"its process cannot be seen from {self.place.host}") if said == b"unseen" else ""
 
     def _once(self, why: str) -> str:
@@ -210,9 +242,10 @@ class Stream:
 
     def close(self) -> None:
         """What came stays, and can be opened again with --store."""
-        for process in (self._process, *self._records, self._watch):
+        for process in self._started:
             process.terminate()
             process.wait()
-        assert self._watch.stdout is not None
-        self._watch.stdout.close()
+            if process.stdout is not None:
+                process.stdout.close()
         self._complaints.close()
+        os.close(self._held)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +94,61 @@ def test_the_shell_there_is_given_nothing_to_misread(store: Path, ssh: Path, tmp
     sent = commands.read_text().split("\0")[:-1]
     assert len(sent) == 5
     assert not any(set(each) & set("\n!'\"$`\\") for each in sent), "one plain line each"
+
+
+def test_a_second_viewer_of_a_run_leaves_the_first_ones_copy_alone(stream: Stream, store: Path) -> None:
+    """Emptied and written by both, it had holes of NUL bytes, and the first viewer's journal "became shorter"."""
+    far = store / "runs" / stream.place.run_id / "events.jsonl"
+
+    def here(each: Stream) -> Path:
+        return each.store / "runs" / each.place.run_id / "events.jsonl"
+
+    _look_until(stream, lambda: here(stream).read_bytes() == far.read_bytes())
+    second = Stream(stream.place)
+    try:
+        assert here(stream).read_bytes() == far.read_bytes() and second.store != stream.store
+        finish(far.parent)
+        for each in (stream, second):
+            _look_until(each, lambda each=each: here(each).read_bytes() == far.read_bytes())  # type: ignore[misc]
+    finally:
+        second.close()
+    third = Stream(stream.place)
+    third.close()
+    assert third.store == second.store, "a place that is free again is taken again"
+
+
+def test_what_a_killed_viewer_left_running_writes_into_no_later_copy(stream: Stream, store: Path) -> None:
+    far = store / "runs" / stream.place.run_id / "events.jsonl"
+    here = stream.store / "runs" / stream.place.run_id / "events.jsonl"
+    _look_until(stream, lambda: here.read_bytes() == far.read_bytes())
+    # As the kernel does at a process's end; its children are in sessions of their own.
+    fcntl.flock(stream._held, fcntl.LOCK_UN)
+    theirs = here.stat().st_ino
+    later = Stream(stream.place)
+    try:
+        assert later.store == stream.store and here.stat().st_ino != theirs
+        finish(far.parent)
+        _look_until(later, lambda: here.read_bytes() == far.read_bytes())
+    finally:
+        later.close()
+
+
+def test_a_stream_that_cannot_begin_leaves_no_process(store: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_live(store, pid=1)
+    (folder / "run.lock").write_text("")
+    begun: list[subprocess.Popen[bytes]] = []
+    start = Stream._start
+
+    def failing(stream: Stream, script: str, **how: Any) -> subprocess.Popen[bytes]:
+        if "sleep" in script:
+            raise OSError(errno.EMFILE, "Too many open files")
+        begun.append(start(stream, script, **how))
+        return begun[-1]
+
+    monkeypatch.setattr(Stream, "_start", failing)
+    with pytest.raises(EnvironmentFailed):
+        Stream(parse(f"ssh://far{folder}"))
+    assert len(begun) == 2 and all(each.poll() is not None for each in begun)
 
 
 @pytest.mark.parametrize("end", ["let go", "killed"])
