@@ -176,7 +176,9 @@ class RunLock:
     of the kernel's on it, which ends with the process however that ends. The lock of a dead process is taken over."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UsageError naming the pid while another process (or another journal of this one) writes the folder."""
+        """Raises UsageError naming the pid while another process (or another journal of this one) writes the folder,
+        and for the copy of another machine's run."""
+        streamed.refuse_to_write(folder, "train" if is_training(folder) else "run")
         self._path = folder / "run.lock"
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -28,8 +28,11 @@ from specbench.events import (
     to_line,
 )
 from specbench.store.files import RunLock, cannot_keep, cannot_write, holder
+from specbench.store.streamed import copy_of
 
 FLUSH_S = 0.1
+MAY_GROW = ("running", "unknown")
+"""States of runs whose journals may not be all there is."""
 """Steps are held back at most this long (measurement 20)."""
 _STEPS_PREFIX = b'{"e":"steps"'
 _TAIL_BYTES = 1 << 16
@@ -205,11 +208,17 @@ def last_event(folder: Path) -> Event | None:
 
 
 def run_state(folder: Path) -> str:
-    """'running', 'finished', 'interrupted', 'failed', or 'lost': no last word, and the process is gone."""
+    """'running', 'finished', 'interrupted', 'failed', or 'lost': no last word, and the process is gone.
+
+    'unknown': a copy of another machine's run that nothing is heard of, which says nothing about the run.
+    """
     event = last_event(folder)
     if isinstance(event, RunFinished):
         return event.state
-    return "running" if holder(folder) is not None else "lost"
+    if holder(folder) is not None:
+        return "running"
+    copy = copy_of(folder)
+    return "unknown" if copy is not None and copy.said != "gone" else "lost"
 
 
 class _Line(NamedTuple):

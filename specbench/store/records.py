@@ -318,7 +318,8 @@ class RunEntry:
     suite: str
     target: str
     state: str
-    """running | finished | interrupted | failed | lost (no last word, process gone) | damaged (unreadable manifest)."""
+    """running | finished | interrupted | failed | lost (no last word, process gone) | unknown (streamed from another
+    machine, of which nothing is heard) | damaged (unreadable manifest)."""
     has_journal: bool
     """False for a run that only the store remembers."""
     is_stored: bool

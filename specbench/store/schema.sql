@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS meta (
 CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR NOT NULL,
     created VARCHAR NOT NULL,            -- ISO 8601, UTC
-    state VARCHAR NOT NULL,              -- running | finished | interrupted | failed | lost, when it was ingested
+    state VARCHAR NOT NULL,              -- running | finished | interrupted | failed | lost | unknown, when it was ingested
     finished VARCHAR,                    -- ISO 8601, UTC; NULL while running or lost
     message VARCHAR NOT NULL,
     suite VARCHAR NOT NULL,

@@ -39,6 +39,12 @@ class Place(NamedTuple):
         """As it is typed in a shell here."""
         return shlex.join(["ssh", *(["-p", self.port] if self.port else []), self.host])
 
+    @property
+    def url(self) -> str:
+        """As it is typed in a shell here, behind `specbench tui`."""
+        port = f":{self.port}" if self.port else ""
+        return shlex.quote(f"ssh://{self.host}{port}/{self.folder.removeprefix('/')}")
+
     def quoted(self, name: str = "") -> str:
         """The folder, or a file in it, for a Bourne shell there. A home there begins with its ~ unquoted."""
         start = "~/" if self.folder.startswith("~/") else ""

@@ -120,6 +120,8 @@ class SpecbenchApp(App[None]):
         """stream: the run's journal comes from another machine; its end is said."""
         super().__init__()
         self._stream = stream
+        self._silence = ""
+        """Of the stream, as it was said last."""
         # Before anything gives way: runs are started as heavy as this process is now.
         spawning.prepare()
         self.workspace = Workspace(store, reader=reader)
@@ -214,11 +216,22 @@ class SpecbenchApp(App[None]):
                 note = stream.look()
             except SpecbenchError as error:
                 problem = error.what
+        silence = stream.silence()
         if problem:
             self._stream = None
             view.say(problem, style="bad")
         elif note:
             view.say(note, style="warn")
+        elif silence and (not self._silence or view.said in ("", self._silence)):
+            # Once over whatever is said, then not again over what was said since; escape brings it back.
+            view.say(silence, style="warn")
+            self._silence = silence
+        elif not silence and self._silence:
+            for each in self._views.values():
+                if each.said.startswith("no word from "):
+                    each.say("")
+            view.say(f"{stream.place.host} is heard from again")
+            self._silence = ""
 
     @property
     def defect(self) -> Exception | None:

@@ -17,6 +17,7 @@ _STATES = {
     "interrupted": ("‖ stopped", "warn"),
     "failed": ("✗ failed", "bad"),
     "lost": ("? lost", "bad"),
+    "unknown": ("? unknown", "warn"),
     "damaged": ("✗ damaged", "bad"),
 }
 _SPARK = 12

@@ -15,7 +15,7 @@ from specbench.errors import EnvironmentFailed, SpecbenchError, UsageError
 from specbench.events import TrainEval, TrainStep
 from specbench.manifest import read_manifest
 from specbench.store.files import holder
-from specbench.store.journal import run_state
+from specbench.store.journal import MAY_GROW, run_state
 from specbench.tui.lines import Line
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def _is_whole(connection: duckdb.DuckDBPyConnection, folder: Path) -> bool:
     rows = connection.execute("SELECT state FROM runs WHERE run_id = ?", [folder.name]).fetchall()
     if not rows:
         return False
-    return not (folder / "events.jsonl").exists() or bool(rows[0][0] == run_state(folder))
+    # Of a journal that may have grown since it was ingested the state says nothing.
+    state = run_state(folder)
+    return not (folder / "events.jsonl").exists() or bool(rows[0][0] == state and state not in MAY_GROW)
 
 
 def _from_journal(store: Path | None, run_id: str, why: str) -> Summed:
@@ -163,7 +165,7 @@ def board(store: Path | None) -> Board:
 
     records, left_out = [], []
     for entry in listing(store).runs:
-        if entry.kind != "run" or not entry.has_journal or entry.state == "running":
+        if entry.kind != "run" or not entry.has_journal or entry.state in MAY_GROW:
             continue
         try:
             read = summed(store, entry.run_id)

@@ -14,24 +14,25 @@ import json
 import os
 import re
 import subprocess
-import tempfile
+import time
 from pathlib import Path
-from typing import IO
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.store.files import TRAIN_JSON, cannot_write
-from specbench.store.streamed import Place
+from specbench.store import streamed
+from specbench.store.files import TRAIN_JSON, cannot_write, write_whole
+from specbench.store.streamed import Place, Said
+from specbench.tui.link import NO_LINK, Follower, Link
 
 SCHEME = "ssh://"
-_PATIENCE_S = 30
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LOOK_EVERY_S = 5
+_PATIENT_LOOKS = 3
+"""So many that do not come are a silence."""
+_AGAIN_S, _LONGEST_AGAIN_S = 5.0, 60.0
+"""Between two tries to go on where the connection was cut: twice as long each time."""
 _ELSEWHERE = "SPECBENCH_CACHE=DIR, one that you may write to"
-_SHELL = "exec sh -s"
-"""The command of every question: what is asked is given on stdin, so that the login shell there reads none of it. csh
-ends a quoted text at the end of its line and replaces what stands behind an exclamation mark."""
 _PLAN = f"""name=manifest.json
 [ -e {{folder}}/{TRAIN_JSON} ] && name={TRAIN_JSON}
 echo "$name"
@@ -112,39 +113,49 @@ class Stream:
         """Copies lock and manifest (train.json, of a training), then starts to stream. Raises EnvironmentFailed with
         what ssh said."""
         self.place = place
+        self._link = Link(place)
         name, plan = self._plan()
-        lock = self._ask(f"exec cat {self.place.quoted('run.lock')}", "run.lock")
+        lock = self._link.ask(f"exec cat {place.quoted('run.lock')}", "run.lock")
         self.store, self._held = _store_of_its_own(place)
-        folder = paths.run_dir(self.store, place.run_id)
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the stream
-        self._lock = folder / "run.lock"
+        self._folder = paths.run_dir(self.store, place.run_id)
         self._rest = b""
         self._told = False
         self._absences = 0
-        """Looks in a row that found nobody who writes it."""
-        self._started: list[subprocess.Popen[bytes]] = []
+        """Looks in a row that found nobody who writes it, and the journal as long as at the look before."""
+        self._size = -1
+        """Of the journal, at a look that found nobody."""
+        self._said: Said = "held" if lock else ""
+        self._heard_s = time.monotonic()
+        self._again_s, self._pause_s = 0.0, _AGAIN_S
+        self._why = ""
+        """The connection was cut."""
+        self._followers: list[Follower] = []
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(plan)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / name).write_bytes(plan)
+            # Before the lock, which without it would name a process of this machine.
+            self._mark()
             self._lock.write_bytes(lock)
             # -F: a run that has just begun has no record of its machine yet, and its methods have observed nothing.
             for each in [] if name == TRAIN_JSON else _records_of(plan):
-                self._follow(folder, each, "-F", complaints=subprocess.DEVNULL)
-            self._process = self._follow(folder, "events.jsonl", "-f", complaints=self._complaints)
-            watch = _WATCH.format(folder=self.place.quoted(), seconds=_LOOK_EVERY_S)
-            self._watch = self._start(watch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            assert self._watch.stdout is not None
-            os.set_blocking(self._watch.stdout.fileno(), False)
+                self._followers.append(Follower(self._link, self._folder / each, "-F"))
+            self._journal = Follower(self._link, self._folder / "events.jsonl", "-f")
+            self._followers.append(self._journal)
+            self._watch = self._watched()
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
-                raise cannot_write(folder, error, try_=_ELSEWHERE) from error
+                raise cannot_write(self._folder, error, try_=_ELSEWHERE) from error
             raise
+
+    @property
+    def _lock(self) -> Path:
+        return self._folder / "run.lock"
 
     def _plan(self) -> tuple[str, bytes]:
         """The file that says what the run is, and what it holds."""
         either = f"manifest.json or {TRAIN_JSON}"
-        first, _, plan = self._ask(_PLAN.format(folder=self.place.quoted()), either).partition(b"\n")
+        first, _, plan = self._link.ask(_PLAN.format(folder=self.place.quoted()), either).partition(b"\n")
         name = first.decode("utf-8", errors="replace")
         # It becomes a path here.
         if name not in ("manifest.json", TRAIN_JSON):
@@ -155,56 +166,33 @@ class Stream:
             )
         return name, plan
 
-    def _follow(self, folder: Path, name: str, how: str, *, complaints: IO[bytes] | int) -> subprocess.Popen[bytes]:
-        """From its first byte on into a file of that name here."""
-        # A new file, not the old one emptied: a viewer that was killed leaves processes which write on into theirs.
-        (folder / name).unlink(missing_ok=True)
-        with (folder / name).open("wb") as file:
-            return self._start(f"exec tail -c +1 {how} {self.place.quoted(name)}", stdout=file, stderr=complaints)
+    def _watched(self) -> subprocess.Popen[bytes]:
+        script = _WATCH.format(folder=self.place.quoted(), seconds=_LOOK_EVERY_S)
+        watch = self._link.start(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert watch.stdout is not None
+        os.set_blocking(watch.stdout.fileno(), False)
+        return watch
 
-    def _start(self, script: str, *, stdout: IO[bytes] | int, stderr: IO[bytes] | int) -> subprocess.Popen[bytes]:
-        """The script there, for as long as it takes."""
-        with tempfile.TemporaryFile() as given:
-            given.write(os.fsencode(script))
-            given.seek(0)
-            process = subprocess.Popen(self._words(), stdin=given, stdout=stdout, stderr=stderr, start_new_session=True)
-        self._started.append(process)
-        return process
-
-    def _words(self) -> list[str]:
-        # Without a terminal nobody could type a password, and the screen must not wait for one.
-        port = ["-p", self.place.port] if self.place.port else []
-        return ["ssh", "-o", "BatchMode=yes", *port, self.place.host, _SHELL]
-
-    def _ask(self, script: str, what: str) -> bytes:
-        """What the script prints there. what: the file that it prints."""
-        try:
-            done = subprocess.run(
-                self._words(), input=os.fsencode(script), capture_output=True, timeout=_PATIENCE_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise EnvironmentFailed(
-                f"{self.place.host} did not answer in {_PATIENCE_S} s",
-                where=self.place.folder,
-                try_=f"{self.place.asks('true')}, which must come back by itself",
-            ) from error
-        except OSError as error:
-            raise EnvironmentFailed(
-                f"{self.place.host} cannot be asked: ssh does not start here ({error.strerror or error})",
-                try_=f"install OpenSSH's client, then {self.place.asks('true')}",
-            ) from error
-        if done.returncode:
-            said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
-            raise EnvironmentFailed(
-                f"{self.place.host} gives no {what} of {self.place.run_id}: {said[-1] if said else 'it said nothing'}",
-                where=self.place.folder,
-                try_=f"{self.place.asks(f'ls {self.place.quoted()}')}; a key or an agent must answer for the password",
-            )
-        return done.stdout
+    def _mark(self) -> None:
+        """It was heard from now: for whoever looks at the copy, in this process or another."""
+        path, now = self._folder / streamed.NAME, time.time()
+        copy = streamed.copy_of(self._folder)
+        if copy is None or (copy.place, copy.said) != (self.place, self._said):
+            write_whole(path, streamed.contents(self.place, self._said, patience_s=_patience_s()), try_=_ELSEWHERE)
+        # By this machine's clock, as it is read: a shared folder's server may have another.
+        os.utime(path, (now, now))
 
     def look(self) -> str:
-        """Brings the lock here up to date, without which a run that was killed there would be live for ever. What has
-        to be said of it, once; never blocks. Raises EnvironmentFailed where the copy cannot be written."""
+        """Brings the lock here up to date, without which a run that was killed there would be live for ever, and goes
+        on where the connection was cut. What has to be said of it, once; never blocks. Raises EnvironmentFailed where
+        the copy cannot be written."""
+        try:
+            self._go_on()
+            return self._look()
+        except OSError as error:
+            raise cannot_write(self._folder, error, try_=_ELSEWHERE) from error
+
+    def _look(self) -> str:
         assert self._watch.stdout is not None
         try:
             self._rest += os.read(self._watch.stdout.fileno(), 1 << 16)
@@ -212,40 +200,70 @@ class Stream:
             return ""
         *lines, self._rest = self._rest.split(b"\n")
         if not lines:
-            ended = self._watch.poll() is not None and self._process.poll() is None
+            # Not where the connection was cut: that is begun anew.
+            ended = self._watch.poll() not in (None, NO_LINK) and self._journal.process.poll() is None
             return self._once("its process is not looked at any more") if ended else ""
+        self._heard_s, self._pause_s, self._why = time.monotonic(), _AGAIN_S, ""
+        size = (self._folder / "events.jsonl").stat().st_size
         for row in lines:
-            said, _, lock = row.partition(b" ")
-            self._absences = self._absences + 1 if said in (b"free", b"gone") else 0
-        if self._absences == 1:
+            word, _, lock = row.partition(b" ")
+            is_absent = word in (b"free", b"gone")
             # The run's last word may still be on its way, by a stream of its own: without it the run would be lost.
-            return ""
-        text = b"" if self._absences else lock
-        try:
-            if self._lock.read_bytes() != text:
-                self._lock.write_bytes(text)
-        except OSError as error:
-            raise cannot_write(self._lock, error, try_=_ELSEWHERE) from error
-        return self._once(f"its process cannot be seen from {self.place.host}") if said == b"unseen" else ""
+            self._absences = self._absences + 1 if is_absent and size == self._size else 0
+            self._size = size if is_absent else -1
+        if word in (b"held", b"unseen"):
+            self._said = "held" if word == b"held" else "unseen"
+            if self._lock.read_bytes() != lock:
+                self._lock.write_bytes(lock)
+        elif self._absences:
+            self._said = "gone"
+            self._lock.write_bytes(b"")
+        self._mark()
+        return self._once(f"its process cannot be seen from {self.place.host}") if word == b"unseen" else ""
+
+    def _go_on(self) -> None:
+        """Where the connection was cut, not where something ended there."""
+        now = time.monotonic()
+        cut = [each for each in self._followers if each.process.poll() == NO_LINK]
+        is_watch_cut = self._watch.poll() == NO_LINK
+        if now < self._again_s or not (cut or is_watch_cut):
+            return
+        self._again_s, self._pause_s = now + self._pause_s, min(2 * self._pause_s, _LONGEST_AGAIN_S)
+        for each in cut:
+            self._why = each.last_words()
+            each.go_on()
+        if is_watch_cut:
+            assert self._watch.stdout is not None
+            self._watch.stdout.close()
+            self._watch, self._rest = self._watched(), b""
 
     def _once(self, why: str) -> str:
         is_first, self._told = not self._told, True
         return f"whether {self.place.run_id} still runs is unknown over ssh: {why}" if is_first else ""
 
-    def problem(self) -> str:
-        """Why nothing comes any more; empty while the stream runs."""
-        if self._process.poll() is None:
+    def silence(self) -> str:
+        """How long nothing was heard of the run's process; empty while words come."""
+        silent_s = time.monotonic() - self._heard_s
+        if silent_s <= _patience_s():
             return ""
-        self._complaints.seek(0)
-        said = self._complaints.read().decode("utf-8", errors="replace").strip().splitlines()
-        return f"the stream from {self.place.host} has ended: {said[-1] if said else 'the connection was closed'}"
+        why = f" ({self._why})" if self._why else ""
+        is_unknown = f"whether {self.place.run_id} still runs is unknown"
+        return f"no word from {self.place.host} for {silent_s:.0f} s{why}: {is_unknown}"
+
+    def problem(self) -> str:
+        """Why nothing comes any more; empty while the stream runs, or is about to go on."""
+        if self._journal.process.poll() in (None, NO_LINK):
+            return ""
+        why = self._journal.last_words() or "the connection was closed"
+        return f"the stream from {self.place.host} has ended: {why}; specbench tui {self.place.url} begins it anew"
 
     def close(self) -> None:
         """What came stays, and can be opened again with --store."""
-        for process in self._started:
-            process.terminate()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        self._complaints.close()
+        self._link.close()
+        for each in self._followers:
+            each.close()
         os.close(self._held)
+
+
+def _patience_s() -> float:
+    return _PATIENT_LOOKS * _LOOK_EVERY_S

@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from specbench.store.ingest import ingest
-from specbench.tui import app
+from specbench.tui import app, remote
 from specbench.tui.aside import Aside
+from specbench.tui.remote import Stream, parse
 from specbench.tui.yielding import GivingWay
 from tests.store.synthetic import make_manifest, run_events, write_run
 from tests.tui.screens import LIVE, RUN, hold, write_live
@@ -77,3 +79,15 @@ exec sh -c "$last" < "$given"
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     return said
+
+
+@pytest.fixture
+def stream(store: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
+    """Of a live run, which a third machine writes."""
+    monkeypatch.setattr(remote, "_LOOK_EVERY_S", 0.2)
+    folder = write_live(store, pid=1)
+    (folder / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "started": 0.0}')
+    found = Stream(parse(f"ssh://far{folder}"))
+    yield found
+    with suppress(OSError):  # closed by the test
+        found.close()

@@ -19,6 +19,7 @@ import pytest
 from specbench.events import GenerationStarted, RunFinished, RunStarted, Steps, to_line
 from specbench.tui.app import SpecbenchApp
 from specbench.tui.reader import HereReader
+from specbench.tui.remote import Stream
 from specbench.tui.views.race import RaceView
 from tests.store.crafted import crafted_steps
 from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, make_manifest, run_events, write_run
@@ -132,3 +133,14 @@ def screen_text(app: SpecbenchApp) -> str:
     width, height = app.size
     lines = app.screen._compositor.render_strips(app.size)
     return "\n".join("".join(segment.text for segment in strip)[:width] for strip in lines[:height])
+
+
+def look_until(stream: Stream, is_so: Callable[[], bool], said: list[str] | None = None) -> None:
+    """Wait for what a stream brings. said: takes what the looks said."""
+    until = time.monotonic() + 15
+    while not is_so():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+        told = stream.look()
+        if told and said is not None:
+            said.append(told)

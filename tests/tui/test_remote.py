@@ -7,8 +7,6 @@ import fcntl
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,13 @@ import pytest
 
 from specbench.errors import EnvironmentFailed, UsageError
 from specbench.store.streamed import Place
-from specbench.tui import remote
+from specbench.tui import link
+from specbench.tui.link import Link
 from specbench.tui.race import Race
 from specbench.tui.remote import Stream, parse
 from specbench.tui.views.train import TrainView
-from tests.tui.screens import RUN, an_app, drive, finish, settled, write_live
+from tests.tui.screens import RUN, an_app, drive, finish, look_until, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
-
-
-@pytest.fixture
-def stream(store: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
-    monkeypatch.setattr(remote, "_LOOK_EVERY_S", 0.2)
-    folder = write_live(store, pid=1)
-    (folder / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "started": 0.0}')
-    found = Stream(parse(f"ssh://far{folder}"))
-    yield found
-    found.close()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +77,7 @@ def test_the_shell_there_is_given_nothing_to_misread(store: Path, ssh: Path, tmp
     try:
         here = found.store / "runs" / folder.name / "events.jsonl"
         said: list[str] = []
-        _look_until(found, lambda: bool(said) and here.stat().st_size == (folder / here.name).stat().st_size, said)
+        look_until(found, lambda: bool(said) and here.stat().st_size == (folder / here.name).stat().st_size, said)
     finally:
         found.close()
     sent = commands.read_text().split("\0")[:-1]
@@ -103,13 +92,13 @@ def test_a_second_viewer_of_a_run_leaves_the_first_ones_copy_alone(stream: Strea
     def here(each: Stream) -> Path:
         return each.store / "runs" / each.place.run_id / "events.jsonl"
 
-    _look_until(stream, lambda: here(stream).read_bytes() == far.read_bytes())
+    look_until(stream, lambda: here(stream).read_bytes() == far.read_bytes())
     second = Stream(stream.place)
     try:
         assert here(stream).read_bytes() == far.read_bytes() and second.store != stream.store
         finish(far.parent)
         for each in (stream, second):
-            _look_until(each, lambda each=each: here(each).read_bytes() == far.read_bytes())  # type: ignore[misc]
+            look_until(each, lambda each=each: here(each).read_bytes() == far.read_bytes())  # type: ignore[misc]
     finally:
         second.close()
     third = Stream(stream.place)
@@ -120,7 +109,7 @@ def test_a_second_viewer_of_a_run_leaves_the_first_ones_copy_alone(stream: Strea
 def test_what_a_killed_viewer_left_running_writes_into_no_later_copy(stream: Stream, store: Path) -> None:
     far = store / "runs" / stream.place.run_id / "events.jsonl"
     here = stream.store / "runs" / stream.place.run_id / "events.jsonl"
-    _look_until(stream, lambda: here.read_bytes() == far.read_bytes())
+    look_until(stream, lambda: here.read_bytes() == far.read_bytes())
     # As the kernel does at a process's end; its children are in sessions of their own.
     fcntl.flock(stream._held, fcntl.LOCK_UN)
     theirs = here.stat().st_ino
@@ -128,7 +117,7 @@ def test_what_a_killed_viewer_left_running_writes_into_no_later_copy(stream: Str
     try:
         assert later.store == stream.store and here.stat().st_ino != theirs
         finish(far.parent)
-        _look_until(later, lambda: here.read_bytes() == far.read_bytes())
+        look_until(later, lambda: here.read_bytes() == far.read_bytes())
     finally:
         later.close()
 
@@ -137,15 +126,15 @@ def test_a_stream_that_cannot_begin_leaves_no_process(store: Path, ssh: Path, mo
     folder = write_live(store, pid=1)
     (folder / "run.lock").write_text("")
     begun: list[subprocess.Popen[bytes]] = []
-    start = Stream._start
+    start = Link.start
 
-    def failing(stream: Stream, script: str, **how: Any) -> subprocess.Popen[bytes]:
+    def failing(far: Link, script: str, **how: Any) -> subprocess.Popen[bytes]:
         if "sleep" in script:
             raise OSError(errno.EMFILE, "Too many open files")
-        begun.append(start(stream, script, **how))
+        begun.append(start(far, script, **how))
         return begun[-1]
 
-    monkeypatch.setattr(Stream, "_start", failing)
+    monkeypatch.setattr(Link, "start", failing)
     with pytest.raises(EnvironmentFailed):
         Stream(parse(f"ssh://far{folder}"))
     assert len(begun) == 2 and all(each.poll() is not None for each in begun)
@@ -158,13 +147,13 @@ def test_a_run_that_ends_there_is_not_live_here_for_ever(stream: Stream, store: 
     lock = json.dumps({"pid": 2147483646, "host": os.uname().nodename, "started": 0.0})
     (far / "run.lock").write_text("" if end == "let go" else lock)
     assert (here / "run.lock").read_text() != ""
-    _look_until(stream, lambda: (here / "run.lock").read_text() == "")
+    look_until(stream, lambda: (here / "run.lock").read_text() == "")
 
 
 def test_a_process_that_cannot_be_seen_from_there_is_said_to_be_unknown(stream: Stream) -> None:
     """The lock names a third machine."""
     said: list[str] = []
-    _look_until(stream, lambda: bool(said), said)
+    look_until(stream, lambda: bool(said), said)
     assert (
         "is unknown over ssh" in said[0]
         and "elsewhere" in (stream.store / "runs" / stream.place.run_id / "run.lock").read_text()
@@ -175,7 +164,7 @@ def test_a_process_that_cannot_be_seen_from_there_is_said_to_be_unknown(stream: 
 def test_the_record_of_the_machine_comes_too_though_it_began_later(stream: Stream, store: Path) -> None:
     far, here = store / "runs" / stream.place.run_id, stream.store / "runs" / stream.place.run_id
     (far / "metrics.jsonl").write_text("{}\n", encoding="ascii")
-    _look_until(stream, lambda: (here / "metrics.jsonl").read_text() == "{}\n")
+    look_until(stream, lambda: (here / "metrics.jsonl").read_text() == "{}\n")
 
 
 def test_what_a_learning_method_observed_comes_too(store: Path, ssh: Path) -> None:
@@ -189,7 +178,7 @@ def test_what_a_learning_method_observed_comes_too(store: Path, ssh: Path) -> No
     try:
         (folder / there).write_text("{}\n", encoding="ascii")
         here = found.store / "runs" / folder.name / there
-        _look_until(found, lambda: here.read_text() == "{}\n")
+        look_until(found, lambda: here.read_text() == "{}\n")
     finally:
         found.close()
 
@@ -221,23 +210,13 @@ def test_a_training_there_is_watched_like_a_bench_run(store: Path, ssh: Path) ->
     assert "metrics.jsonl" not in ssh.read_text(), "which a training does not write"
 
 
-def _look_until(stream: Stream, is_so: Callable[[], bool], said: list[str] | None = None) -> None:
-    until = time.monotonic() + 15
-    while not is_so():
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.05)
-        told = stream.look()
-        if told and said is not None:
-            said.append(told)
-
-
 def test_the_end_of_the_stream_is_said_on_the_screen(stream: Stream) -> None:
     async def body() -> None:
         app = an_app(stream.store, stream.place.run_id)
         app._stream = stream
         async with app.run_test(size=(120, 36)) as pilot:
-            stream._process.kill()
-            stream._process.wait()
+            stream._journal.process.kill()
+            stream._journal.process.wait()
             app._look_at_stream()
             await pilot.pause()
             assert "has ended" in getattr(app.screen, "said", "")
@@ -267,7 +246,7 @@ def test_what_is_proposed_can_be_typed_here_and_is_read_as_meant_there(tmp_path:
 def test_a_host_that_does_not_answer_is_said_so_in_words(
     tmp_path: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(link, "_PATIENCE_S", 0.2)
     script = tmp_path / "bin" / "ssh"
     script.write_text(script.read_text().replace("exec sh", "exec sleep 60; exec sh"))
     with pytest.raises(EnvironmentFailed) as caught:

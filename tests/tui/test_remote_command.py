@@ -94,4 +94,4 @@ def test_no_ssh_outlives_a_viewer_that_could_not_begin(
         main(["tui", f"ssh://far{far}"])
     assert caught.value.code == 2
     (stream,) = _Visit.streams
-    assert all(each.poll() is not None for each in stream._started)
+    assert all(each.poll() is not None for each in stream._link._started)

@@ -13,7 +13,8 @@ from textual.widget import Widget
 
 from specbench import paths
 from specbench.errors import SpecbenchError
-from specbench.store import pausing
+from specbench.store import pausing, streamed
+from specbench.store.journal import MAY_GROW
 from specbench.store.words import count
 from specbench.tui import beside, sharing
 from specbench.tui.index import RunIndex
@@ -89,9 +90,9 @@ class HomeView(View):
         if not self.is_current and self.listing is not None:
             return
         signature = self.workspace.signature()
-        is_running = self.listing is not None and any(entry.state == "running" for entry in self.listing.runs)
+        may_grow = self.listing is not None and any(entry.state in MAY_GROW for entry in self.listing.runs)
         # A run's process may be gone without a trace in any file: while one runs, it is looked at every time.
-        if self.listing is not None and signature == self._signature and not is_running:
+        if self.listing is not None and signature == self._signature and not may_grow:
             return
         self._signature = signature
         self.in_background("listing", self.workspace.listing, self._listed, failed=self._not_listed)
@@ -320,10 +321,11 @@ class HomeView(View):
                 return
             self.say(f"{entry.run_id} goes on")
             return
-        if entry.state not in ("lost", "interrupted", "failed"):
+        if entry.state not in ("lost", "interrupted", "failed", "unknown"):
             words = "only one that was stopped, lost or failed can be continued"
             self.say(f"{entry.run_id} is {entry.state}: {words}", style="warn")
             return
+        streamed.refuse_to_write(folder, entry.kind)
         self.launch([entry.kind, "--resume", entry.run_id], key="c")
 
     def action_stop(self) -> None:

@@ -14,7 +14,7 @@ from textual.widget import Widget
 
 from specbench.errors import SpecbenchError
 from specbench.report import text
-from specbench.store.journal import run_state
+from specbench.store.journal import MAY_GROW, run_state
 from specbench.tui import draw_race
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.race import MOST_LANES, Race
@@ -138,7 +138,7 @@ class RaceView(RaceKeys):
         except SpecbenchError as error:
             self.fail(error)
             return
-        if state != self.state and self.state == "running":
+        if state not in MAY_GROW and self.state in MAY_GROW:
             lost = "its process is gone without a last word: L shows the end of its log"
             self.say(
                 f"the run is {state}" + (f": {lost}" if state == "lost" else ""),
@@ -153,8 +153,10 @@ class RaceView(RaceKeys):
                 return
             # What is there can be played now.
             self.race.leave_following()
-        if self.race.is_running != (state == "running"):
-            self.race.is_running = state == "running"
+        # Where nothing is heard of it, it is shown as it was.
+        is_running = state == "running" or (state == "unknown" and self.state != "" and self.race.is_running)
+        if self.race.is_running != is_running:
+            self.race.is_running = is_running
             self.race.refresh()
             self.draw_now()
         self.state = state
@@ -173,7 +175,7 @@ class RaceView(RaceKeys):
             return LIVE_FPS if self.main.is_beside_a_run else REPLAY_FPS
         if race.index.is_behind:
             return REPLAY_FPS
-        return LIVE_LOOKS if self.state == "running" else 0
+        return LIVE_LOOKS if self.state in MAY_GROW else 0
 
     def keep_pace(self) -> None:
         """Tick as often as something may move, and not at all where nothing does: a timer that finds nothing to do
@@ -193,7 +195,7 @@ class RaceView(RaceKeys):
             return
         race = self.race
         try:
-            changed = race.advance() if self.state == "running" or race.index.is_behind else False
+            changed = race.advance() if self.state in MAY_GROW or race.index.is_behind else False
         except SpecbenchError as error:
             self.race = None
             self.fail(error)
@@ -248,7 +250,7 @@ class RaceView(RaceKeys):
         race, sofar = self.race, self._sofar
         if race is None or sofar is None or self._summed_version == race.index.version:
             return
-        if self.state == "running" and time.monotonic() < self._sum_again_at:
+        if self.state in MAY_GROW and time.monotonic() < self._sum_again_at:
             return
         self._summed_version = race.index.version
 

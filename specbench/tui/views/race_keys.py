@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.widget import Widget
 
+from specbench.store.journal import MAY_GROW
 from specbench.tui import draw_race, sharing
 from specbench.tui.race import MOST_LANES, Lane, Race
 from specbench.tui.views.base import View
@@ -151,7 +152,7 @@ class RaceKeys(View):
         race = self._with_race()
         if race is not None:
             race.follow()
-            if self.state != "running":
+            if self.state not in MAY_GROW:
                 race.leave_following()
                 self.say(f"the run is {self.state}: its journal grows no more; space replays", style="warn")
             self.draw_now()
