@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -27,6 +27,8 @@ _EACH_SECOND = "metrics.jsonl"
 _QUIET_S = 60.0
 """A run on another host that wrote nothing for so long is over: its sampler writes every second, paused or not."""
 _PATIENCE_S = 1.0
+_NOBODYS = (ValueError, KeyError, TypeError)
+"""Of a lock: empty after a release, or torn by a crash."""
 
 
 def write_whole(path: Path, text: str, *, try_: str = "") -> None:
@@ -119,13 +121,31 @@ def holder(folder: Path) -> Holder | None:
     return _live_holder(text, folder)
 
 
+def named_holder(folder: Path) -> Holder | None:
+    """Whom the lock names, live or not; None where it is nobody's."""
+    try:
+        return Holder(*_fields(json.loads((folder / "run.lock").read_text(encoding="utf-8")))[:2])
+    except (FileNotFoundError, *_NOBODYS):
+        return None
+
+
+def _fields(lock: dict[str, Any]) -> tuple[int, str, float, str, int | None]:
+    """(pid, host, started, boot, ticks)."""
+    return (
+        int(lock["pid"]),
+        str(lock["host"]),
+        float(lock["started"]),
+        lock.get("boot_id", ""),
+        lock.get("start_ticks"),
+    )
+
+
 def _live_holder(text: str, folder: Path) -> Holder | None:
     try:
-        written = json.loads(text)
-        found = Holder(int(written["pid"]), str(written["host"]))
-        started, boot, ticks = float(written["started"]), written.get("boot_id", ""), written.get("start_ticks")
-    except (ValueError, KeyError, TypeError):
-        return None  # empty after a release, or torn by a crash: nobody's
+        pid, host, started, boot, ticks = _fields(json.loads(text))
+    except _NOBODYS:
+        return None
+    found = Holder(pid, host)
     copy = streamed.copy_of(folder)
     if copy is not None:
         return found if _is_heard_of(copy, folder) else None

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from specbench.errors import UsageError
 from specbench.store.files import cannot_write, holder, is_training
+from specbench.store.streamed import copy_of
 
 _LOOK_EVERY_S = 0.2
 
 
 def ask(folder: Path) -> None:
-    """The run waits when the answer under way has ended. Raises UsageError where nobody writes it, or for a
-    training."""
+    """The run waits when the answer under way has ended. Raises UsageError where nobody writes it, for a training, and
+    for the copy of another machine's run, whose process looks into another folder."""
     if is_training(folder):
         raise UsageError(f"{folder.name} is a training: it knows no pause", try_="stop it; specbench train --resume")
+    _refuse_a_copy(folder, "touch")
     if holder(folder) is None:
         raise UsageError(f"no process writes {folder.name} any more", where=str(folder))
     try:
@@ -28,11 +30,22 @@ def ask(folder: Path) -> None:
 
 
 def let_go(folder: Path) -> None:
-    """The run goes on, within a fifth of a second."""
+    """The run goes on, within a fifth of a second. Raises UsageError for the copy of another machine's run."""
+    _refuse_a_copy(folder, "rm")
     try:
         (folder / "pause").unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(folder / "pause", error) from error
+
+
+def _refuse_a_copy(folder: Path, command: str) -> None:
+    copy = copy_of(folder)
+    if copy is not None:
+        raise UsageError(
+            f"{folder.name} runs on {copy.place.host}, and is only copied here",
+            where=str(folder),
+            try_=copy.place.asks(f"{command} {copy.place.quoted('pause')}"),
+        )
 
 
 def is_asked(folder: Path) -> bool:

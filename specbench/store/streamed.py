@@ -17,7 +17,7 @@ from specbench.errors import UsageError
 
 NAME = "streamed.json"
 Said = Literal["", "held", "unseen", "gone"]
-"""Nothing yet; the process is there; it cannot be looked at from there; nobody writes the run any more."""
+"""Nothing yet; the process is there; it cannot be looked at from there, or was not yet; nobody writes the run."""
 
 
 class Place(NamedTuple):

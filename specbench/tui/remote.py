@@ -19,7 +19,7 @@ from pathlib import Path
 
 from specbench import paths
 from specbench.errors import EnvironmentFailed, UsageError
-from specbench.store import streamed
+from specbench.store import pausing, streamed
 from specbench.store.files import TRAIN_JSON, cannot_write, write_whole
 from specbench.store.streamed import Place, Said
 from specbench.tui.link import NO_LINK, Follower, Link
@@ -124,7 +124,7 @@ class Stream:
         """Looks in a row that found nobody who writes it, and the journal as long as at the look before."""
         self._size = -1
         """Of the journal, at a look that found nobody."""
-        self._said: Said = "held" if lock else ""
+        self._said: Said = "unseen" if lock else ""
         self._heard_s = time.monotonic()
         self._again_s, self._pause_s = 0.0, _AGAIN_S
         self._why = ""
@@ -132,6 +132,8 @@ class Stream:
         self._followers: list[Follower] = []
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            # Of viewers that wrote them here, where no run looks.
+            pausing.forget(self._folder)
             (self._folder / name).write_bytes(plan)
             # Before the lock, which without it would name a process of this machine.
             self._mark()

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from specbench.errors import EnvironmentFailed, UsageError
+from specbench.store import pausing
 from specbench.store.streamed import Place
 from specbench.tui import link
 from specbench.tui.link import Link
 from specbench.tui.race import Race
 from specbench.tui.remote import Stream, parse
+from specbench.tui.views.dialogs import Reading
 from specbench.tui.views.train import TrainView
-from tests.tui.screens import RUN, an_app, drive, finish, look_until, settled, write_live
+from tests.tui.screens import RUN, an_app, drive, finish, hold, look_until, raced, settled, write_live
 from tests.tui.test_training import TRAINING, write_training
 
 
@@ -270,3 +272,37 @@ def test_a_shell_there_that_greets_is_named_and_its_words_become_no_file(
     with pytest.raises(EnvironmentFailed, match="welcome") as caught:
         Stream(parse(f"ssh://far{store}/runs/{RUN}"))
     assert "must print nothing" in caught.value.try_
+
+
+@pytest.mark.parametrize("seen", ["held", "unseen"])
+def test_what_cannot_be_done_from_here_is_not_offered_but_said_how_to_type(
+    stream: Stream, store: Path, seen: str
+) -> None:
+    """Pause wrote a file into the copy, where no run looks, and said that the run would wait."""
+    far, here = store / "runs" / stream.place.run_id, stream.store / "runs" / stream.place.run_id
+    if seen == "held":
+        hold(far)
+        look_until(stream, lambda: (here / "run.lock").read_text() == (far / "run.lock").read_text())
+    told: list[str] = []
+
+    async def body() -> None:
+        app = an_app(stream.store, stream.place.run_id)
+        async with app.run_test(size=(120, 36)) as pilot:
+            await raced(app, pilot)
+            await pilot.press("x")
+            await settled(pilot, lambda: isinstance(app.screen, Reading))
+            assert isinstance(app.screen, Reading)
+            told.append(app.screen._words())
+            await pilot.press("escape")
+
+    drive(body)
+    assert f"ssh far touch {far}/pause" in told[0] and f"ssh far rm {far}/pause" in told[0]
+    if seen == "held":
+        assert f"ssh far 'kill -INT {os.getpid()}'" in told[0] or f"ssh far kill -INT {os.getpid()}" in told[0]
+    else:
+        assert "in a shell on elsewhere:\n    kill -INT 1\n" in told[0]
+    assert f"specbench run --resume {far.name} --store {store}" in told[0]
+    for act in (pausing.ask, pausing.let_go):
+        with pytest.raises(UsageError, match="only copied here"):
+            act(here)
+    assert not (here / "pause").exists()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from specbench.errors import SpecbenchError, UsageError
 from specbench.store import pausing
-from specbench.store.files import holder, is_training
-from specbench.store.journal import run_state
+from specbench.store.files import holder, is_training, named_holder
+from specbench.store.journal import MAY_GROW, run_state
+from specbench.store.streamed import Copy, copy_of
 from specbench.tui import children
 from specbench.tui.index import RunIndex
 from specbench.tui.lines import Line, Span, line
@@ -26,6 +27,11 @@ def ask_how_to_stop(view: View, run_id: str) -> None:
     """Says what each way does before anything is done."""
     folder = view.workspace.folder(run_id)
     live = holder(folder) if folder.exists() else None
+    copy = copy_of(folder)
+    if copy is not None and run_state(folder) in MAY_GROW:
+        title = f"{run_id} runs on {copy.place.host}"
+        view.main.push_screen(Reading(title, _what_to_type_there(copy, folder), topic="stop"))
+        return
     if live is None:
         view.say(f"{run_id} is not running", style="warn")
         return
@@ -47,6 +53,28 @@ def ask_how_to_stop(view: View, run_id: str) -> None:
         Option("kill", "Kill process", help=f"{live.pid} on {live.host}, at once; what is in the journal stays"),
     ]
     view.main.push_screen(Choice(f"Stop {run_id}?", options), lambda how: _stop(view, run_id, how or ""))
+
+
+def _what_to_type_there(copy: Copy, folder: Path) -> list[Line]:
+    """Of a run of another machine: from here its journal is read, and nothing reaches its process."""
+    place = copy.place
+    rows = ["It is read here and nothing more. To pause or stop it, type on a shell here:", ""]
+    ways: list[tuple[str, str]] = []
+    if not is_training(folder):
+        ways.append(("wait after this answer", place.asks(f"touch {place.quoted('pause')}")))
+        ways.append(("go on", place.asks(f"rm {place.quoted('pause')}")))
+    writer = named_holder(folder)
+    if writer is not None:
+        # Where it cannot be seen from there, it is of a third machine that shares the folder.
+        there, on = (place.asks, "") if copy.said == "held" else (str, f", in a shell on {writer.host}")
+        ways.append((f"stop now, keep the data{on}", there(f"kill -INT {writer.pid}")))
+        ways.append((f"kill at once, keep the journal{on}", there(f"kill -KILL {writer.pid}")))
+    ways.append(
+        (f"continue it after that: {place.ssh}, then", place.goes_on("train" if is_training(folder) else "run"))
+    )
+    for way, command in ways:
+        rows += [f"{way}:", f"    {command}", ""]
+    return [line(row) for row in rows[:-1]]
 
 
 def _stop(view: View, run_id: str, how: str) -> None:
