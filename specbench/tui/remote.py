@@ -2,7 +2,8 @@
 Textual.
 
 Nothing is installed there, and the screen is drawn here: what is watched pays for a read of its journal and of what a
-run records beside it (`tail`), and for a look at its lock and its process every few seconds (`cat`, `ps`).
+run records beside it (`tail`), and for a look at its lock and its process every few seconds (`cat`, `ps`). Nothing is
+written there, and nothing there is signalled.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from specbench.tui.link import NO_LINK
 from specbench.tui.race import Race
 from specbench.tui.remote import Stream, parse
 from specbench.tui.views.race import RaceView
+from specbench.tui.views.train import TrainView
 from tests.tui.screens import an_app, drive, finish, look_until, raced, screen_text, settled, write_live
+from tests.tui.test_training import TRAINING, write_training
 
 
 def _copy(stream: Stream) -> Path:
@@ -130,3 +132,26 @@ def test_what_is_continued_is_continued_where_it_was_measured(stream: Stream) ->
     with pytest.raises(UsageError, match="streamed here") as caught:
         Journal(_copy(stream))
     assert caught.value.try_.startswith("ssh far, then specbench run --resume")
+
+
+def test_a_training_of_which_nothing_is_heard_is_said_to_be_unknown(store: Path, ssh: Path) -> None:
+    """It writes nothing for minutes while it evaluates: its journal alone would never tell."""
+    far = write_training(store, num_steps=20)
+    lines = (far / "events.jsonl").read_text().splitlines(keepends=True)
+    (far / "events.jsonl").write_text("".join(each for each in lines if '"run_finished"' not in each))
+    (far / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "started": 0.0}')
+    found = Stream(parse(f"ssh://far{far}"))
+
+    async def body() -> None:
+        app = an_app(found.store, TRAINING)
+        async with app.run_test(size=(120, 36)) as pilot:
+            assert isinstance(app.screen, TrainView)
+            view = app.screen
+            await settled(pilot, lambda: view.training is not None and view.training.state == "running")
+            os.utime(found.store / "runs" / TRAINING / streamed.NAME, (0, 0))
+            await settled(pilot, lambda: view.training is not None and view.training.state == "unknown")
+
+    try:
+        drive(body)
+    finally:
+        found.close()

@@ -10,6 +10,7 @@ from textual.containers import Grid
 from textual.widget import Widget
 
 from specbench.errors import SpecbenchError
+from specbench.store.journal import run_state
 from specbench.tui import sharing
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.views.base import View
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from specbench.tui.figures import Course
 
 _LOOK_EVERY_S = 2.0
+_NOT_SEEN = ("", -1, "")
 
 
 class TrainView(View):
@@ -35,7 +37,7 @@ class TrainView(View):
         super().__init__()
         self.training: Course | None = None
         self._runs: list[str] | None = None
-        self._seen: tuple[str, int] = ("", -1)
+        self._seen: tuple[str, int, str] = _NOT_SEEN
         self._places = 0
         """Trainings to go on by, as soon as it is known which there are."""
         self.is_log = self.is_smooth = False
@@ -56,7 +58,7 @@ class TrainView(View):
     def entered(self) -> None:
         if self.training is None or self.training.run_id != self.workspace.training_id:
             # What could not be read is tried again.
-            self._seen = ("", -1)
+            self._seen = _NOT_SEEN
         self.look()
 
     def run_opened(self) -> None:
@@ -71,7 +73,8 @@ class TrainView(View):
             self.in_background("trainings", self._read_runs, self._runs_read)
             return
         journal = self.workspace.folder(run_id) / "events.jsonl"
-        seen = (run_id, journal.stat().st_size if journal.exists() else 0)
+        # Its process may be gone, or not be heard of any more, without a byte in the journal.
+        seen = (run_id, journal.stat().st_size if journal.exists() else 0, run_state(journal.parent))
         if seen == self._seen:
             return
         self._seen = seen
