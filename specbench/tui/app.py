@@ -146,9 +146,10 @@ class SpecbenchApp(App[None]):
         if self._run:
             self.open_run(self._run)
         self.set_interval(_REST_EVERY_S, self.workspace.reader.rest)
-        # Ended from outside, it leaves its terminal's session as it was all the same.
+        # Ended from outside, or with its terminal's window, it leaves the session as it was, and no ssh, all the same.
         with suppress(NotImplementedError, RuntimeError, ValueError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.look_for_runs()
         self.set_interval(_LIVE_EVERY_S, self.look_for_runs)
         if self._stream is not None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import select
 import shutil
+import struct
+import sys
+import termios
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from specbench.cli import tui as command
@@ -95,3 +104,21 @@ def test_no_ssh_outlives_a_viewer_that_could_not_begin(
     assert caught.value.code == 2
     (stream,) = _Visit.streams
     assert all(each.poll() is not None for each in stream._link._started)
+
+
+def test_no_ssh_outlives_the_window_it_was_started_in(far: Path, ssh: Path) -> None:
+    """A terminal that is closed sends SIGHUP, which by itself ends a process where it stands."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "specbench", "tui", f"ssh://far{far}"])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
+    drawn, until = b"", time.monotonic() + 60
+    while b"LIVE" not in drawn:
+        assert time.monotonic() < until, drawn[-2000:]
+        if select.select([terminal], [], [], 0.1)[0]:
+            drawn += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    # The pretended ssh names a file by its pid, and becomes what was asked for.
+    started = [int(path.suffix[1:]) for path in ssh.parent.glob("asked.*")]
+    assert len(started) == 5 and not any(psutil.pid_exists(each) for each in started)
