@@ -245,9 +245,9 @@ class Stream:
         return f"whether {self.place.run_id} still runs is unknown over ssh: {why}" if is_first else ""
 
     def silence(self) -> str:
-        """How long nothing was heard of the run's process; empty while words come."""
+        """How long nothing was heard of the run's process; empty while words come, and of a run that nobody writes."""
         silent_s = time.monotonic() - self._heard_s
-        if silent_s <= _patience_s():
+        if silent_s <= _patience_s() or self._said == "gone":
             return ""
         why = f" ({self._why})" if self._why else ""
         is_unknown = f"whether {self.place.run_id} still runs is unknown"

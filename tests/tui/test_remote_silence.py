@@ -64,6 +64,14 @@ def test_a_link_that_is_silent_loses_no_run_and_recovers_by_itself(stream: Strea
         os.killpg(stream._watch.pid, signal.SIGCONT)
 
 
+def test_of_a_run_that_is_over_no_word_is_expected(stream: Stream, store: Path) -> None:
+    finish(store / "runs" / stream.place.run_id)
+    (store / "runs" / stream.place.run_id / "run.lock").write_text("")
+    look_until(stream, lambda: (_copy(stream) / "run.lock").read_text() == "")
+    stream._heard_s -= 60
+    assert stream.silence() == ""
+
+
 def test_an_ssh_that_heeds_nothing_does_not_keep_the_viewer(
     store: Path, ssh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
