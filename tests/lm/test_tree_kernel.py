@@ -257,3 +257,20 @@ def test_a_forward_that_is_learnt_from_has_its_gradient() -> None:
     tokens = torch.arange(12)[None]
     packed_logits(lm, tokens, torch.zeros_like(tokens), torch.arange(12)).logsumexp(-1).sum().backward()
     assert layer.grad is not None and float(layer.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "taken"), [(1, "triton"), (33, "triton"), (129, "triton"), (130, "sdpa"), (512, "sdpa")]
+)
+def test_drafts_of_up_to_128_nodes_take_the_kernel_and_chunks_of_prompts_do_not(num_slots: int, taken: str) -> None:
+    """A tree that silently went through torch's attention would be timed as the kernel's."""
+    tree = chain(torch.zeros(1, num_slots - 1, dtype=torch.long, device=DEVICE))
+    forward = visibility.HostForward(topology(tree), [20], is_chain=True, max_depth=num_slots - 1, dtype=torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 2, num_slots, 16, generator=draw).to(DEVICE)
+    keys, values = (torch.randn(1, 1, 20 + num_slots, 16, generator=draw).to(DEVICE) for _ in range(2))
+    with attention.use(forward):
+        found, _ = attention.triton_attention(nn.Module(), query, keys, values, None)
+        assert forward.implementations == {taken}
+        wanted, _ = attention.plain_attention(nn.Module(), query, keys, values, None)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
