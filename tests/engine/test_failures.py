@@ -58,6 +58,42 @@ def test_nan_logits_of_a_step_fail_the_question_whichever_node_has_them() -> Non
         _engine(_poisoned()).generate(_Poisoner(), requests_for([(1, 2), (3, 4, 5)]))
 
 
+class _Fork(NoDrafter):
+    """Two children of the root and one of the second, never right; drafted by the step's graph, or on the host."""
+
+    max_nodes = 3
+
+    def __init__(self, *, capturable: bool) -> None:
+        self.capturable = capturable
+
+    def draft(self, noise: DraftNoise | None) -> DraftTree:
+        parents_BN = torch.tensor([[-1, -1, 1]]).expand(self._num_rows, -1)
+        return DraftTree(
+            tokens_BN=torch.tensor([[60, 61, 62]]).expand_as(parents_BN), parents_BN=parents_BN, max_depth=2
+        )
+
+
+@pytest.mark.parametrize("slot", range(4))
+@pytest.mark.parametrize("how", ["step by step", "drafted on the host", "captured whole"])
+def test_nan_in_the_logits_of_a_single_node_fails_the_question(how: str, slot: int) -> None:
+    """Its keys and values are numbers: no other slot's logits show it, and the answer would go on without a word."""
+    lm = tiny_lm("llama", tie_word_embeddings=False)
+
+    def spoil(_module: object, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        if logits.shape[1] > 1:  # a verification: the prompt's logits are those of its last token alone
+            logits[-1, slot] = float("nan")
+        return logits
+
+    requests = requests_for([(1, 2), (3, 4, 5)])
+    engine = _engine(lm, graphs=None if how == "step by step" else RecordedGraphs())
+    drafter = _Fork(capturable=how == "captured whole")
+    assert all(step.num_accepted == 0 for each in engine.generate(drafter, requests).generations for step in each.steps)
+    lm.lm_head.register_forward_hook(spoil)
+    engine.reserve(20)  # a larger cache: steps are captured anew
+    with pytest.raises(NotFinite, match="at step 0"):
+        engine.generate(drafter, requests)
+
+
 def test_infinite_logits_fail_too() -> None:
     """16-bit overflow shows as infinity first."""
     lm = tiny_lm("llama")
