@@ -199,3 +199,27 @@ def test_a_step_that_tells_the_host_something_is_found_out() -> None:
     """What the tests above rest on."""
     with pytest.raises(BrokenPromise, match="reads a value on the host"):
         _engine(_lm("llama"), Watched(allows_reads=False)).generate(Reader(_followers("llama")), requests_for())
+
+
+# --- the end of a context --------------------------------------------------------------------------------------------
+
+
+class FourBigrams(Bigrams):
+    max_nodes = 4
+
+
+@pytest.mark.parametrize("kind", ["captured whole", "tree"])
+def test_drafts_may_reach_past_the_last_learned_position(kind: str) -> None:
+    """118 + 10 tokens fill GPT-2's table of 128 positions, and the last steps' nodes stand up to four behind it: none
+    is ever committed, and none may be looked up there. A captured step cannot draft less near the end."""
+    lm = _lm("gpt2")
+    assert lm.context_length == 128
+    requests = requests_for([tokens_of(seed, 118) for seed in range(2)], max_new_tokens=9)  # the second: 10
+    plain, captured = (_engine(lm, each, max_batch=2, max_len=128, stop=Stop()) for each in (None, RecordedGraphs()))
+    wanted = plain.generate(NoDrafter(), requests).generations
+    answers = [each.tokens for each in wanted]
+    assert [len(each) for each in answers] == [9, 10]
+    drafter = FourBigrams(_followers("gpt2")) if kind == "captured whole" else RefDrafter(answers, kind=kind, hit=0.5)
+    for _ in range(2):
+        assert [each.tokens for each in captured.generate(drafter, requests).generations] == answers
+    assert captured.graphs is not None and captured.graphs.num_graphs(drafter) and not captured.graphs.refusal(drafter)
