@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specbench.conformance.targets import TableLM
 from specbench.engine.decode import Engine
+from specbench.engine.graphs import Backend
 from specbench.method import Commit, Drafter, DraftNoise, DraftTree, Request, Rule
 from specbench.sampling import Sampling, log_probs, process, sequence_key, top_children
 from specbench.tree import chain
@@ -23,7 +24,10 @@ def random_tables(size: int, *, seed: int, closeness: float = 0.5) -> tuple[Tens
 
 
 class _TableDrafter(Drafter):
-    """Knows each live row's root; its own law is logits_VV, processed as the target's."""
+    """Knows each live row's root; its own law is logits_VV, processed as the target's. Steps may be captured."""
+
+    capturable = True
+    carried = ("_root_B",)
 
     def __init__(self, logits_VV: Tensor, sampling: Sampling) -> None:
         self._logq_VV = log_probs(process(logits_VV, sampling))
@@ -93,14 +97,23 @@ def draw(
     length: int,
     first: int = 0,
     seed: int = 0,
+    graphs: Backend | None = None,
 ) -> list[tuple[int, ...]]:
     """`num` independent answers of `length` tokens to the prompt (0, first), all rows in one batch."""
-    engine = Engine(lm, sampling=sampling, rule=rule, max_batch=num, max_len=2 + length, max_nodes=drafter.max_nodes)
+    engine = Engine(
+        lm, sampling=sampling, rule=rule, max_batch=num, max_len=2 + length, max_nodes=drafter.max_nodes, graphs=graphs
+    )
     requests = [
         Request(key=sequence_key(seed=seed, question_id=str(row), turn=0), prompt=(0, first), max_new_tokens=length)
         for row in range(num)
     ]
-    return [generation.tokens for generation in engine.generate(drafter, requests).generations]
+    if engine.graphs is not None:
+        # What a model finds out in its first forward it would find out in a capture: the table's prompts run none.
+        engine.generate(drafter, requests[:1], capturing="none")
+    found = [generation.tokens for generation in engine.generate(drafter, requests).generations]
+    if engine.graphs is not None:
+        assert engine.graphs.num_graphs(drafter) and not engine.graphs.refusal(drafter), "no step was captured"
+    return found
 
 
 def chi_square(answers: list[tuple[int, ...]], law: dict[tuple[int, ...], float]) -> float:

@@ -11,10 +11,12 @@ import torch
 
 from specbench.conformance.targets import TableLM, enumerated_law
 from specbench.engine.decode import Engine
+from specbench.engine.recorded import RecordedGraphs
+from specbench.lm.chain import ChainDrafter
 from specbench.method import Drafter
 from specbench.sampling import Sampling
 from tests.engine.tables import SampledChain, SiblingTree, chi_square, draw, random_tables
-from tests.helpers import NoDrafter, requests_for
+from tests.helpers import NoDrafter, disturbed_lm, requests_for, tiny_lm
 
 P_VALUE = 1e-4
 NUM = 4000
@@ -58,6 +60,54 @@ def test_a_draft_that_is_the_target_is_always_accepted() -> None:
     result = engine.generate(SampledChain(p, sampling), requests_for([(0, 1)] * 4, max_new_tokens=13))
     for generation in result.generations:
         assert all(step.num_accepted == 3 for step in generation.steps)
+
+
+def test_captured_steps_draw_the_targets_law() -> None:
+    """Drafts of a graph have noise of their own too. Here half of them are rejected, and what is left of p has two
+    tokens: drawn with the noise of which the rejected token had most, they come too seldom and too often (p = 2e-19)."""
+    sampling = Sampling(temperature=1.0)
+    p, q = (
+        torch.tensor(each, dtype=torch.float64).log().expand(3, 3) for each in ([0.1, 0.55, 0.35], [0.5, 0.45, 0.05])
+    )
+    captured, plain = (
+        draw(TableLM(p), SampledChain(q, sampling), sampling, rule="rejection", num=NUM, length=3, graphs=graphs)
+        for graphs in (RecordedGraphs(), None)
+    )
+    assert chi_square(captured, enumerated_law(p, sampling, length=3)) > P_VALUE
+    assert captured == plain
+
+
+def test_captured_steps_are_those_of_the_plain_loop_until_a_length_shortens_its_drafts() -> None:
+    """Near the limit the plain loop drafts what still fits, a captured step all it ever does. Where less is drafted the
+    next token is drawn, where more is, it may be an accepted one: both by the target's law, and not the same."""
+    lm, num = tiny_lm("llama"), 4
+    plain, captured = (
+        Engine(
+            lm, sampling=Sampling(temperature=1.0), rule="rejection", max_batch=4, max_len=80, max_nodes=num, graphs=g
+        )
+        for g in (None, RecordedGraphs())
+    )
+    one, other = (
+        ChainDrafter(disturbed_lm(noise=0.3), each.view(), num_tokens=num, num_shared=lm.vocab_size, picks="sampled")
+        for each in (plain, captured)
+    )
+    num_accepted = num_rejected = 0
+    for seed in range(3):
+        requests = requests_for(max_new_tokens=30, seed=seed)
+        wanted = plain.generate(one, requests).generations
+        found = captured.generate(other, requests).generations
+        for request, mine, theirs in zip(requests, found, wanted, strict=True):
+            # A step behind c tokens drafts `num` of them and draws one more: whole where c + num + 1 fit.
+            same = request.max_new_tokens - num
+            assert mine.tokens[:same] == theirs.tokens[:same]
+            assert len(mine.tokens) == len(theirs.tokens) == request.max_new_tokens
+            whole = [step for step in theirs.steps if step.num_nodes == num and not step.num_truncated]
+            for ours, step in zip(mine.steps, whole, strict=False):
+                assert (ours.tokens, ours.num_accepted, ours.ranks) == (step.tokens, step.num_accepted, step.ranks)
+                num_accepted += step.num_accepted
+                num_rejected += step.num_accepted < num
+    assert num_accepted > 20 and num_rejected > 20, "laws that both accept and reject"
+    assert captured.graphs is not None and captured.graphs.num_graphs(other) and not captured.graphs.refusal(other)
 
 
 def _worked_example() -> tuple[torch.Tensor, torch.Tensor]:
