@@ -64,7 +64,7 @@ def test_a_draft_that_is_the_target_is_always_accepted() -> None:
 
 def test_captured_steps_draw_the_targets_law() -> None:
     """Drafts of a graph have noise of their own too. Here half of them are rejected, and what is left of p has two
-    tokens: drawn with the noise of which the rejected token had most, they come too seldom and too often (p = 2e-19)."""
+    tokens: drawn with the noise of which the rejected one had most, they come too seldom and too often (p = 2e-19)."""
     sampling = Sampling(temperature=1.0)
     p, q = (
         torch.tensor(each, dtype=torch.float64).log().expand(3, 3) for each in ([0.1, 0.55, 0.35], [0.5, 0.45, 0.05])
