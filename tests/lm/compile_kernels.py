@@ -1,5 +1,5 @@
 """Compiles the kernels as a launch on a GPU would, without one: `python compile_kernels.py [all]` -> JSON, one line a
-kernel: what it is, '' or why it was refused, bytes of shared memory.
+kernel: what it is, '' or why it was refused, bytes of shared memory, its instructions for products of matrices.
 
 A program of its own: where Triton's interpreter is on, as the other tests want it, nothing can be compiled.
 """
@@ -7,6 +7,7 @@ A program of its own: where Triton's interpreter is on, as the other tests want 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -38,9 +39,11 @@ FEW = (
     Case("bf16", 128, 4, 65, 8, has_window=True, has_cap=True),
     Case("fp16", 64, 7, 129, 64, has_sink=True),
     Case("bf16", 256, 4, 9, 2, has_window=True),
-    Case("fp32", 80, 1, 17, 1),
+    Case("fp16", 80, 1, 17, 1),
+    Case("fp32", 256, 1, 65, 1),
 )
-"""Every dtype, every kind of block, every switch on and off; float32, which takes the compiler longest, once."""
+"""Every dtype, every kind of block, every switch on and off; float32, which takes the compiler longest, once and where
+it takes most registers and shared memory."""
 
 
 def every_case() -> Iterator[Case]:
@@ -52,8 +55,15 @@ def every_case() -> Iterator[Case]:
                     yield Case(dtype, width, group, num_slots, 16, extra, extra, extra)
 
 
-def compiled(kernel: Any, pointers: dict[str, str], floats: set[str], constants: dict[str, Any]) -> str | int:
-    """Bytes of shared memory, or why not. What is no pointer, float or constant is an integer. As a launch has it,
+class Kernel(NamedTuple):
+    """shared: bytes. products: PTX instructions that multiply matrices on tensor cores, by the types they take."""
+
+    shared: int
+    products: tuple[str, ...]
+
+
+def compiled(kernel: Any, pointers: dict[str, str], floats: set[str], constants: dict[str, Any]) -> str | Kernel:
+    """The kernel, or why not. What is no pointer, float or constant is an integer. As a launch has it,
     pointers and strides are multiples of 16."""
     names: list[str] = kernel.arg_names
     kinds = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
@@ -67,12 +77,15 @@ def compiled(kernel: Any, pointers: dict[str, str], floats: set[str], constants:
         attrs={(names.index(name),): aligned for name in strides | set(pointers)},
     )
     try:
-        return int(triton.compile(source, target=HOPPER).metadata.shared)
+        made = triton.compile(source, target=HOPPER)
+        return Kernel(
+            int(made.metadata.shared), tuple(sorted(set(re.findall(r"\S*mma\S*\.f32\.\S+", made.asm["ptx"]))))
+        )
     except Exception as error:  # noqa: BLE001 - the reason is what is asked for
         return f"{type(error).__name__}: {error}"
 
 
-def attend(case: Case) -> str | int:
+def attend(case: Case) -> str | Kernel:
     """The kernel of `tree_attention` for these shapes."""
     inputs = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), DTYPES[case.dtype])
     integers = dict.fromkeys(("length_ptr", "depth_ptr", "bits_ptr"), "*i32")
@@ -97,7 +110,7 @@ def attend(case: Case) -> str | int:
     )
 
 
-def merge(case: Case) -> str | int:
+def merge(case: Case) -> str | Kernel:
     """The kernel that adds the shares up."""
     sinks = "*fp32" if not case.has_sink else DTYPES[case.dtype]
     return compiled(
@@ -119,11 +132,9 @@ def main() -> None:
     """Prints as it goes."""
     is_all = "all" in sys.argv[1:]
 
-    def say(what: str, found: str | int) -> None:
-        is_fine = isinstance(found, int)
-        print(
-            json.dumps({"what": what, "why": "" if is_fine else found, "shared": found if is_fine else 0}), flush=True
-        )
+    def say(what: str, found: str | Kernel) -> None:
+        why, kernel = (found, Kernel(0, ())) if isinstance(found, str) else ("", found)
+        print(json.dumps({"what": what, "why": why, **kernel._asdict()}), flush=True)
 
     say("stamp", compiled(stamp_kernel.write_timer, {"slots_ptr": "*i64"}, set(), {}))
     for place, case in enumerate(every_case() if is_all else FEW):
