@@ -74,9 +74,8 @@ class Engine:
         self._allocate()
 
     def _allocate(self) -> None:
-        # A captured step that will be thrown away writes its nodes behind whatever the last one committed.
-        room = self.max_nodes if self.graphs is None else 3 * (self.max_nodes + 1)
-        self.lm.allocate(max_batch=self.max_batch, max_len=self.max_len, max_nodes=room)
+        # Captured steps need no more: whatever goes on stands in front of its limit, what has ended is pushed back.
+        self.lm.allocate(max_batch=self.max_batch, max_len=self.max_len, max_nodes=self.max_nodes)
 
     def view(self) -> TargetView:
         """What drafters may read."""

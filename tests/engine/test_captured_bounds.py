@@ -19,6 +19,7 @@ from specbench.engine.graphs import Graph, Step
 from specbench.engine.recorded import RecordedGraphs
 from specbench.engine.stop import Stop
 from specbench.lm.cached_lm import CachedLM
+from specbench.lm.chain import ChainDrafter
 from specbench.method import Drafter, Request, Rule
 from specbench.sampling import Sampling
 from tests.engine.test_captured import SAMPLINGS, STOP, Bigrams, Plain, Reader, _demand_same, _followers, _lm
@@ -223,3 +224,30 @@ def test_drafts_may_reach_past_the_last_learned_position(kind: str) -> None:
     for _ in range(2):
         assert [each.tokens for each in captured.generate(drafter, requests).generations] == answers
     assert captured.graphs is not None and captured.graphs.num_graphs(drafter) and not captured.graphs.refusal(drafter)
+
+
+@pytest.mark.parametrize("kind", ["captured whole", "tree"])
+@pytest.mark.parametrize("max_len", [60, 300], ids=["one span", "two spans"])
+def test_texts_that_fill_the_cache_are_those_of_the_plain_loop(max_len: int, kind: str) -> None:
+    """Behind the longest text there is room for one draft, and steps that are thrown away find none of their own."""
+    lm = tiny_lm("llama", max_position_embeddings=600)
+    prompts = [tokens_of(seed, max_len - 24 - seed) for seed in range(4)]
+    requests = requests_for(prompts, max_new_tokens=24)
+    assert all(len(each.prompt) + each.max_new_tokens == max_len for each in requests)
+    for stop in (Stop(), STOP):
+        plain, captured = (_engine(lm, each, max_len=max_len, stop=stop) for each in (None, RecordedGraphs()))
+        assert captured.lm.cache.num_slots == max_len + 12 + 1
+        wanted = plain.generate(NoDrafter(), requests).generations
+        answers = [each.tokens for each in wanted]
+        drafter = _target_as_draft(captured) if kind == "captured whole" else RefDrafter(answers, kind="tree", hit=0.95)
+        for capturing in ("all", "none"):
+            found = captured.generate(drafter, requests, capturing=capturing).generations
+            assert [each.tokens for each in found] == answers
+            assert [each.finish_reason for each in found] == [each.finish_reason for each in wanted]
+            assert max(step.num_accepted for each in found for step in each.steps) >= 4
+
+
+def _target_as_draft(engine: Engine) -> Drafter:
+    """Always right, twelve tokens at a time."""
+    draft = tiny_lm("llama", max_position_embeddings=600)
+    return ChainDrafter(draft, engine.view(), num_tokens=12, num_shared=draft.vocab_size)
