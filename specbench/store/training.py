@@ -9,17 +9,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 
 from specbench.errors import EnvironmentFailed
-from specbench.events import RunFinished, RunStarted, TrainEval, TrainStep
+from specbench.events import Event, RunFinished, RunStarted, TrainEval, TrainStep
 from specbench.store.db import BUSY_S, open_store
 from specbench.store.files import TRAIN_JSON as TRAIN_JSON
 from specbench.store.files import UNTOUCHED
 from specbench.store.files import is_training as is_training
-from specbench.store.journal import replay, run_state
+from specbench.store.journal import events_file, read_events, run_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,47 +49,93 @@ class Training:
 
 def read_training(folder: Path) -> Training:
     """Replay the journal. Raises EnvironmentFailed: no training here, damaged or newer files."""
+    return TrainingReplay(folder).read()
+
+
+class TrainingReplay:
+    """A training that may still be written: every `read` goes on where the one before stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._steps: dict[int, TrainStep] = {}
+        self._evals: dict[int, TrainEval] = {}
+        self._last_word: RunFinished | None = None
+        self._is_first = False
+        """The next step is the first one of a training that went on."""
+        self._offset = 0
+        self._file = _identity(self.folder)
+
+    def read(self) -> Training:
+        """As far as it has been written. Raises EnvironmentFailed: no training here, damaged or newer files."""
+        record = _read_record(self.folder)
+        now = _identity(self.folder)
+        if now.inode != self._file.inode or now.size < self._offset:
+            # Another journal lies there now: what was read is not of it.
+            self._forget_all()
+        for event, next_offset in read_events(self.folder, offset=self._offset):
+            self._take(event)
+            self._offset = next_offset
+        last_word, steps, evals = self._last_word, self._steps, self._evals
+        return Training(
+            run_id=self.folder.name,
+            record=record,
+            state=run_state(self.folder),
+            finished=last_word.time if last_word else None,
+            message=last_word.message if last_word else "",
+            steps=tuple(steps[number] for number in sorted(steps)),
+            evals=tuple(evals[number] for number in sorted(evals)),
+        )
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case TrainStep():
+                if self._is_first:
+                    # Journals from before schema 5 say by their next step alone where a training went on.
+                    _forget(event.step - 1, self._steps, self._evals)
+                    self._is_first = False
+                self._steps[event.step] = event
+            case TrainEval():
+                self._evals[event.step] = event
+            case RunStarted():
+                self._last_word = None
+                self._is_first = event.resumed
+                if event.behind is not None:
+                    _forget(event.behind, self._steps, self._evals)
+            case RunFinished():
+                self._last_word = event
+            case _:
+                pass
+
+
+class _Identity(NamedTuple):
+    """Of a journal's file; zeros where there is none."""
+
+    inode: int
+    size: int
+
+
+def _identity(folder: Path) -> _Identity:
+    try:
+        found = events_file(folder).stat()
+    except OSError:
+        return _Identity(0, 0)
+    return _Identity(found.st_ino, found.st_size)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / TRAIN_JSON
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         method, target = record["method"], record["target"]["name"]
     except FileNotFoundError as error:
         raise EnvironmentFailed(f"no training here: {path} is missing", try_="specbench results ls") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnvironmentFailed(f"{TRAIN_JSON} is damaged: {error}", where=str(path)) from error
     assert method and target is not None
-    steps: dict[int, TrainStep] = {}
-    evals: dict[int, TrainEval] = {}
-    last_word: RunFinished | None = None
-    is_first = False
-    for event in replay(folder):
-        match event:
-            case TrainStep():
-                if is_first:
-                    # Journals from before schema 5 say by their next step alone where a training went on.
-                    _forget(event.step - 1, steps, evals)
-                    is_first = False
-                steps[event.step] = event
-            case TrainEval():
-                evals[event.step] = event
-            case RunStarted():
-                last_word = None
-                is_first = event.resumed
-                if event.behind is not None:
-                    _forget(event.behind, steps, evals)
-            case RunFinished():
-                last_word = event
-            case _:
-                pass
-    return Training(
-        run_id=folder.name,
-        record=record,
-        state=run_state(folder),
-        finished=last_word.time if last_word else None,
-        message=last_word.message if last_word else "",
-        steps=tuple(steps[number] for number in sorted(steps)),
-        evals=tuple(evals[number] for number in sorted(evals)),
-    )
+    return record
 
 
 def _forget(behind: int, *kinds: dict[int, Any]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from specbench.store.records import Listing, RunSummary
     from specbench.store.stream_records import StreamCurve
+    from specbench.store.training import TrainingReplay
 
 _BUSY_S = 0.3
 
@@ -201,11 +202,19 @@ def comparison(store: Path | None, run_ids: list[str]) -> list[Line]:
         return comparison_lines(compare(connection, run_ids))
 
 
-def training(store: Path | None, run_id: str) -> Course:
-    """A training's journal."""
-    from specbench.store.training import read_training
+_replays: dict[Path, TrainingReplay] = {}
 
-    found = read_training(paths.run_dir(store, run_id))
+
+def training(store: Path | None, run_id: str) -> Course:
+    """A training's journal; of the one that was asked for last, what it has got since."""
+    from specbench.store.training import TrainingReplay
+
+    folder = paths.run_dir(store, run_id)
+    # One: it is read every two seconds while it is shown, and the next one is another screen's.
+    if folder not in _replays:
+        _replays.clear()
+        _replays[folder] = TrainingReplay(folder)
+    found = _replays[folder].read()
     best = found.best.step if found.best is not None else None
     return Course(run_id, found.record, found.state, found.message, found.steps, found.evals, best)
 

@@ -155,7 +155,8 @@ class View(Screen[None]):
         failed: Callable[[SpecbenchError], None] | None = None,
     ) -> None:
         """Run `work` in a thread, then `then` with its result on the screen; a SpecbenchError is said, and given to
-        `failed`. Another work of that name takes this one's place."""
+        `failed`. Another work of that name takes this one's place: for what a key asks for. What a timer asks for looks
+        at `is_under_way` first, or a work that takes longer than the timer would never be delivered."""
 
         def guarded() -> T | SpecbenchError:
             try:
@@ -165,6 +166,10 @@ class View(Screen[None]):
 
         worker = self.run_worker(guarded, name=name, group=name, thread=True, exclusive=True, exit_on_error=True)
         self._waiting[cast("Worker[object]", worker)] = (cast("Callable[[object], None]", then), failed)
+
+    def is_under_way(self, name: str) -> bool:
+        """A work of that name has not been delivered yet."""
+        return any(worker.name == name for worker in self._waiting)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """Deliver what a thread found."""

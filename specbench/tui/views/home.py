@@ -59,6 +59,8 @@ class HomeView(View):
         super().__init__()
         self.listing: Listing | None = None
         self._signature: object = None
+        self._is_changed = False
+        """A key has changed the list while it was being read."""
         self.words = ""
         self.sorted_by = "newest"
         self._summed: dict[str, Summed] = {}
@@ -87,7 +89,8 @@ class HomeView(View):
 
     def look(self) -> None:
         """Which runs there are now; in a thread, since it may wait for the store."""
-        if not self.is_current and self.listing is not None:
+        # Let it end: where a reading takes longer than a look comes round, the list would never be shown.
+        if (not self.is_current and self.listing is not None) or self.is_under_way("listing"):
             return
         signature = self.workspace.signature()
         may_grow = self.listing is not None and any(entry.state in MAY_GROW for entry in self.listing.runs)
@@ -124,6 +127,9 @@ class HomeView(View):
         self._signature = None  # asked again with the next look
 
     def _listed(self, found: Listing) -> None:
+        if self._is_changed:
+            self._is_changed, self._signature = False, None
+            self.look()
         is_first = self.listing is None
         changed = self._follow(found) or found != self.listing
         self.listing = found
@@ -136,7 +142,7 @@ class HomeView(View):
 
     def _sum_up_next(self) -> None:
         """One run at a time, those on the screen first: 128 runs take 128 bootstraps."""
-        if self.listing is None:
+        if self.listing is None or self.is_under_way("summing"):
             return
         for entry in self.shown():
             if entry.kind == "train" or entry.state == "damaged" or self._is_given_up(entry.run_id):
@@ -356,6 +362,7 @@ class HomeView(View):
         def deleted(_: object) -> None:
             self.say(f"deleted {run_id}")
             self._summed.pop(run_id, None)
+            self._is_changed = self.is_under_way("listing")
             self.look()
 
         self.in_background(

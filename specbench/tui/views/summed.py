@@ -51,7 +51,8 @@ class SummedView(View):
         if not self.is_current:
             return
         if not self.workspace.run_id:
-            self.in_background("runs", self._read_runs, self._runs_read)
+            if not self.is_under_way("runs"):
+                self.in_background("runs", self._read_runs, self._runs_read)
             return
         run_id = self.workspace.run_id
         if run_id == self._asked and not (is_entered and self._is_old(run_id)):

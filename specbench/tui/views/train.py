@@ -70,12 +70,16 @@ class TrainView(View):
             return
         run_id = self.workspace.training_id
         if not run_id:
-            self.in_background("trainings", self._read_runs, self._runs_read)
+            if not self.is_under_way("trainings"):
+                self.in_background("trainings", self._read_runs, self._runs_read)
             return
         journal = self.workspace.folder(run_id) / "events.jsonl"
         # Its process may be gone, or not be heard of any more, without a byte in the journal.
         seen = (run_id, journal.stat().st_size if journal.exists() else 0, run_state(journal.parent))
         if seen == self._seen:
+            return
+        # Its reading ends before the next begins, however long it takes; another training takes its place.
+        if run_id == self._seen[0] and self.is_under_way("training"):
             return
         self._seen = seen
         self.in_background("training", lambda: self._read_training(run_id), self._training_read)
