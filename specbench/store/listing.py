@@ -128,6 +128,7 @@ def _add_stored(connection: duckdb.DuckDBPyConnection, entries: dict[str, RunEnt
             unranked=_unranked(Facts(connection, run, bootstraps), of_run) if with_ranks else {},
             num_answers=answers.get(run["run_id"], 0),
             failed=tuple(failed.get(run["run_id"], ())),
+            stored_state=run["state"],
         )
 
 

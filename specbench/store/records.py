@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from specbench.metrics import Interval
 
@@ -308,6 +308,13 @@ def to_json(value: Any) -> Any:
     return value
 
 
+class Stored(NamedTuple):
+    """A run's row in the store. Ingested again after it went on, it is another one."""
+
+    state: str
+    num_answers: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunEntry:
     """One line of `specbench results ls`."""
@@ -336,6 +343,13 @@ class RunEntry:
     """Timed generations that finished; 0 until ingested."""
     failed: tuple[str, ...] = ()
     """Methods, baseline and control among them, whose timed generations all failed; empty until ingested."""
+    stored_state: str = ""
+    """When it was ingested; `state` is the folder's, now. Empty until then."""
+
+    @property
+    def stored(self) -> Stored | None:
+        """Its row in the store; None until ingested."""
+        return Stored(self.stored_state, self.num_answers) if self.is_stored else None
 
 
 @dataclass(frozen=True, kw_only=True)

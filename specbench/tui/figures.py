@@ -21,9 +21,10 @@ from specbench.tui.lines import Line
 if TYPE_CHECKING:
     import duckdb
 
-    from specbench.store.records import Listing, RunSummary
+    from specbench.store.records import Listing, RunSummary, Stored
     from specbench.store.stream_records import StreamCurve
     from specbench.store.training import TrainingReplay
+    from specbench.tui.freshness import AsOf
 
 _BUSY_S = 0.3
 
@@ -46,6 +47,10 @@ class Summed(NamedTuple):
     """'store', or why the journal was asked."""
     streams: tuple[StreamCurve, ...] = ()
     """Acceptance along the stream, of a run in which a method learns."""
+    row: Stored | None = None
+    """The run's in the store, also where that could not tell; None where it has none, or no store was to be had."""
+    as_of: AsOf | None = None
+    """Known to the asker, who looked at the files before."""
 
 
 class Board(NamedTuple):
@@ -95,26 +100,32 @@ def summed(store: Path | None, run_id: str) -> Summed:
     from specbench.store.db import open_store
 
     file = paths.store_file(store)
-    why = "there is no store yet"
+    why, row = "there is no store yet", None
     if file.exists():
         try:
             with open_store(file, read_only=True, timeout_s=_BUSY_S) as connection:
-                if _is_whole(connection, paths.run_dir(store, run_id)):
-                    return _read(connection, run_id, "store")
+                row = _row(connection, run_id)
+                if row is not None and _is_whole(row, paths.run_dir(store, run_id)):
+                    return _read(connection, run_id, "store")._replace(row=row)
             why = "the run is not in the store, or only a part of it"
         except EnvironmentFailed as error:
             # Busy, damaged, newer: the journals are there all the same, and the source says what was in the way.
             why = error.what
-    return _from_journal(store, run_id, why)
+    return _from_journal(store, run_id, why)._replace(row=row)
 
 
-def _is_whole(connection: duckdb.DuckDBPyConnection, folder: Path) -> bool:
-    rows = connection.execute("SELECT state FROM runs WHERE run_id = ?", [folder.name]).fetchall()
-    if not rows:
-        return False
+def _row(connection: duckdb.DuckDBPyConnection, run_id: str) -> Stored | None:
+    from specbench.store.records import Stored
+
+    query = "SELECT state, (SELECT count(*) FROM generations WHERE run_id = $1) FROM runs WHERE run_id = $1"
+    rows = connection.execute(query, [run_id]).fetchall()
+    return Stored(*rows[0]) if rows else None
+
+
+def _is_whole(row: Stored, folder: Path) -> bool:
     # Of a journal that may have grown since it was ingested the state says nothing.
     state = run_state(folder)
-    return not (folder / "events.jsonl").exists() or bool(rows[0][0] == state and state not in MAY_GROW)
+    return not (folder / "events.jsonl").exists() or (row.state == state and state not in MAY_GROW)
 
 
 def _from_journal(store: Path | None, run_id: str, why: str) -> Summed:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from specbench import paths
 from specbench.errors import UsageError
 from specbench.store.files import is_training
+from specbench.tui.freshness import AsOf, Rows, Written, size_of, written
 from specbench.tui.reader import Asking, Reader
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Workspace:
         self.run_id = ""
         """The run that Race, Accept and Speed show; empty until one is chosen."""
         self.training_id = ""
-        self._summed: dict[str, tuple[object, Summed]] = {}
+        self._summed: dict[str, Summed] = {}
+        self._rows = Rows()
         self._summing = threading.Lock()
 
     def folder(self, run_id: str) -> Path:
@@ -40,17 +42,19 @@ class Workspace:
 
     def listing(self) -> Listing:
         """All runs, newest first; a busy store costs the speed-ups and a note says so."""
+        file = written(paths.store_file(self.store))
         found: Listing = self.reader.ask("listing", self.store)
+        self._rows.learn(found, file)
         return found
 
     def signature(self) -> object:
         """Changes whenever a list of runs might: asked every two seconds, so it opens no file."""
-        runs = [(name, _size(f"{name}/events.jsonl"), _size(f"{name}/run.lock")) for name in self._folders()]
-        return sorted(runs), _written(paths.store_file(self.store))
+        runs = [(name, size_of(f"{name}/events.jsonl"), size_of(f"{name}/run.lock")) for name in self._folders()]
+        return sorted(runs), written(paths.store_file(self.store))
 
     def being_written(self) -> list[Path]:
         """Folders with a lock in them, live or left behind by a crash; a released one is empty."""
-        return [Path(name) for name in self._folders() if _size(f"{name}/run.lock") > 0]
+        return [Path(name) for name in self._folders() if size_of(f"{name}/run.lock") > 0]
 
     def _folders(self) -> list[str]:
         """Of runs, in no order. Text and one question a file: asked every two seconds on the screen's own thread, where
@@ -107,36 +111,24 @@ class Workspace:
         """The run in figures; kept until its journal or its row in the store changes. Seconds for a long run."""
         # One at a time: two screens that ask for the same run must not sum it up twice.
         with self._summing:
-            key = self.freshness(run_id)
             kept = self._summed.get(run_id)
-            if kept is not None and kept[0] == key:
-                return kept[1]
+            if kept is not None and self.is_as_of_now(run_id, kept):
+                return kept
+            journal, file = self._files(run_id)
             found: Summed = self.reader.ask("summed", self.store, run_id)
-            self._summed[run_id] = (key, found)
+            found = self._summed[run_id] = found._replace(as_of=AsOf(journal, file, found.row))
             return found
 
     def is_as_of_now(self, run_id: str, found: Summed | None) -> bool:
-        """`found` is what `summed` would answer, and at once; another screen may have had the run summed up since."""
-        kept = self._summed.get(run_id)
-        return kept is not None and kept[1] is found and kept[0] == self.freshness(run_id)
+        """Nothing that its figures are made of has changed since."""
+        if found is None or found.as_of is None:
+            return False
+        journal, file = self._files(run_id)
+        return self._rows.is_as_of_now(run_id, found.as_of, journal=journal, file=file)
+
+    def _files(self, run_id: str) -> tuple[int, Written]:
+        return size_of(self.folder(run_id) / "events.jsonl"), written(paths.store_file(self.store))
 
     def freshness(self, run_id: str) -> object:
-        """Changes whenever its figures might."""
-        return _size(self.folder(run_id) / "events.jsonl"), _written(paths.store_file(self.store))
-
-
-def _written(path: Path) -> tuple[int, int]:
-    """Size and time of a store, which grows by blocks: a run more may find room in those there are."""
-    try:
-        found = path.stat()
-    except OSError:
-        return -1, 0
-    return found.st_size, found.st_mtime_ns
-
-
-def _size(path: Path | str) -> int:
-    """-1 where there is no such file, or it cannot be seen."""
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 - making a Path costs more than the question
-    except OSError:
-        return -1
+        """Changes whenever a run that could not be summed up might be."""
+        return size_of(self.folder(run_id) / "events.jsonl"), self._rows.of(run_id)

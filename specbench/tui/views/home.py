@@ -17,8 +17,8 @@ from specbench.store import pausing, streamed
 from specbench.store.journal import MAY_GROW
 from specbench.store.words import count
 from specbench.tui import beside, sharing
-from specbench.tui.index import RunIndex
 from specbench.tui.lines import Line, Span, line, wrap
+from specbench.tui.progress import Progress
 from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas, Rows
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from specbench.tui.figures import Summed
 
 _LOOK_EVERY_S = 2.0
-_BYTES_A_LOOK = 16_000_000
 _TRY_AGAIN_S = 60.0
+_LISTING_SHARE = 0.1
+"""Of a core beside a live run, where runs are listed every two seconds: 300 of them take a third of a second."""
 
 
 class _Unread(NamedTuple):
@@ -59,6 +60,7 @@ class HomeView(View):
         super().__init__()
         self.listing: Listing | None = None
         self._signature: object = None
+        self._rest_until_s = 0.0
         self._is_changed = False
         """A key has changed the list while it was being read."""
         self.words = ""
@@ -66,9 +68,7 @@ class HomeView(View):
         self._summed: dict[str, Summed] = {}
         self._ratios: dict[str, list[float]] = {}
         self._unreadable: dict[str, _Unread] = {}
-        self._indexes: dict[str, tuple[RunIndex, int]] = {}
-        """Of runs that are being written, with the number of answers planned."""
-        self._progress: dict[str, str] = {}
+        self._progress = Progress()
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="body"):
@@ -79,13 +79,17 @@ class HomeView(View):
     def on_mount(self) -> None:
         self.query_one("#runs").focus()
         self.look()
-        self.poll(_LOOK_EVERY_S, self.look)
+        self.poll(_LOOK_EVERY_S, self._look_again)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def entered(self) -> None:
         self.look()
         self._sum_up_next()
+
+    def _look_again(self) -> None:
+        if time.monotonic() >= self._rest_until_s:
+            self.look()
 
     def look(self) -> None:
         """Which runs there are now; in a thread, since it may wait for the store."""
@@ -98,30 +102,15 @@ class HomeView(View):
         if self.listing is not None and signature == self._signature and not may_grow:
             return
         self._signature = signature
-        self.in_background("listing", self.workspace.listing, self._listed, failed=self._not_listed)
+        began_s = time.monotonic()
 
-    def _follow(self, found: Listing) -> bool:
-        """How far runs that are being written are; True where one went on."""
-        from specbench.manifest import read_manifest  # 0.15 s of pydantic, only where a run is being written
+        def listed(found: Listing) -> None:
+            # Not of the first: it takes as long as the reader's process takes to start.
+            if self.listing is not None and self.main.is_beside_a_run:
+                self._rest_until_s = time.monotonic() + (time.monotonic() - began_s) / _LISTING_SHARE
+            self._listed(found)
 
-        before = dict(self._progress)
-        for entry in found.runs:
-            if entry.state != "running" or entry.kind == "train":
-                continue
-            try:
-                if entry.run_id not in self._indexes:
-                    manifest = read_manifest(self.workspace.folder(entry.run_id))
-                    planned = sum(len(record.question_ids) for record in manifest.groups)
-                    self._indexes[entry.run_id] = (RunIndex(self.workspace.folder(entry.run_id)), planned)
-                index, planned = self._indexes[entry.run_id]
-                index.advance(limit_bytes=_BYTES_A_LOOK)
-            except SpecbenchError as error:
-                self._progress[entry.run_id] = error.what
-                continue
-            folder = self.workspace.folder(entry.run_id)
-            waits = "‖ paused, " if pausing.is_waiting(folder) else "pausing, " if pausing.is_asked(folder) else ""
-            self._progress[entry.run_id] = f"{waits}{index.num_ended} of {planned}"
-        return before != self._progress
+        self.in_background("listing", self.workspace.listing, listed, failed=self._not_listed)
 
     def _not_listed(self, error: SpecbenchError) -> None:
         self._signature = None  # asked again with the next look
@@ -131,7 +120,7 @@ class HomeView(View):
             self._is_changed, self._signature = False, None
             self.look()
         is_first = self.listing is None
-        changed = self._follow(found) or found != self.listing
+        changed = self._progress.follow(found, self.workspace.folder) or found != self.listing
         self.listing = found
         if changed:
             self.query_one("#runs", Rows).redraw()
@@ -141,10 +130,13 @@ class HomeView(View):
         self._sum_up_next()
 
     def _sum_up_next(self) -> None:
-        """One run at a time, those on the screen first: 128 runs take 128 bootstraps."""
+        """One run at a time, those on the screen first: 128 runs take 128 bootstraps. Beside a live run of this machine
+        the chosen one alone: the others would take minutes of a core from the measurement."""
         if self.listing is None or self.is_under_way("summing"):
             return
-        for entry in self.shown():
+        chosen = self.entry()
+        first = [chosen] if chosen is not None else []
+        for entry in first if self.workspace.live_here() else (*first, *self.shown()):
             if entry.kind == "train" or entry.state == "damaged" or self._is_given_up(entry.run_id):
                 continue
             # Of a run that is being written its progress is shown: summing up would take time from it.
@@ -152,6 +144,13 @@ class HomeView(View):
                 continue
             self.in_background("summing", lambda run_id=entry.run_id: self._sum_up(run_id), self._summed_up)  # type: ignore[misc]
             return
+
+    def _is_waiting_for_a_run(self) -> bool:
+        """Figures are missing that are not read before the live run has ended."""
+        runs = self.listing.runs if self.listing is not None else ()
+        due = [entry for entry in runs if entry.kind == "run" and entry.state not in ("running", "damaged")]
+        is_missing = any(entry.run_id not in self._summed and entry.run_id not in self._unreadable for entry in due)
+        return is_missing and bool(self.workspace.live_here())
 
     def _is_given_up(self, run_id: str) -> bool:
         """It could not be summed up as it is now, and not long ago: the reader may have died of something else."""
@@ -182,6 +181,7 @@ class HomeView(View):
             self._ratios[run_id] = [unit["speedup"] for unit in summed.units if unit["method"] == method]
         self.query_one("#runs", Rows).redraw()
         self.query_one("#about", Canvas).redraw()
+        self.refresh_words()
         self._sum_up_next()
 
     # --- drawing ------------------------------------------------------------------------------------------------------
@@ -195,6 +195,8 @@ class HomeView(View):
             count(len(self.listing.runs), "run"),
             f"{running} running",
         ]
+        if self._is_waiting_for_a_run():
+            parts.append("beside a live run only the chosen one is summed up")
         if self.words:
             parts.append(f"filter: {self.words}")
         if self.sorted_by != "newest":
@@ -222,7 +224,7 @@ class HomeView(View):
         if not shown:
             return wrap(f"No run matches {self.words!r}. esc shows all of them.", width), []
         summaries = {run_id: each.summary for run_id, each in self._summed.items()}
-        return rows(shown, summaries, self._ratios, self._progress, width)
+        return rows(shown, summaries, self._ratios, self._progress.words, width)
 
     def _about(self, width: int, height: int) -> Sequence[Line]:
         entry = self.entry()
@@ -248,6 +250,7 @@ class HomeView(View):
 
     def _moved(self) -> None:
         self.query_one("#about", Canvas).redraw()
+        self._sum_up_next()
 
     # --- actions ------------------------------------------------------------------------------------------------------
 
