@@ -291,10 +291,11 @@ def size_points(summary: RunSummary) -> list[tuple[int, float, float]]:
 
 
 def batch_lines(summary: RunSummary, batches: Sequence[dict[str, Any]], width: int) -> list[Line]:
-    """Tokens per second by batch size, from runs that differ in nothing else."""
-    sizes = sorted({row["batch_size"] for row in batches})
+    """Tokens per second by batch size, from runs that differ in nothing else; without any, this run's own."""
     methods = [row.method for row in summary.rows if not row.is_control]
     rates = {(row["batch_size"], row["method"]): row["tokens_per_s"] for row in batches}
+    rates = rates or {(summary.batch_size, row.method): row.tokens_per_s for row in summary.rows}
+    sizes = sorted({size for size, _ in rates})
     names = max(8, min(22, width // 3))
     head = cell("tokens per second", names) + "".join(f"{f'batch {size}':>10}" for size in sizes)
     found: list[Line] = [fit((Span(head, "bold"),), width)]

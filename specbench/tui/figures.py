@@ -41,8 +41,6 @@ class Summed(NamedTuple):
     """method, question_id, category, turn, tau: answers with the fewest tokens per step, ascending."""
     flags: list[dict[str, Any]]
     """Of the machine, from device_flags."""
-    batches: list[dict[str, Any]]
-    """batch_size, method, tokens_per_s of runs that differ from this one in the batch size alone."""
     source: str
     """'store', or why the journal was asked."""
     streams: tuple[StreamCurve, ...] = ()
@@ -84,7 +82,8 @@ _BATCHES = """
     SELECT r.batch_size, t.method, t.tokens_per_s
     FROM totals AS t JOIN runs AS r USING (run_id) JOIN runs AS this ON this.run_id = ?
     WHERE t.category IS NULL AND {alike}
-    ORDER BY r.created
+    QUALIFY row_number() OVER (PARTITION BY r.batch_size, t.method ORDER BY r.created DESC, run_id DESC) = 1
+    ORDER BY r.batch_size, t.method
 """
 
 
@@ -148,24 +147,39 @@ def _from_journal(store: Path | None, run_id: str, why: str) -> Summed:
 
 
 def _read(connection: duckdb.DuckDBPyConnection, run_id: str, source: str) -> Summed:
-    from specbench.store.compare import CONDITIONS
     from specbench.store.pairs import fetch
     from specbench.store.streams import stream_curves
     from specbench.store.summary import summarise
 
-    alike = " AND ".join(
-        f"r.{column} IS NOT DISTINCT FROM this.{column}" for column in CONDITIONS if column != "batch_size"
-    )
     return Summed(
         summary=summarise(connection, run_id),
         positions=fetch(connection, "SELECT * FROM acceptance_by_position WHERE run_id = ?", run_id),
         units=fetch(connection, "SELECT * FROM unit_pairs WHERE run_id = ? ORDER BY unit, method", run_id),
         worst=fetch(connection, _WORST, run_id),
         flags=fetch(connection, "SELECT * FROM device_flags WHERE run_id = ?", run_id),
-        batches=fetch(connection, _BATCHES.format(alike=alike), run_id),
         source=source,
         streams=stream_curves(connection, run_id),
     )
+
+
+def batches(store: Path | None, run_id: str) -> list[dict[str, Any]]:
+    """batch_size, method, tokens_per_s of runs that differ from this one in the batch size alone: of each pair the
+    newest. None where one batch size was measured, and of a run that is not in the store. Raises StoreBusy.
+
+    Apart from the figures: every run of a store would carry those of all the others."""
+    from specbench.store.compare import CONDITIONS
+    from specbench.store.db import open_store
+    from specbench.store.pairs import fetch
+
+    file = paths.store_file(store)
+    if not file.exists():
+        return []
+    alike = " AND ".join(
+        f"r.{column} IS NOT DISTINCT FROM this.{column}" for column in CONDITIONS if column != "batch_size"
+    )
+    with open_store(file, read_only=True, timeout_s=_BUSY_S) as connection:
+        found = fetch(connection, _BATCHES.format(alike=alike), run_id)
+    return found if len({row["batch_size"] for row in found}) > 1 else []
 
 
 def board(store: Path | None) -> Board:
@@ -266,6 +280,7 @@ def delete(store: Path | None, run_id: str) -> None:
 
 
 JOBS = {
-    each.__name__: each for each in (listing, summed, board, write_board, comparison, training, write_training, delete)
+    each.__name__: each
+    for each in (listing, summed, batches, board, write_board, comparison, training, write_training, delete)
 }
 """What the reader can be asked for, by name."""

@@ -6,7 +6,7 @@ import os
 import shlex
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from specbench import paths
 from specbench.errors import UsageError
@@ -23,6 +23,19 @@ LIVE_LOOKS, LIVE_FPS, REPLAY_FPS = 4, 8, 24
 of a replay otherwise. The journal itself grows ten times a second, and nobody reads what stands for a tenth of one."""
 
 
+_MOST_KEPT = 8
+"""Runs summed up: about a megabyte each in memory. What a screen shows it holds itself."""
+
+
+class Figures(Protocol):
+    """Something that was made of a run's figures."""
+
+    @property
+    def as_of(self) -> AsOf | None:
+        """Of which state of the files; None: not known."""
+        ...
+
+
 class Workspace:
     """One store and what is known of it. What asks the reader blocks: it is meant for threads."""
 
@@ -33,6 +46,7 @@ class Workspace:
         """The run that Race, Accept and Speed show; empty until one is chosen."""
         self.training_id = ""
         self._summed: dict[str, Summed] = {}
+        """The last ones, oldest first."""
         self._rows = Rows()
         self._summing = threading.Lock()
 
@@ -108,18 +122,21 @@ class Workspace:
         )
 
     def summed(self, run_id: str) -> Summed:
-        """The run in figures; kept until its journal or its row in the store changes. Seconds for a long run."""
+        """The run in figures; the last ones are kept until journal or row change. Seconds for a long run."""
         # One at a time: two screens that ask for the same run must not sum it up twice.
         with self._summing:
             kept = self._summed.get(run_id)
-            if kept is not None and self.is_as_of_now(run_id, kept):
-                return kept
-            journal, file = self._files(run_id)
-            found: Summed = self.reader.ask("summed", self.store, run_id)
-            found = self._summed[run_id] = found._replace(as_of=AsOf(journal, file, found.row))
-            return found
+            if kept is None or not self.is_as_of_now(run_id, kept):
+                journal, file = self._files(run_id)
+                found: Summed = self.reader.ask("summed", self.store, run_id)
+                kept = found._replace(as_of=AsOf(journal, file, found.row))
+            self._summed.pop(run_id, None)
+            self._summed[run_id] = kept
+            if len(self._summed) > _MOST_KEPT:
+                del self._summed[next(iter(self._summed))]
+            return kept
 
-    def is_as_of_now(self, run_id: str, found: Summed | None) -> bool:
+    def is_as_of_now(self, run_id: str, found: Figures | None) -> bool:
         """Nothing that its figures are made of has changed since."""
         if found is None or found.as_of is None:
             return False

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specbench.errors import StoreBusy
 from specbench.store.ingest import ingest
 from specbench.tui.app import SpecbenchApp
+from specbench.tui.figures import batches, summed
 from specbench.tui.reader import HereReader
 from specbench.tui.views import home
 from specbench.tui.views.home import HomeView
+from specbench.tui.views.speed import SpeedView
+from specbench.tui.widgets.canvas import Canvas
 from specbench.tui.workspace import Workspace
 from tests.store.synthetic import AUTOREGRESSIVE, CHAIN, make_manifest, run_events, write_run
-from tests.tui.screens import RUN, WIDE, drive, finish, settled
+from tests.tui.screens import RUN, WIDE, an_app, drive, finish, settled
 
 
 class Counting(HereReader):
@@ -123,3 +128,78 @@ def test_beside_a_live_run_only_the_chosen_run_is_summed_up_and_the_others_when_
             assert "beside a live run" not in view.headline()
 
     drive(body)
+
+
+def test_what_is_kept_of_a_run_does_not_grow_with_the_number_of_runs_beside_it(store: Path) -> None:
+    """Every run carried the throughput of every other, and Home kept them all: a quarter of a gigabyte at 300 runs."""
+    alone = len(pickle.dumps(summed(store, RUN)))
+    for letter in "bcdefg":
+        _write(store, f"20260102-demo-run-{letter}")
+    assert len(pickle.dumps(summed(store, RUN))) == alone
+    workspace = Workspace(store, reader=HereReader())
+    runs = [f"20260102-demo-run-{letter}" for letter in "abcdefg"]
+    for number in (*range(7), 0):
+        workspace.summed(runs[number])
+    assert len(workspace._summed) == 7
+    for letter in "hij":
+        _write(store, f"20260102-demo-run-{letter}")
+        workspace.summed(f"20260102-demo-run-{letter}")
+    assert len(workspace._summed) == 8
+    assert RUN in workspace._summed and runs[1] not in workspace._summed, "the one that was asked for longest ago goes"
+
+
+def test_home_keeps_the_summary_and_the_ratios_of_the_headline_alone(store: Path) -> None:
+    async def body() -> None:
+        app = an_app(store)
+        async with app.run_test(size=WIDE) as pilot:
+            view = _home(app)
+            await settled(pilot, lambda: RUN in view._summed)
+            known, whole = view._summed[RUN], app.workspace.summed(RUN)
+            assert known.summary is whole.summary and len(known.ratios) == 6
+            assert len(pickle.dumps(known)) < len(pickle.dumps(whole)) / 2
+            assert not any(each is whole.units or each is whole.positions for each in known)
+
+    drive(body)
+
+
+def test_throughput_against_batch_is_the_newest_of_each_size(tmp_path: Path) -> None:
+    both = (AUTOREGRESSIVE, CHAIN)
+
+    def write(run_id: str, created: str, **options: Any) -> None:
+        manifest = make_manifest(both, run_id=run_id, num_questions=4, repeats=1, **options)
+        manifest = manifest.model_copy(update={"created": created})
+        ingest(store / "specbench.duckdb", write_run(store / "runs" / run_id, manifest, run_events(manifest, both)))
+
+    store = tmp_path
+    write("one", "2026-02-01T00:00:00+00:00", batch_size=1)
+    assert batches(store, "one") == [], "of one size there is nothing to compare"
+    write("one-again", "2026-02-02T00:00:00+00:00", batch_size=1)
+    assert batches(store, "one") == []
+    write("two", "2026-02-03T00:00:00+00:00", batch_size=2)
+    write("two-before", "2026-02-01T00:00:00+00:00", batch_size=2)
+    found = batches(store, "one")
+    assert [(row["batch_size"], row["method"]) for row in found] == [
+        (size, method) for size in (1, 2) for method in ("autoregressive", "draft_model")
+    ]
+    newest = {row.method: row.tokens_per_s for row in summed(store, "two").summary.rows}
+    assert {row["method"]: row["tokens_per_s"] for row in found[2:]} == newest
+    assert batches(store, "unknown") == []
+    assert batches(store / "nowhere", "one") == []
+
+
+def test_speed_asks_for_batches_of_the_run_it_shows_and_says_where_it_cannot_have_them(store: Path) -> None:
+    class Failing(Counting):
+        def ask(self, job: str, *values: Any) -> Any:
+            if job == "batches":
+                raise StoreBusy("the store is busy")
+            return super().ask(job, *values)
+
+    async def body(app: SpecbenchApp, words: str) -> None:
+        async with app.run_test(size=WIDE) as pilot:
+            await pilot.press("5")
+            speed = app.view("speed")
+            assert isinstance(speed, SpeedView)
+            await settled(pilot, lambda: words in " ".join(speed.query_one("#batch", Canvas).text().split()))
+
+    drive(lambda: body(an_app(store, RUN), "batch 1 ● autoregressive 891"))
+    drive(lambda: body(SpecbenchApp(store, RUN, reader=Failing()), "nothing is known: the store is busy"))

@@ -23,13 +23,15 @@ from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas, Rows
 
 if TYPE_CHECKING:
-    from specbench.store.records import Listing, RunEntry
-    from specbench.tui.figures import Summed
+    from specbench.store.records import Listing, RunEntry, RunSummary
+    from specbench.tui.freshness import AsOf
 
 _LOOK_EVERY_S = 2.0
 _TRY_AGAIN_S = 60.0
 _LISTING_SHARE = 0.1
 """Of a core beside a live run, where runs are listed every two seconds: 300 of them take a third of a second."""
+_LONGEST_REST_S = 10.0
+"""Where the run leaves nothing of any core, a list takes that long by the clock and costs little."""
 
 
 class _Unread(NamedTuple):
@@ -39,6 +41,16 @@ class _Unread(NamedTuple):
     freshness: object
     """Of its files then."""
     at_s: float
+
+
+class _Known(NamedTuple):
+    """What the list and the pane beside it show of a run's figures: all of every run's would be a megabyte each."""
+
+    summary: RunSummary
+    ratios: Sequence[float]
+    """Of its headline method, a question each."""
+    source: str
+    as_of: AsOf | None
 
 
 class HomeView(View):
@@ -65,8 +77,7 @@ class HomeView(View):
         """A key has changed the list while it was being read."""
         self.words = ""
         self.sorted_by = "newest"
-        self._summed: dict[str, Summed] = {}
-        self._ratios: dict[str, list[float]] = {}
+        self._summed: dict[str, _Known] = {}
         self._unreadable: dict[str, _Unread] = {}
         self._progress = Progress()
 
@@ -88,7 +99,7 @@ class HomeView(View):
         self._sum_up_next()
 
     def _look_again(self) -> None:
-        if time.monotonic() >= self._rest_until_s:
+        if time.monotonic() >= self._rest_until_s or not self.main.is_beside_a_run:
             self.look()
 
     def look(self) -> None:
@@ -107,7 +118,8 @@ class HomeView(View):
         def listed(found: Listing) -> None:
             # Not of the first: it takes as long as the reader's process takes to start.
             if self.listing is not None and self.main.is_beside_a_run:
-                self._rest_until_s = time.monotonic() + (time.monotonic() - began_s) / _LISTING_SHARE
+                took_s = time.monotonic() - began_s
+                self._rest_until_s = time.monotonic() + min(took_s / _LISTING_SHARE, _LONGEST_REST_S)
             self._listed(found)
 
         self.in_background("listing", self.workspace.listing, listed, failed=self._not_listed)
@@ -160,25 +172,26 @@ class HomeView(View):
         is_fresh = time.monotonic() - unread.at_s < _TRY_AGAIN_S
         return is_fresh and unread.freshness == self.workspace.freshness(run_id)
 
-    def _sum_up(self, run_id: str) -> tuple[str, Summed | str]:
+    def _sum_up(self, run_id: str) -> tuple[str, _Known | str]:
+        from specbench.tui.draw_home import headline_row
+
         try:
-            return run_id, self.workspace.summed(run_id)
+            found = self.workspace.summed(run_id)
         except SpecbenchError as error:
             # A run without an answer yet, or a damaged one: its row says so, the others go on.
             return run_id, error.what
+        row = headline_row(found.summary)
+        method = row.method if row is not None else ""
+        ratios = [unit["speedup"] for unit in found.units if unit["method"] == method]
+        return run_id, _Known(found.summary, ratios, found.source, found.as_of)
 
-    def _summed_up(self, found: tuple[str, Summed | str]) -> None:
-        from specbench.tui.draw_home import headline_row
-
+    def _summed_up(self, found: tuple[str, _Known | str]) -> None:
         run_id, summed = found
         if isinstance(summed, str):
             self._unreadable[run_id] = _Unread(summed, self.workspace.freshness(run_id), time.monotonic())
         else:
             self._unreadable.pop(run_id, None)
             self._summed[run_id] = summed
-            row = headline_row(summed.summary)
-            method = row.method if row is not None else ""
-            self._ratios[run_id] = [unit["speedup"] for unit in summed.units if unit["method"] == method]
         self.query_one("#runs", Rows).redraw()
         self.query_one("#about", Canvas).redraw()
         self.refresh_words()
@@ -224,7 +237,8 @@ class HomeView(View):
         if not shown:
             return wrap(f"No run matches {self.words!r}. esc shows all of them.", width), []
         summaries = {run_id: each.summary for run_id, each in self._summed.items()}
-        return rows(shown, summaries, self._ratios, self._progress.words, width)
+        ratios = {run_id: each.ratios for run_id, each in self._summed.items()}
+        return rows(shown, summaries, ratios, self._progress.words, width)
 
     def _about(self, width: int, height: int) -> Sequence[Line]:
         entry = self.entry()
@@ -240,7 +254,7 @@ class HomeView(View):
             summed.summary if summed else None,
             summed.source if summed is not None else "store",
             width,
-            ratios=self._ratios.get(entry.run_id, ()),
+            ratios=summed.ratios if summed is not None else (),
         )
 
     def entry(self) -> RunEntry | None:

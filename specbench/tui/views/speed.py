@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.containers import Grid, VerticalScroll
 from textual.widget import Widget
 
 from specbench.tui import draw_figures
-from specbench.tui.lines import Line, line
+from specbench.tui.lines import Line, line, wrap
 from specbench.tui.views.summed import SummedView
 from specbench.tui.widgets.canvas import Canvas
+
+if TYPE_CHECKING:
+    from specbench.tui.figures import Summed
 
 _PLOT_ROWS = 12
 
@@ -29,6 +32,12 @@ class SpeedView(SummedView):
     SpeedView.-narrow #under { grid-size: 1 4; height: 48; }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[dict[str, Any]] | None = None
+        """Of the run that is shown; None until they are read."""
+        self._why_no_batches = ""
+
     def body(self) -> Iterable[Widget]:
         with VerticalScroll(id="body", can_focus=False):
             yield Canvas(
@@ -43,6 +52,21 @@ class SpeedView(SummedView):
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one("#forest").focus()
+
+    def _summed_up(self, found: Summed) -> None:
+        super()._summed_up(found)
+        store, run_id = self.workspace.store, found.summary.run_id
+        self.batches, self._why_no_batches = None, ""
+        self.in_background(
+            "batches",
+            lambda: self.workspace.reader.ask("batches", store, run_id),
+            lambda rows: self._batches_read(rows, ""),
+            failed=lambda error: self._batches_read(None, error.what),
+        )
+
+    def _batches_read(self, rows: list[dict[str, Any]] | None, why_not: str) -> None:
+        self.batches, self._why_no_batches = rows, why_not
+        self.query_one("#batch", Canvas).redraw()
 
     def _forest(self, width: int, height: int) -> Sequence[Line]:
         return self.waiting(width) if self.summed is None else draw_figures.forest_lines(self.summed.summary, width)
@@ -69,7 +93,12 @@ class SpeedView(SummedView):
     def _batch(self, width: int, height: int) -> Sequence[Line]:
         if self.summed is None:
             return []
-        return draw_figures.batch_lines(self.summed.summary, self.summed.batches, width)
+        if self._why_no_batches:
+            words = f"Of other batch sizes nothing is known: {self._why_no_batches}. Coming back here asks again."
+            return wrap(words, width, "warn")
+        if self.batches is None:
+            return wrap("reading …", width, "dim")
+        return draw_figures.batch_lines(self.summed.summary, self.batches, width)
 
     def explain(self) -> list[Line]:
         return [
