@@ -26,6 +26,11 @@ def shade(rate: float) -> str:
     return next(glyph for least, glyph in _SHADES if rate >= least)
 
 
+def methods_of(summary: RunSummary) -> list[str]:
+    """Every name in the run."""
+    return [row.method for row in summary.rows]
+
+
 def drafting(summary: RunSummary) -> list[tuple[int, MethodRow]]:
     """Rows that draft, with their place in the plan."""
     return [(place, row) for place, row in enumerate(summary.rows) if row.kind != "baseline"]
@@ -52,7 +57,7 @@ def acceptance_lines(summary: RunSummary, positions: Sequence[dict[str, Any]], *
     for place, row in rows:
         taus = {each.category: each.acceptance_length for each in row.by_category}
         for number, category in enumerate(shown):
-            first = method_name(row.method, place, names) if number == 0 else (Span(" " * names),)
+            first = method_name(row.method, place, names, methods_of(summary)) if number == 0 else (Span(" " * names),)
             parts: list[Span] = [*first, Span(cell(category or "all", kinds) + " ", "" if category else "bold")]
             for depth in range(1, depths + 1):
                 parts += _rate(by_cell.get((row.method, category, depth)), unit)
@@ -81,7 +86,7 @@ def survival_lines(summary: RunSummary, width: int) -> list[Line]:
     names = max(8, min(22, width // 3))
     for place, row in drafting(summary):
         survival = row.acceptance_by_position.survival[: max(1, (width - names) // 6)]
-        parts = [*method_name(row.method, place, names)]
+        parts = [*method_name(row.method, place, names, methods_of(summary))]
         for rate in survival:
             bar = BARS[min(7, int(rate * 8))] if rate > 0 else " "
             parts.append(Span(f"{bar} {rate:.2f} ".replace("0.", ".", 1)))
@@ -101,7 +106,7 @@ def worst_rows(
         words = f"{each['tau']:>5.2f} {each['num_steps']:>6}  {each['question_id']} turn {each['turn'] + 1} "
         # A question may be called anything, line breaks included.
         key = json.dumps((each["method"], each["question_id"], each["turn"]))
-        head_of = method_name(each["method"], places.get(each["method"], 0), names)
+        head_of = method_name(each["method"], places.get(each["method"], 0), names, methods_of(summary))
         rows.append((key, fit((*head_of, *line(words, Span(each["category"], "dim"))), width)))
     return [fit(head, width)], rows
 
@@ -141,7 +146,7 @@ def forest_lines(summary: RunSummary, width: int) -> list[Line]:
         shape = forest(row.speedup, row.speedup_ci, low=low, high=high, width=room)
         words = f" {text.times(row.speedup):>6} {text.interval(row.speedup_ci):>14} n={row.num_questions}"
         style = "" if where in (Standing.RANKED, Standing.BASELINE) else "dim"
-        head = method_name(row.method, place, names)
+        head = method_name(row.method, place, names, methods_of(summary))
         found.append(fit((*head, Span(rank, "dim"), Span(shape, style), Span(words, style)), width))
     found += _categories(placed, names, ranks, room, width, low, high)
     found += [(), *slowdowns(summary, width)]
@@ -179,7 +184,7 @@ def _categories(
             shape = forest(each.speedup, each.speedup_ci, low=low, high=high, width=room)
             noisy = " too noisy" if each.too_noisy else ""
             words = f" {text.times(each.speedup):>6} {text.interval(each.speedup_ci):>14} n={each.num_questions}{noisy}"
-            head = method_name(row.method, place, names)
+            head = method_name(row.method, place, names, [row.method for _, row, _ in placed])
             style = "dim" if each.too_noisy else ""
             found.append(fit((*head, Span(" " * ranks), Span(shape, style), Span(words, style)), width))
     return found
@@ -237,7 +242,8 @@ def waterfall_lines(summary: RunSummary, width: int) -> list[Line]:
             cells[start:stop] = glyph * (stop - start)
         cells[min(room - 1, round(waterfall.ar_s / longest * room))] = "│"
         words = f" {1000 * per_token(row):>7.2f}"
-        found.append(fit((*method_name(row.method, place, names), Span("".join(cells)), Span(words)), width))
+        head = method_name(row.method, place, names, methods_of(summary))
+        found.append(fit((*head, Span("".join(cells)), Span(words)), width))
     return found
 
 
@@ -302,7 +308,7 @@ def batch_lines(summary: RunSummary, batches: Sequence[dict[str, Any]], width: i
     for place, row in enumerate(summary.rows):
         if row.method in methods:
             words = "".join(f"{text.rate(rates.get((size, row.method))):>10}" for size in sizes)
-            found.append(fit((*method_name(row.method, place, names), Span(words)), width))
+            found.append(fit((*method_name(row.method, place, names, methods_of(summary)), Span(words)), width))
     if len(sizes) < 2:
         found += [
             (),

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 from specbench.metrics import Interval
 from specbench.report import text
-from specbench.tui.lines import BARS, Line, Span, cell, fit, line
+from specbench.tui.lines import BARS, Line, Span, cell, fit, line, width_of
 from specbench.tui.marks import METHOD_COLOURS, symbol
+from specbench.tui.names import short
 from specbench.tui.race import STUCK_STEPS, Lane, Race
 from specbench.tui.sofar import MethodSoFar
 from specbench.tui.timeline import Step
@@ -19,10 +20,11 @@ def method_style(position: int) -> str:
     return f"method{position % len(METHOD_COLOURS)}"
 
 
-def method_name(method: str, position: int, width: int) -> Line:
-    """`● redrafter`, in its colour."""
+def method_name(method: str, position: int, width: int, among: Sequence[str]) -> Line:
+    """`● redrafter`, in its colour. among: all methods of the run, from which it stays different where it is cut."""
     # The last cell is a gap: whatever follows a cut name must not look like a part of it.
-    return (Span(f"{symbol(position)} ", method_style(position)), Span(cell(method, max(1, width - 3)) + " "))
+    room = max(1, width - 3)
+    return (Span(f"{symbol(position)} ", method_style(position)), Span(cell(short(method, room, among), room) + " "))
 
 
 def forest(value: float, interval: Interval | None, *, low: float, high: float, width: int) -> str:
@@ -68,7 +70,7 @@ def speedup_lines(race: Race, figures: Mapping[str, MethodSoFar], width: int) ->
     found: list[Line] = []
     for method in ordered:
         figure = figures[method]
-        head = method_name(method, positions[method], names)
+        head = method_name(method, positions[method], names, race.methods)
         if figure.speedup is not None:
             shape = forest(
                 figure.speedup.geometric_mean, figure.speedup.interval, low=low, high=high, width=max(1, room)
@@ -90,19 +92,27 @@ def baseline_of(race: Race) -> str:
 
 
 def speedup_strap(race: Race, figures: Mapping[str, MethodSoFar], width: int) -> Line:
-    """All of it on one line, for small screens."""
+    """All of it on one line, for small screens. Names give way before the last lane's figure is cut off."""
+    tries = (_strap(race, figures, names) for names in range(10, 4, -1))
+    found = next((row for row in tries if width_of(row) <= width), _strap(race, figures, 5))
+    return fit(found, width)
+
+
+def _strap(race: Race, figures: Mapping[str, MethodSoFar], names: int) -> Line:
     parts: list[Span] = [Span(" ")]
     for lane in race.lanes:
         figure = figures.get(lane.method)
-        parts.append(Span(f"{symbol(lane.position)} ", method_style(lane.position)))
+        name = short(lane.method, names, race.methods)
+        gap = "  " if len(parts) > 1 else ""
+        parts.append(Span(f"{gap}{symbol(lane.position)} ", method_style(lane.position)))
         if figure is None or (figure.speedup is None and lane.method != baseline_of(race)):
-            parts.append(Span(f"{cell(lane.method, min(10, len(lane.method)))} –  "))
+            parts.append(Span(f"{name} –"))
             continue
         value = 1.0 if figure.speedup is None else figure.speedup.geometric_mean
         interval = None if figure.speedup is None else figure.speedup.interval
         spread = f"±{(interval.high - interval.low) / 2:.2f}" if interval is not None else ""
-        parts.append(Span(f"{cell(lane.method, min(10, len(lane.method)))} {value:.2f}{spread}  "))
-    return fit(line(*parts), width)
+        parts.append(Span(f"{name} {value:.2f}{spread}"))
+    return line(*parts)
 
 
 _COSTS = (
@@ -124,7 +134,7 @@ def cost_lines(race: Race, figures: Mapping[str, MethodSoFar], width: int) -> li
     found: list[Line] = [fit((Span(head, "bold"),), width)]
     for lane in race.lanes:
         figure = figures.get(lane.method)
-        row = method_name(lane.method, lane.position, names)
+        row = method_name(lane.method, lane.position, names, race.methods)
         if figure is None or not figure.num_steps:
             found.append((*row, Span("  no answer yet", "dim")))
             continue
@@ -211,7 +221,7 @@ def clock_lines(race: Race, seconds: float, width: int) -> list[Line]:
     now = min(room - 1, round(seconds / duration * (room - 1)))
     peak = max((_densest(lane, duration, room) for lane in race.lanes), default=1)
     for lane in race.lanes:
-        head = method_name(lane.method, lane.position, names)
+        head = method_name(lane.method, lane.position, names, race.methods)
         if lane.timeline is None:
             found.append((*head, Span(" "), Span(cell("waits for its turn", room), "dim")))
             continue

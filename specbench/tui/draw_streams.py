@@ -33,7 +33,8 @@ def stream_lines(streams: Sequence[StreamCurve], summary: RunSummary, width: int
         words = f"{first.acceptance:.3f} → {last.acceptance:.3f}" + ("" if each.learns else "  does not learn")
         # A single row has no place for the lower end of its scale.
         words += f"  on {low:.3f} to {high:.3f}" if rows == 1 else ""
-        name = method_name(each.method, places.get(each.method, 0), max(8, min(36, width - len(words) - 2)))
+        room_of_name = max(8, min(36, width - len(words) - 2))
+        name = method_name(each.method, places.get(each.method, 0), room_of_name, list(places))
         found.append(fit((*name, Span(f"  {words}")), width))
         # A shorter stream ends where it ended: one scale for all.
         own = max(1, round(room * last.until / whole))

@@ -46,6 +46,8 @@ class Lane:
     method: str
     position: int
     """In the plan: its symbol and colour everywhere."""
+    among: tuple[str, ...] = ()
+    """Every method of the run: where its name is cut it stays different from theirs."""
     state: LaneState = "queued"
     generation: Generation | None = None
     timeline: Timeline | None = None
@@ -111,7 +113,9 @@ class Race:
                 for question in record.question_ids
             )
         )
-        self._positions = {method.label: place for place, method in enumerate(self.manifest.methods)}
+        self.methods = tuple(method.label for method in self.manifest.methods)
+        """In the order of the plan."""
+        self._positions = {method: place for place, method in enumerate(self.methods)}
         self.place = 0
         self.repeat = 0
         self.lanes: list[Lane] = []
@@ -150,7 +154,8 @@ class Race:
 
     def choose(self, methods: Sequence[str]) -> None:
         """The methods that race, in this order."""
-        self.lanes = [Lane(method=method, position=self._positions[method]) for method in methods[:MOST_LANES]]
+        places = self._positions
+        self.lanes = [Lane(method=each, position=places[each], among=self.methods) for each in methods[:MOST_LANES]]
         self.retell()
 
     def go(self, place: int, *, repeat: int | None = None) -> None:

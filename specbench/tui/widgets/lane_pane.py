@@ -12,8 +12,9 @@ from textual.geometry import Region
 from textual.widget import Widget
 
 from specbench.tui import draw_race
-from specbench.tui.lines import Line, Span, cell, line, wrap
+from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.marks import Mode, symbol
+from specbench.tui.names import short
 from specbench.tui.race import Lane
 from specbench.tui.sanitise import visible
 from specbench.tui.widgets.canvas import Canvas
@@ -65,7 +66,7 @@ class LanePane(Vertical):
         return rows[:height]
 
     def _title(self, lane: Lane, ratio: str) -> str:
-        """Words as far as there is room: the state's sign stays, its word and then the end of the name go."""
+        """Words as far as there is room: the state's sign stays, its word and then a part of the name go."""
         sign, word = _STATES[lane.state]
         room = max(8, self.size.width - 4)
         for tail in (f" {ratio} {sign} {word}", f" {ratio} {sign}"):
@@ -73,7 +74,8 @@ class LanePane(Vertical):
             if cell_len(title) <= room:
                 return title
         tail = f" {ratio} {sign}".replace("  ", " ")
-        return f"{symbol(lane.position)} {cell(lane.method, max(1, room - 2 - cell_len(tail)))}{tail}"
+        name = short(lane.method, max(1, room - 2 - cell_len(tail)), lane.among)
+        return f"{symbol(lane.position)} {name}{tail}"
 
     def show_lane(self, lane: Lane, seconds: float, ratio: str, *, is_moving: bool) -> None:
         """Bring the pane to a moment. ratio: the method's speed-up so far, as text."""
