@@ -18,7 +18,7 @@ def scope_rows(scope: dict[str, Any], marked: Set[str], width: int) -> tuple[lis
     columns = [
         Column("", drop=0),
         Column("rank"),
-        Column("method", grows=True),
+        Column("method", grows=True, is_name=True),
         Column("speed-up", right=True),
         Column("95 % interval", right=True),
         Column("τ", right=True, drop=1),

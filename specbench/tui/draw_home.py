@@ -87,7 +87,7 @@ def rows(
         Column("state"),
         Column("suite", most=16),
         Column("target", drop=4),
-        Column("fastest", most=15, drop=2),
+        Column("fastest", most=15, drop=2, least=8, is_name=True),
         Column("speed-up, 95 %"),
         Column("τ", right=True, drop=3),
         Column("by question", drop=5),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
+from specbench.tui.names import short
 from specbench.tui.sanitise import visible
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -106,6 +107,10 @@ class Column(NamedTuple):
     drop: int = 0
     grows: bool = False
     """Takes what is left over, and gives it back first."""
+    least: int = 0
+    """Cells that it may be cut to before it leaves; 0: it is shown whole or not at all."""
+    is_name: bool = False
+    """Cut so that different ones stay different."""
     most: int = 1000
     """Cells at most; longer ones are cut."""
 
@@ -115,29 +120,44 @@ _LEAST = 18
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Span]], width: int) -> tuple[Line, list[Line]]:
-    """Head and body fitted to `width`: columns leave by `drop`, then the growing one is cut."""
+    """Head and body fitted to `width`: columns leave by `drop`, those for which room is left after all come back, the
+    last to leave first, and the growing one takes the rest."""
     shown = list(range(len(columns)))
 
     def natural(place: int) -> int:
         longest = max([cell_len(columns[place].title), *(cell_len(visible(row[place].text)) for row in rows)])
         return min(longest, columns[place].most)
 
-    widths = {place: natural(place) for place in shown}
+    whole = {place: natural(place) for place in shown}
+    widths = {place: min(whole[place], _LEAST if columns[place].grows else columns[place].least or whole[place])
+              for place in shown}  # fmt: skip
 
-    def total() -> int:
-        return sum(min(widths[p], _LEAST) if columns[p].grows else widths[p] for p in shown) + _GAP * (len(shown) - 1)
+    def total(places: Sequence[int]) -> int:
+        return sum(widths[place] for place in places) + _GAP * (len(places) - 1)
 
-    while total() > width and any(columns[place].drop for place in shown):
-        shown.remove(max(shown, key=lambda place: columns[place].drop))
+    left: list[int] = []
+    while total(shown) > width and any(columns[place].drop for place in shown):
+        left.append(max(shown, key=lambda place: columns[place].drop))
+        shown.remove(left[-1])
+    for place in reversed(left):
+        if total([*shown, place]) <= width:
+            shown = sorted([*shown, place])
+    # What was cut to stay gets its cells back before the growing one gets any.
+    for place in sorted(shown, key=lambda place: columns[place].grows):
+        widths[place] += max(0, min(whole[place] - widths[place], width - total(shown)))
     grower = next((place for place in shown if columns[place].grows), None)
     if grower is not None:
-        others = sum(widths[place] for place in shown if place != grower) + _GAP * (len(shown) - 1)
-        widths[grower] = max(1, min(widths[grower], width - others))
+        widths[grower] = max(1, widths[grower] - max(0, total(shown) - width))
+
+    names = {place: list(dict.fromkeys(row[place].text for row in rows)) for place in shown if columns[place].is_name}
 
     def laid(cells: Sequence[Span]) -> Line:
         parts: list[Span] = []
         for number, place in enumerate(shown):
-            text = cell(cells[place].text, widths[place], right=columns[place].right)
+            text = cells[place].text
+            if place in names and text in names[place]:
+                text = short(text, widths[place], names[place])
+            text = cell(text, widths[place], right=columns[place].right)
             parts.append(Span(("" if number == 0 else " " * _GAP) + text, cells[place].style))
         return fit(tuple(parts), width)
 

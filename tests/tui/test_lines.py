@@ -96,6 +96,37 @@ def test_columns_leave_by_their_number_and_the_growing_one_is_cut() -> None:
     assert width_of(row) <= 26
 
 
+def test_a_column_that_left_comes_back_where_a_wider_one_made_room() -> None:
+    """Home left the fastest method, τ and the target out at 80 cells, with seventeen of them blank."""
+    columns = [Column("name", grows=True), Column("wide", drop=1), Column("a", drop=3), Column("b", drop=2)]
+    rows = [[Span("n" * 10), Span("w" * 30), Span("aaa"), Span("bbb")]]
+    head, _ = table(columns, rows, 30)
+    assert plain(head).split() == ["name", "a", "b"], "all three leave, and two of them have room"
+    head, _ = table(columns, rows, 18)
+    assert plain(head).split() == ["name", "b"], "the one that leaves last comes back first"
+
+
+def test_a_column_is_cut_before_it_leaves_and_has_its_cells_back_before_the_growing_one() -> None:
+    columns = [Column("name", grows=True), Column("method", drop=1, least=8)]
+    rows = [[Span("n" * 30), Span("redrafter-long")]]
+
+    def shown(width: int) -> list[str]:
+        _, (row,) = table(columns, rows, width)
+        assert width_of(row) <= width
+        return plain(row).split()
+
+    assert shown(60) == ["n" * 30, "redrafter-long"]
+    assert shown(40) == ["n" * 23 + "…", "redrafter-long"]
+    assert shown(28) == ["n" * 17 + "…", "redraft…"]
+    assert shown(27) == ["n" * 26 + "…"]
+
+
+def test_names_in_a_column_stay_different_where_they_are_cut() -> None:
+    columns = [Column("method", drop=1, most=10, is_name=True)]
+    rows = [[Span(f"draft_model[depth={depth}]")] for depth in (2, 4)]
+    assert [plain(row) for row in table(columns, rows, 40)[1]] == ["dra…pth=2]", "dra…pth=4]"]
+
+
 def test_a_curve_falls_where_the_values_fall() -> None:
     rows = curve([4.0, 3.0, 2.0, 1.0], 4, 2, low=1.0, high=4.0)
     assert rows[0][0] != "\u2800" and rows[0][-1] == "\u2800"
