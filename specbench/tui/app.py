@@ -27,7 +27,7 @@ from specbench.tui import actions, children, sharing, spawning
 from specbench.tui.aside import Aside
 from specbench.tui.reader import Asking
 from specbench.tui.remote import Stream
-from specbench.tui.theme import DARK, LIGHT, THEMES, first_mode, theme_for
+from specbench.tui.theme import DARK, LIGHT, PLACEHOLDER, THEMES, first_mode, theme_for
 from specbench.tui.views.base import View
 from specbench.tui.views.home import HomeView
 from specbench.tui.workspace import Workspace
@@ -106,6 +106,7 @@ class SpecbenchApp(App[None]):
     CSS = """
     CommandPalette > Vertical { margin: 1 4; }
     ToastRack { display: none; }
+    Input > .input--placeholder, Input > .input--suggestion { color: $placeholder; }
     """
 
     def __init__(
@@ -138,6 +139,10 @@ class SpecbenchApp(App[None]):
         self.theme = theme_for(theme, os.environ)
         self._run = run
         self._views: dict[str, View] = {}
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Textual's own placeholders are below a contrast of 2 on our panels."""
+        return PLACEHOLDER
 
     def on_mount(self) -> None:
         self.marks = first_mode(no_color=self.no_color, color_system=self.console.color_system)

@@ -17,6 +17,10 @@ DARK, LIGHT, TERMINAL = "specbench-dark", "specbench-light", "ansi-dark"
 NAMES = {"dark": DARK, "light": LIGHT, "terminal": TERMINAL}
 """What `--theme` takes; `terminal` leaves the colours to the terminal's own sixteen."""
 
+_DIM_ON_DARK, _DIM_ON_WHITE = "#8f969e", "#5f6368"
+PLACEHOLDER = {"placeholder": "ansi_default"}
+"""Of the style sheet's `$placeholder`, where the colours are the terminal's own."""
+
 THEMES = (
     Theme(
         name=DARK,
@@ -31,6 +35,7 @@ THEMES = (
         surface="#101418",
         panel="#1a2028",
         dark=True,
+        variables={"placeholder": _DIM_ON_DARK},
     ),
     Theme(
         name=LIGHT,
@@ -45,6 +50,7 @@ THEMES = (
         surface="#ffffff",
         panel="#eef1f4",
         dark=False,
+        variables={"placeholder": _DIM_ON_WHITE},
     ),
 )
 
@@ -58,10 +64,10 @@ def styles(*, dark: bool, ansi: bool) -> Mapping[str, Style]:
         colours = {"good": "green", "warn": "yellow", "bad": "red", "accent": "blue", "dim": "bright_black"}
         methods: tuple[str, ...] = ("blue", "yellow", "green", "magenta", "cyan", "red", "bright_blue", "bright_green")
     elif dark:
-        colours = {"good": "#4ebf71", "warn": "#f0a30a", "bad": "#ff7a6b", "accent": "#6aaee3", "dim": "#8f969e"}
+        colours = {"good": "#4ebf71", "warn": "#f0a30a", "bad": "#ff7a6b", "accent": "#6aaee3", "dim": _DIM_ON_DARK}
         methods = METHOD_COLOURS
     else:
-        colours = {"good": "#1a6b38", "warn": "#8a5a00", "bad": "#b3261e", "accent": "#0f5596", "dim": "#5f6368"}
+        colours = {"good": "#1a6b38", "warn": "#8a5a00", "bad": "#b3261e", "accent": "#0f5596", "dim": _DIM_ON_WHITE}
         methods = _METHODS_ON_WHITE
     found = {
         "": Style.null(),
