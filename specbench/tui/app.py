@@ -141,7 +141,7 @@ class SpecbenchApp(App[None]):
         self._views: dict[str, View] = {}
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Textual's own placeholders are below a contrast of 2 on our panels."""
+        """Textual's own hints have a contrast of 3.5 on dark grounds and of 2.7 on light ones."""
         return PLACEHOLDER
 
     def on_mount(self) -> None:
