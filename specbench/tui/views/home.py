@@ -6,9 +6,10 @@ import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.containers import Horizontal
+from textual.events import Resize
 from textual.widget import Widget
 
 from specbench import paths
@@ -17,40 +18,23 @@ from specbench.store import pausing, streamed
 from specbench.store.journal import MAY_GROW
 from specbench.store.words import count
 from specbench.tui import beside, sharing
+from specbench.tui.known import Known, Unread, known
 from specbench.tui.lines import Line, Span, line, wrap
 from specbench.tui.progress import Progress
 from specbench.tui.views.base import View
 from specbench.tui.widgets.canvas import Canvas, Rows
 
 if TYPE_CHECKING:
-    from specbench.store.records import Listing, RunEntry, RunSummary
-    from specbench.tui.freshness import AsOf
+    from specbench.store.records import Listing, RunEntry
 
 _LOOK_EVERY_S = 2.0
 _TRY_AGAIN_S = 60.0
+_LOW = 16
+"""Rows of a screen below which the pane under the list would leave the list none."""
 _LISTING_SHARE = 0.1
 """Of a core beside a live run, where runs are listed every two seconds: 300 of them take a third of a second."""
 _LONGEST_REST_S = 10.0
 """Where the run leaves nothing of any core, a list takes that long by the clock and costs little."""
-
-
-class _Unread(NamedTuple):
-    """A run that could not be summed up."""
-
-    why: str
-    freshness: object
-    """Of its files then."""
-    at_s: float
-
-
-class _Known(NamedTuple):
-    """What the list and the pane beside it show of a run's figures: all of every run's would be a megabyte each."""
-
-    summary: RunSummary
-    ratios: Sequence[float]
-    """Of its headline method, a question each."""
-    source: str
-    as_of: AsOf | None
 
 
 class HomeView(View):
@@ -63,6 +47,8 @@ class HomeView(View):
     HomeView #runs { width: 100%; height: 1fr; }
     HomeView #about { width: 100%; height: 7; }
     HomeView.-tall #about { height: 14; }
+    HomeView.-low #about { display: none; }
+    HomeView.-wide #about { display: block; }
     HomeView.-wide #body { layout: horizontal; }
     HomeView.-wide #runs { width: 1fr; height: 100%; }
     HomeView.-wide #about { width: 46; height: 100%; }
@@ -77,8 +63,8 @@ class HomeView(View):
         """A key has changed the list while it was being read."""
         self.words = ""
         self.sorted_by = "newest"
-        self._summed: dict[str, _Known] = {}
-        self._unreadable: dict[str, _Unread] = {}
+        self._summed: dict[str, Known] = {}
+        self._unreadable: dict[str, Unread] = {}
         self._progress = Progress()
 
     def body(self) -> Iterable[Widget]:
@@ -91,6 +77,9 @@ class HomeView(View):
         self.query_one("#runs").focus()
         self.look()
         self.poll(_LOOK_EVERY_S, self._look_again)
+
+    def on_resize(self, event: Resize) -> None:
+        self.set_class(event.size.height < _LOW, "-low")
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -172,23 +161,17 @@ class HomeView(View):
         is_fresh = time.monotonic() - unread.at_s < _TRY_AGAIN_S
         return is_fresh and unread.freshness == self.workspace.freshness(run_id)
 
-    def _sum_up(self, run_id: str) -> tuple[str, _Known | str]:
-        from specbench.tui.draw_home import headline_row
-
+    def _sum_up(self, run_id: str) -> tuple[str, Known | str]:
         try:
-            found = self.workspace.summed(run_id)
+            return run_id, known(self.workspace.summed(run_id))
         except SpecbenchError as error:
             # A run without an answer yet, or a damaged one: its row says so, the others go on.
             return run_id, error.what
-        row = headline_row(found.summary)
-        method = row.method if row is not None else ""
-        ratios = [unit["speedup"] for unit in found.units if unit["method"] == method]
-        return run_id, _Known(found.summary, ratios, found.source, found.as_of)
 
-    def _summed_up(self, found: tuple[str, _Known | str]) -> None:
+    def _summed_up(self, found: tuple[str, Known | str]) -> None:
         run_id, summed = found
         if isinstance(summed, str):
-            self._unreadable[run_id] = _Unread(summed, self.workspace.freshness(run_id), time.monotonic())
+            self._unreadable[run_id] = Unread(summed, self.workspace.freshness(run_id), time.monotonic())
         else:
             self._unreadable.pop(run_id, None)
             self._summed[run_id] = summed
