@@ -134,13 +134,15 @@ ACTIONS = (
            help="Write what this screen shows to files, and say where."),
     Action(name="help", keys=("question_mark", "f1"), label="Help", rank=14, help="Every key that works here."),
     Action(name="theme", keys=(), label="Theme", help="Dark, light, or the terminal's own colours."),
+    Action(name="suspend", keys=("ctrl+z",), label="Suspend",
+           help="Stop the viewer until fg in its shell. Runs go on."),
     Action(name="quit", keys=("ctrl+q",), label="Quit", help="Leave. Runs go on."),
 )  # fmt: skip
 
 _SPELT = {
     "full_stop": ".", "comma": ",", "right_square_bracket": "]", "left_square_bracket": "[", "plus": "+",
     "equals_sign": "=", "minus": "-", "greater_than_sign": ">", "less_than_sign": "<", "slash": "/",
-    "question_mark": "?", "ctrl+p": "^p", "ctrl+q": "^q",
+    "question_mark": "?", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+z": "^z",
 }  # fmt: skip
 _MOST_IN_FOOTER = 10
 

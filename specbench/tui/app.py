@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import ClassVar
 from textual import events
 from textual.actions import ActionParseResult
 from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.dom import DOMNode
 from textual.screen import Screen
@@ -101,6 +103,8 @@ class SpecbenchApp(App[None]):
 
     COMMANDS: ClassVar = {ActionsProvider}
     TITLE = "specbench"
+    # Before dialogs and fields: a shell's key works wherever one is.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+z", "suspend", show=False, priority=True)]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (120, "-wide")]  # noqa: RUF012 - as Textual declares it
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
     CSS = """
@@ -329,6 +333,13 @@ class SpecbenchApp(App[None]):
         is_typing = time.monotonic() - self._asked_at < _LIFT_S
         if is_answering or is_typing or not self.giving_way.again():
             self.set_timer(_LIFT_S, self._give_way_again)
+
+    def action_suspend(self) -> None:
+        """As any program of a shell; `fg` brings it back. The key itself has given its session its weight again."""
+        if sys.platform != "win32" and self._driver is not None and self._driver.can_suspend:
+            self.action_suspend_process()
+        elif self.shown_view is not None:
+            self.shown_view.say("the viewer cannot be suspended in this terminal", style="warn")
 
     def next_theme(self) -> None:
         """Dark, light, the terminal's own."""

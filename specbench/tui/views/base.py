@@ -341,6 +341,10 @@ class View(Screen[None]):
         """The next theme."""
         self.main.next_theme()
 
+    def action_suspend(self) -> None:
+        """To the shell."""
+        self.main.action_suspend()
+
     def action_quit(self) -> None:
         """Runs go on."""
         self.main.exit()
