@@ -165,3 +165,27 @@ def test_a_training_is_read_on_from_where_it_was_read_to(store: Path, monkeypatc
     other.write_bytes(whole[:cut])
     other.replace(journal)
     assert replay.read() == read_training(folder) == first
+
+
+def test_beside_a_live_run_the_list_rests_longer_than_its_reading_took(
+    store: Path, live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three hundred runs take a third of a second, and were listed every two: a sixth of a core."""
+    monkeypatch.setattr(home, "_LOOK_EVERY_S", _LOOK_S)
+    reader = SlowReader("listing")
+
+    async def body() -> None:
+        app = _app(store, reader)
+        async with app.run_test(size=WIDE) as pilot:
+            view = app.view("home")
+            assert isinstance(view, HomeView)
+            await settled(
+                pilot, lambda: reader.num_asked == 2 and not view.is_under_way("listing"), seconds=_PATIENCE_S
+            )
+            await pilot.pause(1.5)
+            assert reader.num_asked == 2
+            (live / "run.lock").write_text("", encoding="utf-8")
+            app.look_for_runs()
+            await settled(pilot, lambda: reader.num_asked == 3, seconds=3.0)
+
+    drive(body)
