@@ -109,8 +109,7 @@ class ChainDrafter(Drafter):
         picks: Picks = "shared-noise",
         adaptive: AdaptiveLength | None = None,
     ) -> None:
-        self._lm = lm
-        self.models = (lm,)
+        self._lm, self.models = lm, (lm,)
         self._target = target
         self._num_tokens = num_tokens
         self._num_shared = num_shared
