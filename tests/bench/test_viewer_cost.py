@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,15 @@ def test_the_viewer_watches_the_control_and_is_held_during_the_baseline(
     assert low <= cost.slowdown <= high and cost.repeats == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """Heeded as in a terminal: tests that run under nohup ignore SIGHUP, and so would what they measure."""
+    ends: signal.Signals = request.param
+    was = signal.signal(ends, signal.default_int_handler if ends == signal.SIGINT else signal.SIG_DFL)
+    yield ends
+    signal.signal(ends, was)
+
+
 def test_what_ends_a_measurement_leaves_no_viewer_no_folder_and_no_figure(
     tiny_suite: Path, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

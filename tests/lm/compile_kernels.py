@@ -40,10 +40,10 @@ FEW = (
     Case("fp16", 64, 7, 129, 64, has_sink=True),
     Case("bf16", 256, 4, 9, 2, has_window=True),
     Case("fp16", 80, 1, 17, 1),
-    Case("fp32", 256, 1, 65, 1),
+    Case("fp32", 256, 1, 9, 1),
 )
-"""Every dtype, every kind of block, every switch on and off; float32, which takes the compiler longest, once and where
-it takes most registers and shared memory."""
+"""Every dtype, every kind of block, every switch on and off; float32, which takes the compiler longest, once, with the
+widest heads and few slots (with 65 of them it takes 12 s, and 221,440 bytes of shared memory)."""
 
 
 def every_case() -> Iterator[Case]:
