@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -66,6 +67,25 @@ def open_store(
         ) from error
     finally:
         connection.close()
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """What is written inside the block is written whole or not at all."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def insert_table(connection: duckdb.DuckDBPyConnection, name: str, table: Any) -> None:
+    """Rows of an Arrow table, by the names of its columns."""
+    connection.register("arriving", table)
+    connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM arriving")
+    connection.unregister("arriving")
 
 
 def _make_folder(path: Path) -> None:
@@ -137,11 +157,10 @@ def _install_views(connection: duckdb.DuckDBPyConnection, *, read_only: bool) ->
     if read_only:
         connection.execute(text.replace("CREATE OR REPLACE VIEW", "CREATE OR REPLACE TEMP VIEW"))
         return
-    connection.execute("BEGIN")
-    connection.execute(text)
-    connection.execute("DELETE FROM meta WHERE key = 'views_hash'")
-    connection.execute("INSERT INTO meta VALUES ('views_hash', ?)", [digest])
-    connection.execute("COMMIT")
+    with transaction(connection):
+        connection.execute(text)
+        connection.execute("DELETE FROM meta WHERE key = 'views_hash'")
+        connection.execute("INSERT INTO meta VALUES ('views_hash', ?)", [digest])
 
 
 def _meta(connection: duckdb.DuckDBPyConnection, key: str) -> str | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from specbench.errors import UsageError, did_you_mean
 from specbench.metrics import Bootstrap, Speedup, speedups
 from specbench.store.answers import AnswerFile, AnswerTurn, read_answers
-from specbench.store.db import BUSY_S, open_store
+from specbench.store.db import BUSY_S, insert_table, open_store, transaction
 from specbench.store.pairs import fetch
 from specbench.store.records import ExternalRow
 from specbench.store.words import count
@@ -53,8 +53,7 @@ def import_answers(
     names = [answers.sha256, plain.sha256 if plain else "", suite, method, target]
     import_id = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
     with open_store(store, timeout_s=timeout_s) as connection:
-        connection.execute("BEGIN")
-        try:
+        with transaction(connection):
             for table in ("external_imports", "external_turns"):
                 connection.execute(f"DELETE FROM {table} WHERE import_id = ?", [import_id])
             connection.execute(
@@ -73,13 +72,7 @@ def import_answers(
                     [*notes, _CAVEAT],
                 ],
             )
-            connection.register("arriving", _table(import_id, rows))
-            connection.execute("INSERT INTO external_turns BY NAME SELECT * FROM arriving")
-            connection.unregister("arriving")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+            insert_table(connection, "external_turns", _table(import_id, rows))
         return next(row for row in external_rows(connection) if row.import_id == import_id)
 
 

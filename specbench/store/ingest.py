@@ -18,7 +18,7 @@ from specbench.events import AdapterRound, Measured, ReferenceFinished, RunFinis
 from specbench.manifest import Manifest, read_manifest
 from specbench.store.attempts import Attempts
 from specbench.store.columns import RunColumns
-from specbench.store.db import BUSY_S, open_store
+from specbench.store.db import BUSY_S, insert_table, open_store, transaction
 from specbench.store.device import read_device
 from specbench.store.files import UNTOUCHED
 from specbench.store.journal import replay, run_state
@@ -125,19 +125,12 @@ def remove_run(connection: duckdb.DuckDBPyConnection, run_id: str) -> None:
 
 
 def _replace(connection: duckdb.DuckDBPyConnection, run_id: str, run: dict[str, Any], tables: dict[str, Any]) -> None:
-    connection.execute("BEGIN")
-    try:
+    with transaction(connection):
         remove_run(connection, run_id)
         marks = ", ".join("?" for _ in run)
         connection.execute(f"INSERT INTO runs ({', '.join(run)}) VALUES ({marks})", list(run.values()))
         for name, table in tables.items():
-            connection.register("arriving", table)
-            connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM arriving")
-            connection.unregister("arriving")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+            insert_table(connection, name, table)
 
 
 def _run_row(manifest: Manifest, *, state: str, last_word: RunFinished | None) -> dict[str, Any]:

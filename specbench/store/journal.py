@@ -31,9 +31,9 @@ from specbench.store.files import RunLock, cannot_keep, cannot_write, holder
 from specbench.store.streamed import copy_of
 
 FLUSH_S = 0.1
+"""Steps are held back at most this long (measurement 20)."""
 MAY_GROW = ("running", "unknown")
 """States of runs whose journals may not be all there is."""
-"""Steps are held back at most this long (measurement 20)."""
 _STEPS_PREFIX = b'{"e":"steps"'
 _TAIL_BYTES = 1 << 16
 _DURABLE = (GenerationFinished, GenerationFailed, RunFinished)

@@ -15,7 +15,7 @@ import duckdb
 
 from specbench.errors import EnvironmentFailed
 from specbench.events import Event, RunFinished, RunStarted, TrainEval, TrainStep
-from specbench.store.db import BUSY_S, open_store
+from specbench.store.db import BUSY_S, insert_table, open_store, transaction
 from specbench.store.files import TRAIN_JSON as TRAIN_JSON
 from specbench.store.files import UNTOUCHED
 from specbench.store.files import is_training as is_training
@@ -154,8 +154,10 @@ def ingest_training(store: Path, folder: Path, *, timeout_s: float = BUSY_S) -> 
         training = read_training(folder)
         # Made before the store is opened: its file is locked for the insert alone.
         tables = _tables(training)
-        with open_store(store, timeout_s=timeout_s) as connection:
-            _replace(connection, training.run_id, tables)
+        with open_store(store, timeout_s=timeout_s) as connection, transaction(connection):
+            for name, table in tables.items():
+                connection.execute(f"DELETE FROM {name} WHERE run_id = ?", [training.run_id])
+                insert_table(connection, name, table)
     # Fields of events are not checked one by one: one of another kind breaks what works with it.
     except (ArithmeticError, LookupError, TypeError, ValueError, duckdb.DataError, duckdb.IntegrityError) as error:
         raise EnvironmentFailed(
@@ -164,20 +166,6 @@ def ingest_training(store: Path, folder: Path, *, timeout_s: float = BUSY_S) -> 
             try_=UNTOUCHED,
         ) from error
     return training
-
-
-def _replace(connection: duckdb.DuckDBPyConnection, run_id: str, tables: dict[str, pa.Table]) -> None:
-    connection.execute("BEGIN")
-    try:
-        for name in TRAIN_TABLES:
-            connection.execute(f"DELETE FROM {name} WHERE run_id = ?", [run_id])
-            connection.register("arriving", tables[name])
-            connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM arriving")
-            connection.unregister("arriving")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
 
 
 def training_folders(runs: Path) -> Iterator[Path]:

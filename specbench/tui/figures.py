@@ -254,7 +254,7 @@ def write_training(store: Path | None, run_id: str, out: Path) -> Path:
 
 def delete(store: Path | None, run_id: str) -> None:
     """A run's folder and its rows. UsageError while a process writes it, StoreBusy before anything is removed."""
-    from specbench.store.db import open_store
+    from specbench.store.db import open_store, transaction
     from specbench.store.ingest import remove_run
     from specbench.store.training import TRAIN_TABLES
 
@@ -266,12 +266,10 @@ def delete(store: Path | None, run_id: str) -> None:
         )
     file = paths.store_file(store)
     if file.exists():
-        with open_store(file, timeout_s=2.0) as connection:
-            connection.execute("BEGIN")
+        with open_store(file, timeout_s=2.0) as connection, transaction(connection):
             remove_run(connection, run_id)
             for table in TRAIN_TABLES:
                 connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-            connection.execute("COMMIT")
     if folder.exists():
         try:
             shutil.rmtree(folder)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from specbench.report.page import render_page
-from tests.conftest import find_chromium
 from tests.report.browser import Browser
 from tests.report.samples import contrast, external_row, failed, method_row, record, summary
 
@@ -18,14 +16,6 @@ pytestmark = pytest.mark.chromium
 
 FIGURES = ("speedup", "scatter", "efficiency", "phases", "waterfall", "acceptance")
 HOSTILE = "</script><img src=x onerror=window.hacked=1><a href='https://evil.example'>x</a>%{x}"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    found = find_chromium()
-    assert found is not None, "a test with this marker is skipped where there is no browser"
-    with Browser(found, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import os
 import random
 import subprocess
 import zlib
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,6 @@ IN_FIGURES = ("Decode speed-up over τ", "Efficiency η", "Milliseconds per comm
 """A heading of each kind of figure; each is drawn with its figure, not before."""
 PAPER = {"Letter": (8.5, 11.0), "A4": (8.27, 11.69)}
 """Inches."""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    found = find_chromium()
-    assert found is not None, "a test with this marker is skipped where there is no browser"
-    with Browser(found, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
