@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 
 from specbench.events import TrainStep
 from specbench.store.training import TrainingReplay, read_training
@@ -42,6 +45,15 @@ def _app(store: Path, reader: SlowReader, run: str = "") -> Any:
     return SpecbenchApp(store, run, theme="dark", reader=reader)
 
 
+@asynccontextmanager
+async def _home(store: Path, reader: SlowReader) -> AsyncIterator[tuple[Pilot[None], HomeView]]:
+    app = _app(store, reader)
+    async with app.run_test(size=WIDE) as pilot:
+        view = app.view("home")
+        assert isinstance(view, HomeView)
+        yield pilot, view
+
+
 def _step(number: int) -> TrainStep:
     return TrainStep(
         step=number, epoch=3.0, num_tokens=1000 * number, seconds=0.5 * number, num_anchors=900, loss=0.5, lr=1e-3,
@@ -57,10 +69,7 @@ def test_home_shows_its_list_though_reading_it_takes_longer_than_a_look(
     reader = SlowReader("listing")
 
     async def body() -> None:
-        app = _app(store, reader)
-        async with app.run_test(size=WIDE) as pilot:
-            view = app.view("home")
-            assert isinstance(view, HomeView)
+        async with _home(store, reader) as (pilot, view):
             await settled(pilot, lambda: view.listing is not None, seconds=_PATIENCE_S)
             assert reader.num_asked <= 2, "readings that nobody waits for any more stood in line"
             before = reader.num_asked
@@ -76,10 +85,7 @@ def test_a_run_that_is_deleted_while_the_list_is_read_leaves_the_list_with_the_n
     reader = SlowReader("listing")
 
     async def body() -> None:
-        app = _app(store, reader)
-        async with app.run_test(size=WIDE) as pilot:
-            view = app.view("home")
-            assert isinstance(view, HomeView)
+        async with _home(store, reader) as (pilot, view):
             await settled(pilot, lambda: view.listing is not None and len(view.listing.runs) == 1)
             view._signature = None
             view.look()
@@ -175,17 +181,14 @@ def test_beside_a_live_run_the_list_rests_longer_than_its_reading_took(
     reader = SlowReader("listing")
 
     async def body() -> None:
-        app = _app(store, reader)
-        async with app.run_test(size=WIDE) as pilot:
-            view = app.view("home")
-            assert isinstance(view, HomeView)
+        async with _home(store, reader) as (pilot, view):
             await settled(
                 pilot, lambda: reader.num_asked == 2 and not view.is_under_way("listing"), seconds=_PATIENCE_S
             )
             await pilot.pause(1.5)
             assert reader.num_asked == 2
             (live / "run.lock").write_text("", encoding="utf-8")
-            app.look_for_runs()
+            view.main.look_for_runs()
             await settled(pilot, lambda: reader.num_asked == 3, seconds=3.0)
 
     drive(body)
