@@ -114,7 +114,7 @@ def _compile(switch: str, lm: CachedLM, *, max_len: int, graphs: Backend | None)
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if switch != "auto":
             raise EnvironmentFailed(
-                f"{lm.name} cannot be compiled: {why}", where=f"--compile {switch}", try_="--compile off"
+                f"{lm.name} cannot be compiled: {why}", where=f"--compile {switch}", try_="--compile auto"
             ) from error
         return f"it cannot be compiled ({why})"
     if switch == "auto" and after >= before:
